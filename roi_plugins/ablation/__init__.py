@@ -1,0 +1,1 @@
+"""Ablations: plan -> cells -> runs -> results -> tables and figures."""

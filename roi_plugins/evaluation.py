@@ -1,0 +1,287 @@
+"""COCO average precision, and the files of an evaluated run.
+
+What the tools that write results and those that read them share. One path computes every figure:
+pycocotools' ``COCOeval``, over all images of the annotation file. Needs no detection framework.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from roi_plugins import __version__
+
+METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
+"""What is reported of one evaluation, in the order of ``COCOeval.stats[:6]``."""
+
+CURVE = 'AP_over_IoU'
+"""The key of the AP at each of ``IOU_THRESHOLDS``."""
+
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+IOU_TYPES = ('bbox', 'segm')
+
+METRICS_FILE = 'metrics.json'
+CELL_FILE = 'cell.json'
+PREDICTION_FILES = {'bbox': 'predictions.bbox.json', 'segm': 'predictions.segm.json'}
+
+
+class EvaluationError(ValueError):
+    """Predictions or annotations that cannot be evaluated; the message names file and cause."""
+
+
+def evaluate(
+    ann_file: str | Path | COCO, predictions: str | Path | Sequence[dict], iou_type: str
+) -> dict[str, Any]:
+    """COCO AP of one detector's results over all images of an annotation file.
+
+    Args:
+        ann_file: COCO instance annotations, or what :func:`load_annotations` made of them.
+        predictions: COCO results, as a file or as the list in it: ``image_id``, ``category_id``,
+            ``score`` and ``bbox`` (x, y, w, h in pixels) or ``segmentation`` (compressed RLE). An
+            empty list has AP 0.
+        iou_type: ``'bbox'`` or ``'segm'``.
+
+    Returns:
+        The ``METRICS``, as fractions in full precision, -1 where there is no ground truth; and
+        under ``CURVE`` the list of the AP at each of ``IOU_THRESHOLDS``. The area of a predicted
+        mask is its own, not its box's, as in MMDetection and Detectron2.
+
+    Raises:
+        EvaluationError: a file is missing or malformed, or the predictions are not for these
+            annotations.
+    """
+    if iou_type not in IOU_TYPES:
+        raise ValueError(f'iou_type is {iou_type!r}; expected one of {", ".join(IOU_TYPES)}')
+    coco = ann_file if isinstance(ann_file, COCO) else load_annotations(ann_file)
+    if isinstance(predictions, (str, Path)):
+        source = str(predictions)
+        predictions = _read_json(predictions, 'prediction file')
+    else:
+        source = 'predictions'
+    # COCOeval changes what it is given and takes a mask's area from 'bbox' where there is one: give
+    # it a copy of what it needs and no more.
+    keys = ('image_id', 'category_id', 'score', 'bbox' if iou_type == 'bbox' else 'segmentation')
+    _check_predictions(coco, predictions, iou_type, keys, source)
+    results = [{key: prediction[key] for key in keys} for prediction in predictions]
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        detections = coco.loadRes(results) if results else _no_detections(coco)
+        coco_eval = COCOeval(coco, detections, iou_type)
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+        coco_eval.summarize()
+    precision = coco_eval.eval['precision'][..., 0, -1]  # (T, R, K): all areas, 100 an image
+    return {
+        **dict(zip(METRICS, coco_eval.stats[: len(METRICS)].tolist(), strict=True)),
+        CURVE: [float(np.mean(p[p > -1])) if np.any(p > -1) else -1.0 for p in precision],
+    }
+
+
+def load_annotations(ann_file: str | Path) -> COCO:
+    """Reads COCO instance annotations, once for several evaluations.
+
+    Raises:
+        EvaluationError: the file is missing, or is not one of instance annotations.
+    """
+    dataset = _read_json(ann_file, 'annotation file')
+    parts = ('images', 'annotations', 'categories')
+    if not isinstance(dataset, dict) or any(part not in dataset for part in parts):
+        raise EvaluationError(
+            f'{ann_file}: not COCO annotations; expected an object with {", ".join(parts)}'
+        )
+    required = {'id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd'}
+    for annotation in dataset['annotations']:
+        if missing := required - annotation.keys():
+            raise EvaluationError(
+                f'{ann_file}: annotation {annotation.get("id")} lacks {", ".join(sorted(missing))}'
+            )
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def write_run(
+    run_dir: str | Path,
+    *,
+    framework: str,
+    config: str | Path,
+    checkpoint: str | Path,
+    ann_file: str | Path,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """Evaluates the predictions in ``run_dir`` and writes ``metrics.json``: the run is finished.
+
+    Args:
+        run_dir: holds ``predictions.bbox.json``, and ``predictions.segm.json`` if there are masks.
+        framework: the package that made the predictions, e.g. ``'mmdet'``.
+        config: path as given by the user.
+        checkpoint: path of the evaluated weights.
+        ann_file: COCO annotations of the evaluated images.
+        command: what was run, as a list of arguments.
+
+    Returns:
+        What was written.
+
+    Raises:
+        EvaluationError: there are no predictions, or they cannot be evaluated. Nothing is written.
+    """
+    run_dir = Path(run_dir)
+    predictions = {t: name for t, name in PREDICTION_FILES.items() if (run_dir / name).is_file()}
+    if not predictions:
+        raise EvaluationError(f'{run_dir}: no {" or ".join(PREDICTION_FILES.values())} to evaluate')
+    coco = load_annotations(ann_file)
+    metrics = {}
+    for iou_type, name in predictions.items():
+        result = evaluate(coco, run_dir / name, iou_type)
+        metrics[iou_type] = {metric: result[metric] for metric in METRICS}
+    record = {
+        'format': 1,
+        'framework': framework,
+        'config': str(config),
+        'checkpoint': str(checkpoint),
+        'ann_file': os.path.abspath(ann_file),
+        'predictions': predictions,
+        'metrics': metrics,
+        'versions': _versions(framework),
+        'hardware': _hardware(),
+        'command': [str(argument) for argument in command],
+        'time': datetime.now().astimezone().isoformat(timespec='seconds'),
+    }
+    write_json(run_dir / METRICS_FILE, record)
+    return record
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Writes strict JSON aside and renames it: a reader finds the old file or the whole new one."""
+    text = json.dumps(obj, indent=2, allow_nan=False) + '\n'
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding='utf-8')
+
+
+@contextlib.contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Yields a path to write to, which replaces ``path`` if the block ends without an error."""
+    path = Path(path)
+    aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _read_json(path: str | Path, what: str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise EvaluationError(f'{path}: the {what} does not exist') from None
+    except OSError as error:
+        raise EvaluationError(f'{path}: the {what} cannot be read: {error.strerror}') from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise EvaluationError(f'{path}: the {what} is not JSON: {error}') from None
+
+
+def _check_predictions(
+    coco: COCO, predictions: Any, iou_type: str, keys: Sequence[str], source: str
+) -> None:
+    if not isinstance(predictions, (list, tuple)):
+        raise EvaluationError(
+            f'{source}: not COCO results; expected a list, got {type(predictions).__name__}'
+        )
+    for index, prediction in enumerate(predictions):
+        where = f'{source}: prediction {index}'
+        if not isinstance(prediction, dict):
+            raise EvaluationError(f'{where} is not an object with {", ".join(keys)}')
+        if missing := [key for key in keys if key not in prediction]:
+            raise EvaluationError(f'{where} lacks {", ".join(missing)}')
+        image = coco.imgs.get(prediction['image_id'])
+        if image is None:
+            raise EvaluationError(
+                f'{where} is for image_id {prediction["image_id"]!r}, which the annotations do not '
+                'have: these are predictions for another dataset'
+            )
+        if prediction['category_id'] not in coco.cats:
+            raise EvaluationError(
+                f'{where} has category_id {prediction["category_id"]!r}, which the annotations do '
+                'not have: map the labels of the model to their category ids'
+            )
+        if not _is_finite(prediction['score']):
+            raise EvaluationError(
+                f'{where} has score {prediction["score"]!r}; expected a finite number'
+            )
+        if iou_type == 'bbox':
+            bbox = prediction['bbox']
+            if not isinstance(bbox, (list, tuple)) or [*map(_is_finite, bbox)] != [True] * 4:
+                raise EvaluationError(
+                    f'{where} has bbox {bbox!r}; expected four finite numbers x, y, w, h'
+                )
+        else:
+            _check_mask(prediction['segmentation'], image, where)
+
+
+def _check_mask(rle: Any, image: dict, where: str) -> None:
+    if not isinstance(rle, dict) or not isinstance(rle.get('counts'), (str, bytes)):
+        raise EvaluationError(
+            f'{where} has a segmentation that is not compressed RLE: '
+            'expected {"size": [h, w], "counts": "..."}'
+        )
+    size = [image.get('height'), image.get('width')]
+    if rle.get('size') != size:
+        raise EvaluationError(
+            f'{where} has a mask of size {rle.get("size")}; image {image["id"]} has {size} (h, w)'
+        )
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, (int, float)) and math.isfinite(number)
+
+
+def _no_detections(coco: COCO) -> COCO:
+    # COCO.loadRes looks into the first result, so it cannot take an empty list.
+    detections = COCO()
+    detections.dataset = {
+        'images': coco.dataset['images'],
+        'categories': coco.dataset['categories'],
+        'annotations': [],
+    }
+    detections.createIndex()
+    return detections
+
+
+def _versions(framework: str) -> dict[str, str]:
+    versions = {'python': platform.python_version(), 'roi_plugins': __version__}
+    for name in (framework, 'mmengine', 'mmcv', 'torch', 'torchvision', 'numpy', 'pycocotools'):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _hardware() -> str:
+    import torch  # here only: reading results does not need it
+
+    if torch.cuda.is_available():
+        return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
+    return f'{os.cpu_count()} x {_cpu_name()}'
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
