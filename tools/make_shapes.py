@@ -1,0 +1,26 @@
+#!/usr/bin/env python
+"""Generate the COCO-format dataset of shapes: `python tools/make_shapes.py data/shapes`."""
+
+import argparse
+import sys
+from dataclasses import fields
+
+from roi_plugins.datasets import ShapesSpec, generate_shapes
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('root', help='folder to write; one that holds this dataset is left as is')
+    for field in fields(ShapesSpec):
+        flag = '--' + field.name.replace('_', '-')
+        parser.add_argument(flag, type=int, default=field.default, help='default: %(default)s')
+    args = vars(parser.parse_args(argv))
+    root = args.pop('root')
+    try:
+        print(generate_shapes(root, ShapesSpec(**args)))
+    except (ValueError, OSError) as error:
+        sys.exit(f'make_shapes: {error}')
+
+
+if __name__ == '__main__':
+    main()
