@@ -1,0 +1,105 @@
+"""What an ablation needs to know of a detection framework, one entry of ``FRAMEWORKS`` each.
+
+Nothing here imports a framework's models: an ablation runs them in processes of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Framework:
+    """How cells of one framework are described, run and watched.
+
+    Attributes:
+        resolve: ``(config, options) -> dict``: all that the config says, with the files it inherits
+            from and the options. What a cell was run with is compared by this.
+        commands: ``(config, run_dir, options) -> list of commands``, to be run one after the other.
+            Each may be run again after an interruption and then goes on where it was; after the
+            last, ``run_dir`` holds a finished run.
+        seed_option: the config option that seeds the initial weights and the order of the data.
+        progress: ``(end of the log) -> (what is done, seconds left of this command)``, or None.
+    """
+
+    resolve: Callable[[Path, Mapping[str, Any]], dict]
+    commands: Callable[[Path, Path, Mapping[str, Any]], list[list[str]]]
+    seed_option: str
+    progress: Callable[[str], tuple[str, float] | None]
+
+
+def _mmdet_resolve(config: Path, options: Mapping[str, Any]) -> dict:
+    from mmengine.config import Config
+
+    # The modules of custom_imports register things; they do not change what the config says.
+    cfg = Config.fromfile(config, import_custom_modules=False)
+    cfg.merge_from_dict(dict(options))
+    return cfg.to_dict()
+
+
+def _mmdet_commands(config: Path, run_dir: Path, options: Mapping[str, Any]) -> list[list[str]]:
+    runs = [sys.executable, '-m', 'roi_plugins.integrations.mmdet.runs']
+    common = ['--work-dir', str(run_dir), '--cfg-options', *_mmdet_arguments(options)]
+    return [
+        [*runs, 'train', str(config), '--resume', 'auto', *common],
+        [*runs, 'test', str(config), str(run_dir), *common],
+    ]
+
+
+def _mmdet_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Options in the ``key=value`` language of MMEngine, which cannot express every value."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    arguments = []
+    for key, value in options.items():
+        argument = f'{key}={_mmdet_value(value)}'
+        read = parser.parse_args(['--cfg-options', argument]).cfg_options[key]
+        # YAML reads 1e-3 as a string; MMEngine reads it as the number that was meant.
+        if read != value and not (isinstance(value, str) and isinstance(read, float)):
+            raise ValueError(
+                f'the option {key}={value!r} cannot be passed to MMDetection, which would read '
+                f'{read!r}; write it into the config'
+            )
+        arguments.append(argument)
+    return arguments
+
+
+def _mmdet_value(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f'[{",".join(map(_mmdet_value, value))}]'
+    return str(value)
+
+
+_MMENGINE_LINE = re.compile(
+    r'(?:Iter|Epoch)\((train|test)\)\s.*?\[ *(\d+)/(\d+)\].*?'
+    r'eta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)'
+)
+
+
+def _mmdet_progress(log: str) -> tuple[str, float] | None:
+    matches = _MMENGINE_LINE.findall(log)
+    if not matches:
+        return None
+    phase, done, total, *eta = matches[-1]
+    days, hours, minutes, seconds = (int(part or 0) for part in eta)
+    left = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    return f'{phase} {done}/{total}', left.total_seconds()
+
+
+FRAMEWORKS = {
+    'mmdet': Framework(
+        resolve=_mmdet_resolve,
+        commands=_mmdet_commands,
+        seed_option='randomness.seed',
+        progress=_mmdet_progress,
+    ),
+}

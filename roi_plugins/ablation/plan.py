@@ -1,0 +1,199 @@
+"""The plan of an ablation: a YAML file that says which configs, extractors and seeds to run.
+
+::
+
+    name: embedded
+    work_dir: work_dirs/embedded          # relative to the current directory
+    baseline: align-avg                   # the extractor that the others are compared with
+    configs:
+      mask_rcnn_r18:                      # one or more, each under a name of its own
+        framework: mmdet
+        path: ../mmdet/shapes/mask-rcnn_r18-c4_{extractor}_shapes.py   # relative to this file
+    extractors: [quantized-pool, align-max, align-avg, adaptive]
+    seeds: [0, 1, 2]
+    cfg_options: {train_cfg.max_iters: 100}   # optional: config options given to every cell
+
+``{extractor}`` in a path stands for the name of each extractor. A cell is one config with one
+extractor and one seed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from roi_plugins.ablation.frameworks import FRAMEWORKS
+
+
+class PlanError(ValueError):
+    """A plan that cannot be run; the message names the file, the key and what was expected."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One detector to train and evaluate."""
+
+    config_name: str
+    framework: str
+    config: Path
+    extractor: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Unique in its plan; the name of the cell's run directory."""
+        return f'{self.config_name}.{self.extractor}.seed{self.seed}'
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :func:`load_plan` reads. The cells are ordered so that whole comparisons come first:
+    every config and extractor with the first seed, then with the second, and so on."""
+
+    name: str
+    work_dir: Path
+    baseline: str
+    cells: tuple[Cell, ...]
+    cfg_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_plan(path: str | os.PathLike) -> Plan:
+    """Reads and checks a plan; the format is in this module's docstring.
+
+    Raises:
+        PlanError: the file is missing or is not a plan, or a config that it names does not exist.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise PlanError(f'{path}: the plan does not exist') from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PlanError(f'{path}: the plan cannot be read: {error}') from None
+    try:
+        return _parse(tree, path.parent)
+    except PlanError as error:
+        raise PlanError(f'{path}: {error}') from None
+
+
+def check_cfg_options(options: Any) -> dict[str, Any]:
+    """Checks config options, ``{'dotted.key': value}`` with scalars or lists for values."""
+    if not isinstance(options, Mapping):
+        raise PlanError(f'cfg_options is {options!r}; expected a mapping of dotted keys to values')
+    for key, value in options.items():
+        if not isinstance(key, str):
+            raise PlanError(f'cfg_options: the key {key!r} is not a string')
+        if isinstance(value, Mapping):
+            raise PlanError(
+                f'cfg_options: {key} is a mapping; write one dotted key for each value, '
+                f'e.g. {key}.{next(iter(value), "name")}'
+            )
+    return dict(options)
+
+
+def _parse(tree: Any, folder: Path) -> Plan:
+    _check_keys(
+        tree,
+        'the plan',
+        required=('name', 'work_dir', 'baseline', 'configs', 'extractors', 'seeds'),
+        optional=('cfg_options',),
+    )
+    for key in ('name', 'work_dir'):
+        if not isinstance(tree[key], str) or not tree[key]:
+            raise PlanError(f'{key} is {tree[key]!r}; expected a string')
+    extractors = _check_list(tree, 'extractors', _is_name, 'names of letters, digits, - and _')
+    seeds = _check_list(tree, 'seeds', _is_seed, 'integers >= 0')
+    if tree['baseline'] not in extractors:
+        raise PlanError(
+            f'baseline is {tree["baseline"]!r}; expected one of the extractors '
+            f'{", ".join(extractors)}'
+        )
+    if not isinstance(tree['configs'], Mapping) or not tree['configs']:
+        raise PlanError(f'configs is {tree["configs"]!r}; expected a mapping of names to configs')
+    for name, config in tree['configs'].items():
+        _check_config(name, config, several=len(extractors) > 1)
+    cells = tuple(
+        Cell(
+            config_name=name,
+            framework=config['framework'],
+            config=_config_path(folder, config['path'], extractor),
+            extractor=extractor,
+            seed=seed,
+        )
+        for seed in seeds
+        for name, config in tree['configs'].items()
+        for extractor in extractors
+    )
+    for cell in cells:
+        if not cell.config.is_file():
+            raise PlanError(
+                f'configs.{cell.config_name}.path with the extractor {cell.extractor}: there is no '
+                f'config {cell.config}'
+            )
+    return Plan(
+        name=tree['name'],
+        work_dir=Path(tree['work_dir']),
+        baseline=tree['baseline'],
+        cells=cells,
+        cfg_options=check_cfg_options(tree.get('cfg_options', {})),
+    )
+
+
+def _check_config(name: Any, config: Any, several: bool) -> None:
+    if not _is_name(name):
+        raise PlanError(f'configs: {name!r} is not a name of letters, digits, - and _')
+    where = f'configs.{name}'
+    _check_keys(config, where, required=('framework', 'path'))
+    if config['framework'] not in FRAMEWORKS:
+        raise PlanError(
+            f'{where}.framework is {config["framework"]!r}; expected one of {", ".join(FRAMEWORKS)}'
+        )
+    if not isinstance(config['path'], str):
+        raise PlanError(f'{where}.path is {config["path"]!r}; expected a string')
+    if several and '{extractor}' not in config['path']:
+        raise PlanError(
+            f'{where}.path is {config["path"]!r}, the same config for every extractor; '
+            'put {extractor} where their paths differ'
+        )
+
+
+def _config_path(folder: Path, pattern: str, extractor: str) -> Path:
+    return Path(os.path.normpath(folder / pattern.replace('{extractor}', extractor)))
+
+
+def _check_keys(
+    value: Any, where: str, required: Iterable[str], optional: Iterable[str] = ()
+) -> None:
+    known = [*required, *optional]
+    if not isinstance(value, Mapping):
+        raise PlanError(f'{where} is {value!r}; expected a mapping with {", ".join(known)}')
+    for key in value:
+        if key not in known:
+            raise PlanError(f'{where} has the unknown key {key!r}; known are {", ".join(known)}')
+    for key in required:
+        if key not in value:
+            raise PlanError(f'{where} lacks {key}')
+
+
+def _check_list(tree: Mapping, key: str, is_valid: Any, expected: str) -> list:
+    values = tree[key]
+    if not isinstance(values, list) or not values or not all(map(is_valid, values)):
+        raise PlanError(f'{key} is {values!r}; expected a list of {expected}')
+    if len(set(values)) < len(values):
+        raise PlanError(f'{key} is {values!r}; each may be there once')
+    return values
+
+
+def _is_name(value: Any) -> bool:
+    # Names make up the names of run directories, whose parts are divided by a dot.
+    return isinstance(value, str) and re.fullmatch(r'[\w-]+', value) is not None
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

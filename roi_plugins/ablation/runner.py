@@ -1,0 +1,366 @@
+"""Runs the cells of a plan, one after the other, each in processes of its own.
+
+The state of an ablation is in its files alone, so that it can be stopped at any moment, by any
+means, and the same command goes on where it was::
+
+    WORK_DIR/
+      .lock                              held while the cells are run, by whom is written in it
+      {config_name}.{extractor}.seed{seed}/
+        cell.json                        what was run, and how far it came
+        log.txt                          the output of the cell's processes
+        last_checkpoint, *.pth, ...      the framework's own files
+        predictions.*.json metrics.json  the finished run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+import roi_plugins
+from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.ablation.plan import Cell, Plan
+from roi_plugins.evaluation import CELL_FILE, METRICS_FILE, write_json
+
+LOG_FILE = 'log.txt'
+LOCK_FILE = '.lock'
+
+_POLL_SECONDS = 0.5
+_LINE_EVERY_SECONDS = 60  # where the output is not a terminal
+_STOP_SECONDS = 15  # what a stopped process gets to end by itself
+
+
+class AblationError(RuntimeError):
+    """An ablation that cannot be started as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell with all that is needed to run it.
+
+    Attributes:
+        digest: of everything that decides the result: the config with all that it inherits, and the
+            options with the seed.
+        record: the content of ``cell.json`` where the cell was run before, else empty.
+        finished: its run directory holds the finished run.
+    """
+
+    cell: Cell
+    run_dir: Path
+    commands: list[list[str]]
+    digest: str
+    record: Mapping[str, Any]
+    finished: bool
+
+
+def prepare(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> list[Job]:
+    """Works out what is to be run for each cell of a plan, and what of it has been run.
+
+    Args:
+        plan: see :func:`roi_plugins.ablation.plan.load_plan`.
+        work_dir: where the run directories are.
+        cfg_options: config options for every cell; they win over those of the plan.
+
+    Raises:
+        AblationError: a run directory holds results of something else than its cell now says, or a
+            config cannot be read.
+    """
+    return [_prepare(cell, plan, work_dir, cfg_options) for cell in plan.cells]
+
+
+def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Console) -> list[Job]:
+    """Runs all cells of a plan that are not finished. A failed cell does not stop the others.
+
+    Args:
+        plan, work_dir, cfg_options: see :func:`prepare`.
+        console: where the progress is shown: a live line on a terminal, plain lines elsewhere.
+
+    Returns:
+        The jobs that failed; the cause is at the end of the ``log.txt`` of their ``run_dir``.
+
+    Raises:
+        AblationError: see :func:`prepare`; or another process runs cells in ``work_dir``.
+        KeyboardInterrupt: after the running cell was stopped so that it can be resumed.
+    """
+    with _locked(work_dir) as lock:
+        jobs = prepare(plan, work_dir, cfg_options)
+        failed = []
+        with _Display(jobs, console) as display:
+            for job in jobs:
+                if job.finished:
+                    continue
+                display.start(job)
+                succeeded = _run_job(job, plan.name, lock, display)
+                display.end(job, succeeded)
+                if not succeeded:
+                    failed.append(job)
+        return failed
+
+
+def _prepare(cell: Cell, plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> Job:
+    framework = FRAMEWORKS[cell.framework]
+    run_dir = work_dir / cell.name
+    options = {**plan.cfg_options, **cfg_options, framework.seed_option: cell.seed}
+    try:
+        resolved = framework.resolve(cell.config, options)
+        commands = framework.commands(cell.config, run_dir, options)
+    except Exception as error:  # configs are programs: anything can happen in them
+        raise AblationError(
+            f'cell {cell.name}: the config {cell.config} cannot be read with its options: '
+            f'{type(error).__name__}: {error}'
+        ) from error
+    digest = hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest()
+    record = _read_record(run_dir)
+    has_metrics = (run_dir / METRICS_FILE).exists()
+    if record.get('digest') != digest:
+        if has_metrics or (run_dir / 'last_checkpoint').exists():
+            raise AblationError(
+                f'cell {cell.name}: {run_dir} holds the results of another config or other options '
+                'than the plan has now. To keep them and run all cells anew, give another '
+                f'--work-dir; to run this cell anew, move {run_dir} away'
+            )
+        record = {}
+    finished = has_metrics and record.get('state') == 'finished'
+    return Job(cell, run_dir, commands, digest, record, finished)
+
+
+def _read_record(run_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run_dir / CELL_FILE).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise AblationError(
+            f'{run_dir / CELL_FILE} cannot be read: {error}; move {run_dir} away to run anew'
+        ) from None
+
+
+def _run_job(job: Job, plan_name: str, lock: int, display: _Display) -> bool:
+    start = time.monotonic()
+    spent = job.record.get('seconds', 0)
+    record = {
+        'format': 1,
+        'plan': plan_name,
+        'framework': job.cell.framework,
+        'config_name': job.cell.config_name,
+        'extractor': job.cell.extractor,
+        'seed': job.cell.seed,
+        'state': 'running',
+        'started': job.record.get('started', _now()),
+        'finished': None,
+        'seconds': spent,
+        'commands': job.commands,
+        'completed': job.record.get('completed', 0),  # of the commands
+        'digest': job.digest,
+    }
+
+    def save(**changes: Any) -> None:
+        record.update(changes, seconds=round(spent + time.monotonic() - start, 3))
+        write_json(job.run_dir / CELL_FILE, record)
+
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    save()
+    try:
+        for command in job.commands[record['completed'] :]:
+            if _run_command(command, job.run_dir / LOG_FILE, lock, display.tick) != 0:
+                save(state='failed', finished=_now())
+                return False
+            save(completed=record['completed'] + 1)
+    except BaseException:
+        save()  # it stays 'running': to be resumed
+        raise
+    # A finished cell is one whose metrics are there, so its commands must have left them.
+    succeeded = (job.run_dir / METRICS_FILE).exists()
+    save(state='finished' if succeeded else 'failed', finished=_now())
+    return succeeded
+
+
+def _run_command(command: list[str], log: Path, lock: int, tick: Callable[[], None]) -> int:
+    root = Path(roi_plugins.__file__).parents[1]  # the package need not be installed
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))
+    with open(log, 'ab') as output:
+        output.write(f'[{_now()}] $ {shlex.join(command)}\n'.encode())
+        output.flush()
+        # The lock goes to the child, so that it holds even if this process is killed and the child
+        # lives on. A session of its own keeps the terminal's Ctrl-C from the child: it is stopped
+        # below, with all its workers.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, 'PYTHONPATH': path},
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+        try:
+            while True:
+                try:
+                    return process.wait(_POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    tick()
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Ends a process and all that it has started; a second interrupt ends them at once."""
+    try:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextlib.contextmanager
+def _locked(work_dir: Path) -> Iterator[int]:
+    work_dir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(work_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 1000).decode(errors='replace').strip()
+            raise AblationError(
+                f'{work_dir} is in use by {holder}, or by a training that it has started: '
+                'wait for it or stop it, or give another --work-dir'
+            ) from None
+        os.ftruncate(lock, 0)
+        os.write(lock, f'process {os.getpid()} on {socket.gethostname()} since {_now()}\n'.encode())
+        yield lock
+    finally:
+        os.close(lock)
+
+
+class _Display:
+    """Shows how far the cells are: a live line on a terminal, else a plain line now and then."""
+
+    def __init__(self, jobs: list[Job], console: Console) -> None:
+        self.console = console
+        self.live = console.is_terminal
+        self.pending = [job for job in jobs if not job.finished]
+        self.seconds: dict[str, list[float]] = {}  # of finished cells, under their config_name
+        for job in jobs:
+            if job.finished:
+                self._remember(job, job.record['seconds'])
+        done = len(jobs) - len(self.pending)
+        self.progress = Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn('cells'),
+            console=console,
+            disable=not self.live,
+        )
+        self.task = self.progress.add_task('', total=len(jobs), completed=done)
+        if done:
+            self._print(f'{done} of {len(jobs)} cells are finished already')
+
+    def __enter__(self) -> _Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def start(self, job: Job) -> None:
+        self.job = job
+        self.started = self.line_time = time.monotonic()
+        self.spent = job.record.get('seconds', 0)
+        log = job.run_dir / LOG_FILE
+        self.log_start = log.stat().st_size if log.exists() else 0
+        verb = 'resuming' if job.record else 'running'
+        self._print(f'{verb} {job.cell.name}, log in {log}')
+
+    def tick(self) -> None:
+        if self.live:
+            self.progress.update(self.task, description=self._status())
+        elif time.monotonic() - self.line_time > _LINE_EVERY_SECONDS:
+            self.line_time = time.monotonic()
+            self._print(self._status())
+
+    def end(self, job: Job, succeeded: bool) -> None:
+        seconds = self.spent + time.monotonic() - self.started
+        self.pending.remove(job)
+        self.progress.advance(self.task)
+        if succeeded:
+            self._remember(job, seconds)
+            self._print(f'finished {job.cell.name} in {_duration(seconds)}')
+        else:
+            log = job.run_dir / LOG_FILE
+            self._print(f'FAILED {job.cell.name}: {_last_line(log)}')
+            self._print(f'  see {log}')
+
+    def _status(self) -> str:
+        """One line on the running cell, with the estimated time until all cells are done."""
+        elapsed = self.spent + time.monotonic() - self.started
+        found = FRAMEWORKS[self.job.cell.framework].progress(self._log())
+        what, command_left = found or ('starting', None)
+        usual = self._usual_seconds(self.job)
+        # What the running command says is exact, but knows nothing of the commands after it.
+        guesses = [] if command_left is None else [command_left]
+        if usual is not None:
+            guesses.append(usual - elapsed)
+        if not guesses:
+            return f'{self.job.cell.name}: {what}, ETA unknown'
+        cell_left = max(0, *guesses)
+        left = cell_left
+        for job in self.pending:
+            if job is not self.job:
+                left += self._usual_seconds(job) or elapsed + cell_left
+        return f'{self.job.cell.name}: {what}, ETA {_duration(left)}'
+
+    def _log(self) -> str:
+        """The end of what the running cell has written since it was started."""
+        with open(self.job.run_dir / LOG_FILE, 'rb') as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self.log_start, size - 10_000))
+            return log.read().decode(errors='replace')
+
+    def _usual_seconds(self, job: Job) -> float | None:
+        """What a cell takes by the finished ones, those of the same config if there are any."""
+        same = self.seconds.get(job.cell.config_name)
+        every = [seconds for group in self.seconds.values() for seconds in group]
+        return fmean(same or every) if every else None
+
+    def _remember(self, job: Job, seconds: float) -> None:
+        self.seconds.setdefault(job.cell.config_name, []).append(seconds)
+
+    def _print(self, text: str) -> None:
+        stamp = '' if self.live else f'[{datetime.now():%H:%M:%S}] '
+        self.console.print(stamp + text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding='utf-8', errors='replace').split('\n')
+    return next((line.strip() for line in reversed(lines) if line.strip()), 'no output')
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec='seconds')

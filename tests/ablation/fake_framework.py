@@ -1,0 +1,61 @@
+"""A framework whose training takes milliseconds: for the tests of the runner.
+
+Its configs are JSON: ``steps`` to train, ``seconds`` a step, ``fail`` (the phase that does),
+``hold`` (a file: after each step, training waits until it is there). It "saves a checkpoint" after
+each step, and writes down each step it does. As a program it is its own training and test.
+"""
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+from roi_plugins.ablation.frameworks import Framework
+
+
+def resolve(config, options):
+    return {**json.loads(config.read_text()), **options}
+
+
+def commands(config, run_dir, options):
+    command = [sys.executable, __file__]
+    return [
+        [*command, phase, json.dumps(resolve(config, options)), str(run_dir)]
+        for phase in ('train', 'test')
+    ]
+
+
+def progress(log):
+    found = re.findall(r'step (\d+)/(\d+) left (\d+)', log)
+    if not found:
+        return None
+    step, steps, left = found[-1]
+    return f'train {step}/{steps}', float(left)
+
+
+FAKE = Framework(resolve, commands, seed_option='seed', progress=progress)
+
+
+def train(config, run_dir):
+    checkpoint = run_dir / 'last_checkpoint'
+    first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    for step in range(first + 1, config['steps'] + 1):
+        time.sleep(config.get('seconds', 0))
+        checkpoint.write_text(str(step))
+        with open(run_dir / 'steps.txt', 'a') as steps:
+            steps.write(f'{step}\n')
+        print(f'step {step}/{config["steps"]} left 7', flush=True)
+        while 'hold' in config and not Path(config['hold']).exists():
+            time.sleep(0.02)
+
+
+def test(config, run_dir):
+    (run_dir / 'metrics.json').write_text(json.dumps({'seed': config['seed']}))
+
+
+if __name__ == '__main__':
+    phase, config, run_dir = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
+    if config.get('fail') == phase:
+        sys.exit(f'{phase} fails as asked')
+    {'train': train, 'test': test}[phase](config, run_dir)

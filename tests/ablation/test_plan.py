@@ -1,0 +1,126 @@
+"""Plans: what they expand to, and that a mistake in one is named before anything runs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from roi_plugins.ablation.plan import PlanError, check_cfg_options, load_plan
+
+PLAN = {
+    'name': 'small',
+    'work_dir': 'work_dirs/small',
+    'baseline': 'align-avg',
+    'configs': {
+        'mask': {'framework': 'mmdet', 'path': '../configs/mask_{extractor}.py'},
+        'faster': {'framework': 'mmdet', 'path': '../configs/faster_{extractor}.py'},
+    },
+    'extractors': ['align-max', 'align-avg'],
+    'seeds': [3, 0],
+    'cfg_options': {'train_cfg.max_iters': 100},
+}
+
+
+@pytest.fixture
+def write_plan(tmp_path):
+    for folder in ('plans', 'configs'):
+        (tmp_path / folder).mkdir()
+    for config in ('mask', 'faster'):
+        for extractor in PLAN['extractors']:
+            (tmp_path / 'configs' / f'{config}_{extractor}.py').touch()
+
+    def write(**changes) -> Path:
+        path = tmp_path / 'plans' / 'plan.yaml'
+        path.write_text(yaml.safe_dump({**PLAN, **changes}, sort_keys=False))
+        return path
+
+    return write
+
+
+def test_cells_are_ordered_by_seed_and_named(write_plan, tmp_path):
+    plan = load_plan(write_plan())
+    assert [cell.name for cell in plan.cells] == [
+        'mask.align-max.seed3',
+        'mask.align-avg.seed3',
+        'faster.align-max.seed3',
+        'faster.align-avg.seed3',
+        'mask.align-max.seed0',
+        'mask.align-avg.seed0',
+        'faster.align-max.seed0',
+        'faster.align-avg.seed0',
+    ]
+    assert plan.cells[2].config == tmp_path / 'configs' / 'faster_align-max.py'
+    assert plan.cells[2].framework == 'mmdet'
+    assert (plan.name, plan.baseline) == ('small', 'align-avg')
+    assert plan.work_dir == Path('work_dirs/small')
+    assert plan.cfg_options == {'train_cfg.max_iters': 100}
+
+
+def test_config_paths_are_relative_to_the_plan(write_plan, tmp_path, monkeypatch):
+    path = write_plan()
+    monkeypatch.chdir(tmp_path)
+    assert load_plan(path.relative_to(tmp_path)).cells[0].config == Path(
+        'configs/mask_align-max.py'
+    )
+
+
+ONE_CONFIG = PLAN['configs']['mask']
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'seed': [0]}, r"unknown key 'seed'; known are name, .*seeds"),
+        ({'name': 3}, 'name is 3; expected a string'),
+        ({'baseline': 'stock'}, "baseline is 'stock'; expected one of .* align-max, align-avg"),
+        ({'extractors': 'align-avg'}, 'extractors is .*expected a list of names'),
+        ({'extractors': ['a.b']}, 'extractors is .*expected a list of names'),
+        ({'extractors': ['align-avg', 'align-avg']}, 'each may be there once'),
+        ({'seeds': [-1]}, 'seeds is .*integers >= 0'),
+        ({'seeds': [True]}, 'seeds is .*integers >= 0'),
+        ({'seeds': []}, 'seeds is .*integers >= 0'),
+        ({'configs': {}}, 'configs is .*expected a mapping'),
+        ({'configs': {'a b': ONE_CONFIG}}, "configs: 'a b' is not a name"),
+        ({'configs': {'a': {'path': 'b'}}}, r'configs\.a lacks framework'),
+        ({'configs': {'a': {**ONE_CONFIG, 'amp': 1}}}, r"configs\.a has the unknown key 'amp'"),
+        ({'configs': {'a': {**ONE_CONFIG, 'framework': 'x'}}}, r"is 'x'; expected one of mmdet"),
+        ({'configs': {'a': {**ONE_CONFIG, 'path': 'b.py'}}}, r'put \{extractor\} where'),
+        ({'configs': {'a': {**ONE_CONFIG, 'path': '{extractor}.py'}}}, 'there is no config'),
+        ({'cfg_options': {'train_cfg': {'max_iters': 1}}}, r'e\.g\. train_cfg\.max_iters'),
+        ({'cfg_options': [1]}, 'cfg_options is .*expected a mapping'),
+    ],
+)
+def test_a_mistake_is_named_with_the_file(write_plan, changes, message):
+    path = write_plan(**changes)
+    with pytest.raises(PlanError, match=message) as raised:
+        load_plan(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_missing_key_is_named(write_plan):
+    path = write_plan()
+    path.write_text(yaml.safe_dump({key: PLAN[key] for key in PLAN if key != 'seeds'}))
+    with pytest.raises(PlanError, match='the plan lacks seeds'):
+        load_plan(path)
+
+
+def test_what_is_not_a_plan_is_refused(tmp_path):
+    with pytest.raises(PlanError, match=r'no\.yaml: the plan does not exist'):
+        load_plan(tmp_path / 'no.yaml')
+    path = tmp_path / 'plan.yaml'
+    path.write_text('name: [')
+    with pytest.raises(PlanError, match='the plan cannot be read'):
+        load_plan(path)
+    path.write_text('!!python/object/apply:os.system ["touch ' + str(tmp_path / 'ran') + '"]')
+    with pytest.raises(PlanError, match='the plan cannot be read'):
+        load_plan(path)
+    assert not (tmp_path / 'ran').exists()
+    path.write_text('just text')
+    with pytest.raises(PlanError, match="the plan is 'just text'; expected a mapping"):
+        load_plan(path)
+
+
+def test_option_keys_are_strings():
+    assert check_cfg_options({'a.b': [1, 2]}) == {'a.b': [1, 2]}
+    with pytest.raises(PlanError, match='the key 1 is not a string'):
+        check_cfg_options({1: 2})

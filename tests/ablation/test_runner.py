@@ -1,0 +1,308 @@
+"""The runner of plans, with cells that take milliseconds: nothing is lost, whatever happens."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_framework import FAKE
+from rich.console import Console
+
+from roi_plugins.ablation import runner
+from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.ablation.plan import Cell, Plan
+from roi_plugins.ablation.runner import AblationError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def make_plan(tmp_path, monkeypatch):
+    monkeypatch.setitem(FRAMEWORKS, 'fake', FAKE)
+
+    def make(configs, seeds=(0,)):
+        for extractor, config in configs.items():
+            (tmp_path / f'{extractor}.json').write_text(json.dumps(config))
+        cells = tuple(
+            Cell('tiny', 'fake', tmp_path / f'{extractor}.json', extractor, seed)
+            for seed in seeds
+            for extractor in configs
+        )
+        return Plan('small', tmp_path / 'work', next(iter(configs)), cells)
+
+    return make
+
+
+def run(plan, options=None):
+    output = io.StringIO()
+    failed = runner.run(plan, plan.work_dir, options or {}, Console(file=output, width=80))
+    return [job.cell.name for job in failed], output.getvalue()
+
+
+def read(plan, cell, file):
+    return json.loads((plan.work_dir / cell / file).read_text())
+
+
+def steps(plan, cell):
+    return [int(line) for line in (plan.work_dir / cell / 'steps.txt').read_text().split()]
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'waited in vain'
+        time.sleep(0.02)
+
+
+def test_runs_each_cell_once(make_plan):
+    plan = make_plan({'max': {'steps': 2}, 'avg': {'steps': 2}}, seeds=(0, 5))
+    failed, output = run(plan)
+    assert failed == []
+    for cell in plan.cells:
+        assert read(plan, cell.name, 'metrics.json') == {'seed': cell.seed}
+        assert steps(plan, cell.name) == [1, 2]
+    record = read(plan, 'tiny.avg.seed5', 'cell.json')
+    assert {key: record[key] for key in ('format', 'plan', 'framework', 'config_name')} == {
+        'format': 1,
+        'plan': 'small',
+        'framework': 'fake',
+        'config_name': 'tiny',
+    }
+    assert (record['extractor'], record['seed'], record['state']) == ('avg', 5, 'finished')
+    assert 0 < record['seconds'] < 60
+    assert record['started'] <= record['finished']
+    assert [command[2] for command in record['commands']] == ['train', 'test']
+    assert 'step 2/2' in (plan.work_dir / 'tiny.avg.seed5' / 'log.txt').read_text()
+
+    failed, output = run(plan)
+    assert failed == []
+    assert '4 of 4 cells are finished already' in output
+    assert all(steps(plan, cell.name) == [1, 2] for cell in plan.cells)
+
+
+@pytest.mark.parametrize('phase', ['train', 'test'])
+def test_a_failed_cell_stops_no_other_and_is_tried_again(make_plan, tmp_path, phase):
+    plan = make_plan({'bad': {'steps': 2, 'fail': phase}, 'good': {'steps': 1}})
+    failed, output = run(plan)
+    assert failed == ['tiny.bad.seed0']
+    assert f'FAILED tiny.bad.seed0: {phase} fails as asked' in output
+    assert str(plan.work_dir / 'tiny.bad.seed0' / 'log.txt') in output
+    assert read(plan, 'tiny.bad.seed0', 'cell.json')['state'] == 'failed'
+    assert read(plan, 'tiny.good.seed0', 'metrics.json') == {'seed': 0}
+
+    if phase == 'train':  # it left no checkpoint: a mended config may take its place
+        make_plan({'bad': {'steps': 2}, 'good': {'steps': 1}})
+        assert run(plan)[0] == []
+        assert steps(plan, 'tiny.bad.seed0') == [1, 2]
+    else:
+        assert run(plan)[0] == ['tiny.bad.seed0']
+        assert steps(plan, 'tiny.bad.seed0') == [1, 2]  # what was trained is not trained again
+
+
+def test_a_cell_without_metrics_has_failed(make_plan, monkeypatch):
+    plan = make_plan({'max': {'steps': 1}})
+    monkeypatch.setitem(
+        FRAMEWORKS,
+        'fake',
+        type(FAKE)(FAKE.resolve, lambda *args: FAKE.commands(*args)[:1], 'seed', FAKE.progress),
+    )
+    assert run(plan)[0] == ['tiny.max.seed0']
+
+
+def test_options_reach_every_cell_and_win(make_plan, tmp_path):
+    plan = make_plan({'max': {'steps': 5}})
+    plan = Plan(plan.name, plan.work_dir, plan.baseline, plan.cells, {'steps': 3})
+    assert run(plan, {'steps': 2})[0] == []
+    assert steps(plan, 'tiny.max.seed0') == [1, 2]
+
+
+@pytest.mark.parametrize('change', ['config', 'options'])
+def test_a_finished_cell_whose_config_has_changed_is_kept_and_named(make_plan, change):
+    plan = make_plan({'other': {'steps': 1}, 'max': {'steps': 2}})
+    run(plan)
+    before = read(plan, 'tiny.max.seed0', 'cell.json')
+    if change == 'config':
+        plan = make_plan({'other': {'steps': 1}, 'max': {'steps': 3}})
+    with pytest.raises(AblationError, match=r'cell tiny\.\w+\.seed0: .*--work-dir.*move'):
+        run(plan, {'lr': 0.1} if change == 'options' else {})
+    assert steps(plan, 'tiny.max.seed0') == [1, 2]
+    assert read(plan, 'tiny.max.seed0', 'cell.json') == before
+
+
+def test_results_that_are_not_of_a_plan_are_not_taken_over(make_plan):
+    plan = make_plan({'max': {'steps': 1}})
+    run_dir = plan.work_dir / 'tiny.max.seed0'
+    run_dir.mkdir(parents=True)
+    (run_dir / 'metrics.json').write_text('{}')
+    with pytest.raises(AblationError, match=r'cell tiny\.max\.seed0'):
+        run(plan)
+
+
+def test_a_config_that_cannot_be_read_is_named_before_anything_runs(make_plan, tmp_path):
+    plan = make_plan({'max': {'steps': 1}, 'broken': {}})
+    (tmp_path / 'broken.json').write_text('{')
+    with pytest.raises(AblationError, match=r'cell tiny\.broken\.seed0: the config .*broken\.json'):
+        run(plan)
+    assert not (plan.work_dir / 'tiny.max.seed0').exists()
+
+
+# Runs the plan in a process of its own, to be interrupted.
+PROGRAM = """
+import pickle, signal, sys
+from pathlib import Path
+from fake_framework import FAKE
+from rich.console import Console
+from roi_plugins.ablation import frameworks, runner
+frameworks.FRAMEWORKS['fake'] = FAKE
+plan = pickle.loads(Path(sys.argv[1]).read_bytes())
+runner.run(plan, plan.work_dir, {}, Console())
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    import pickle
+
+    processes = []
+
+    def start(plan):
+        (tmp_path / 'plan.pkl').write_bytes(pickle.dumps(plan))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, '-c', PROGRAM, str(tmp_path / 'plan.pkl')],
+                env={**os.environ, 'PYTHONPATH': f'{ROOT}:{Path(__file__).parent}'},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def child_of(plan, cell):
+    """The process id of the running training, by its command line."""
+    run_dir = str(plan.work_dir / cell)
+    for process in Path('/proc').glob('[0-9]*'):
+        try:
+            arguments = (process / 'cmdline').read_bytes().decode().split('\0')
+        except OSError:
+            continue
+        if run_dir in arguments:
+            return int(process.name)
+    return None
+
+
+def test_an_interrupt_stops_the_child_and_the_next_run_goes_on(make_plan, start, tmp_path):
+    hold = tmp_path / 'go'
+    plan = make_plan({'max': {'steps': 3, 'hold': str(hold)}})
+    process = start(plan)
+    checkpoint = plan.work_dir / 'tiny.max.seed0' / 'last_checkpoint'
+    wait_for(checkpoint.exists)
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
+    assert process.returncode != 0
+    assert child_of(plan, 'tiny.max.seed0') is None
+    assert read(plan, 'tiny.max.seed0', 'cell.json')['state'] == 'running'
+
+    hold.touch()
+    failed, output = run(plan)
+    assert failed == []
+    assert 'resuming tiny.max.seed0' in output
+    assert steps(plan, 'tiny.max.seed0') == [1, 2, 3]
+    assert read(plan, 'tiny.max.seed0', 'cell.json')['state'] == 'finished'
+
+
+def test_one_work_dir_is_run_by_one_process_even_if_its_parent_was_killed(
+    make_plan, start, tmp_path
+):
+    hold = tmp_path / 'go'
+    plan = make_plan({'max': {'steps': 2, 'hold': str(hold)}})
+    process = start(plan)
+    wait_for((plan.work_dir / 'tiny.max.seed0' / 'last_checkpoint').exists)
+    with pytest.raises(AblationError, match=f'in use by process {process.pid} on .*--work-dir'):
+        run(plan)
+
+    process.kill()
+    process.wait()
+    assert child_of(plan, 'tiny.max.seed0') is not None
+    with pytest.raises(AblationError, match='or by a training that it has started'):
+        run(plan)
+    hold.touch()
+
+    def goes_on():
+        try:
+            return run(plan)[0] == []
+        except AblationError:  # the child has not ended yet
+            return False
+
+    wait_for(goes_on)
+    assert steps(plan, 'tiny.max.seed0') == [1, 2]
+
+
+def test_the_log_shows_progress_with_an_estimate(make_plan, monkeypatch):
+    monkeypatch.setattr(runner, '_LINE_EVERY_SECONDS', 0)
+    monkeypatch.setattr(runner, '_POLL_SECONDS', 0.02)
+    plan = make_plan({'a': {'steps': 3, 'seconds': 0.1}, 'b': {'steps': 3, 'seconds': 0.1}})
+    _, output = run(plan)
+    lines = output.splitlines()
+    assert all(len(line) < 200 and line.startswith('[') for line in lines)
+    assert any('tiny.a.seed0: starting, ETA unknown' in line for line in lines)
+    # 7 s left of this cell as it says itself, and as much and what has passed for the other.
+    assert any('tiny.a.seed0: train 2/3, ETA 0:00:14' in line for line in lines)
+    # Nothing else is left; what the finished cell took is less than what the running one says.
+    assert any('tiny.b.seed0: train 2/3, ETA 0:00:07' in line for line in lines)
+
+
+def test_a_terminal_gets_a_live_line(make_plan):
+    plan = make_plan({'a': {'steps': 1}, 'b': {'steps': 1}})
+    output = io.StringIO()
+    runner.run(plan, plan.work_dir, {}, Console(file=output, width=100, force_terminal=True))
+    assert '2/2' in output.getvalue()
+    assert 'finished tiny.b.seed0' in output.getvalue()
+
+
+class TestMMDetection:
+    """What the runner knows of MMDetection; training with it is in tests/tools."""
+
+    mmdet = FRAMEWORKS['mmdet']
+
+    def test_progress_is_read_from_mmengines_log(self):
+        prefix = '11/21 03:40:10 - mmengine - INFO - '
+        log = (
+            f'{prefix}Epoch(train)  [1][  50/7330]  lr: 1.0e-03  eta: 1 day, 2:03:04  time: 0.2\n'
+            f'{prefix}Saving checkpoint at 1 epochs\n'
+        )
+        assert self.mmdet.progress(log) == ('train 50/7330', 26 * 3600 + 3 * 60 + 4)
+        log += f'{prefix}Epoch(test) [ 20/625]    eta: 0:01:05  time: 0.1  data_time: 0.01\n'
+        assert self.mmdet.progress(log) == ('test 20/625', 65)
+        assert self.mmdet.progress('nothing yet') is None
+
+    def test_options_are_passed_in_mmengines_language_or_refused(self):
+        pytest.importorskip('mmengine')
+        options = {'a.b': [1, 2.5], 'c': None, 'd': True, 'e': 'text', 'lr': '1e-3', 'f': []}
+        train, test = self.mmdet.commands(Path('c.py'), Path('run'), options)
+        for command in (train, test):
+            arguments = command[command.index('--cfg-options') + 1 :]
+            assert arguments == ['a.b=[1,2.5]', 'c=None', 'd=True', 'e=text', 'lr=1e-3', 'f=[]']
+        for bad in ('two words', 'a,b', 'None', '[1]'):
+            with pytest.raises(ValueError, match=r'the option x=.*write it into the config'):
+                self.mmdet.commands(Path('c.py'), Path('run'), {'x': bad})
+
+    def test_what_decides_a_cell_includes_inherited_files_and_options(self, tmp_path):
+        pytest.importorskip('mmengine')
+        (tmp_path / 'base.py').write_text('model = dict(depth=18)')
+        config = tmp_path / 'config.py'
+        config.write_text("_base_ = 'base.py'")
+        resolved = self.mmdet.resolve(config, {'model.width': 3})
+        assert resolved['model'] == {'depth': 18, 'width': 3}
