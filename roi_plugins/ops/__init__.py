@@ -1,0 +1,12 @@
+"""The shared op: cuts a fixed-size feature out of every RoI. Knows nothing of detectors."""
+
+from .functional import roi_extract
+from .levels import assign_levels_detectron2, assign_levels_mmdet
+from .library import extension_is_loaded
+
+__all__ = [
+    'assign_levels_detectron2',
+    'assign_levels_mmdet',
+    'extension_is_loaded',
+    'roi_extract',
+]

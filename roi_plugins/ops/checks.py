@@ -1,0 +1,149 @@
+"""The op's argument checks where its C++ is not at work: for the fake kernel and for the reference.
+
+`csrc/op.cpp` holds the same checks for the compiled kernels; `tests/ops/test_bad_input.py` runs both.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MAX_LEVELS = 16
+PAIRS = (
+    "'none' with a number, 'round' with a number or None, 'floor' and 'bins' with None"
+)
+FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def _expect(condition: bool, name: str, got: object, expected: str, error=ValueError) -> None:
+    if not condition:
+        raise error(f'{name}: got {got}, expected {expected}')
+
+
+def check_options(
+    spatial_scale: Sequence[float],
+    output_size: Sequence[int],
+    region: str,
+    sampling_ratio: int | None,
+    reduction: str,
+    min_samples: int,
+    max_samples: int | None,
+) -> None:
+    """Raises ValueError on an option that has no meaning, or on two that have none together."""
+    _expect(
+        len(output_size) == 2 and min(output_size) > 0,
+        'output_size',
+        tuple(output_size),
+        'two positive sizes (height, width)',
+    )
+    for scale in spatial_scale:
+        _expect(
+            math.isfinite(scale) and scale > 0,
+            'spatial_scale',
+            scale,
+            'a positive number of cells per input pixel (1 / stride)',
+        )
+    _expect(
+        region in ('none', 'round', 'floor', 'bins'),
+        'region',
+        repr(region),
+        "'none', 'round', 'floor' or 'bins'",
+    )
+    _expect(reduction in ('avg', 'max'), 'reduction', repr(reduction), "'avg' or 'max'")
+    _expect(
+        sampling_ratio is None or sampling_ratio >= 0,
+        'sampling_ratio',
+        sampling_ratio,
+        'None (every cell), 0 (from the size of the RoI) or a positive number',
+    )
+    _expect(
+        1 <= min_samples and (max_samples is None or min_samples <= max_samples),
+        'min_samples, max_samples',
+        f'{min_samples} and {max_samples}',
+        '1 <= min_samples <= max_samples',
+    )
+    cells = sampling_ratio is None
+    if (region in ('floor', 'bins') and not cells) or (region == 'none' and cells):
+        grid = 'sampling_ratio None' if cells else 'a bilinear grid'
+        raise ValueError(
+            f"region, sampling_ratio: region '{region}' does not go with {grid}; "
+            f'the valid pairs are {PAIRS}'
+        )
+
+
+def check_inputs(
+    features: Sequence[Tensor], rois: Tensor, levels: Tensor | None, num_scales: int
+) -> None:
+    """Raises ValueError or TypeError on shapes, dtypes or devices that do not fit together."""
+    _expect(
+        0 < len(features) <= MAX_LEVELS, 'features', f'{len(features)} maps', f'1 to {MAX_LEVELS}'
+    )
+    _expect(
+        len(features) == num_scales,
+        'spatial_scale',
+        f'{num_scales} scales for {len(features)} maps',
+        'one a map',
+    )
+    first = features[0]
+    for i, map_ in enumerate(features):
+        name = f'features[{i}]'
+        shape = tuple(map_.shape)
+        _expect(map_.dim() == 4, name, f'shape {shape}', '(N, C, H, W)')
+        _expect(
+            map_.dtype == first.dtype, name, map_.dtype, f'that of features[0], {first.dtype}', TypeError
+        )
+        _expect(
+            map_.device == first.device, name, map_.device, f'that of features[0], {first.device}'
+        )
+        _expect(
+            map_.shape[:2] == first.shape[:2],
+            name,
+            f'shape {shape}',
+            f'the images and channels of features[0], {tuple(first.shape)}',
+        )
+        _expect(
+            map_.shape[2] > 0 and map_.shape[3] > 0, name, f'shape {shape}', 'at least one cell'
+        )
+    _expect(
+        first.dtype in FEATURE_DTYPES,
+        'features',
+        f'dtype {first.dtype}',
+        'float32, float64, float16 or bfloat16',
+        TypeError,
+    )
+    _expect(
+        rois.dim() == 2 and rois.shape[1] == 5,
+        'rois',
+        f'shape {tuple(rois.shape)}',
+        '(K, 5) rows of (batch_index, x1, y1, x2, y2)',
+    )
+    _expect(
+        rois.dtype.is_floating_point, 'rois', f'dtype {rois.dtype}', 'a floating type', TypeError
+    )
+    _expect(rois.device == first.device, 'rois', rois.device, f'that of features, {first.device}')
+    if first.shape[0] == 0:
+        _expect(rois.shape[0] == 0, 'features', 'an empty batch with RoIs', 'at least one image')
+    _expect(
+        levels is not None or len(features) == 1,
+        'levels',
+        f'None for {len(features)} maps',
+        "the (K,) index of each RoI's map",
+    )
+    if levels is not None:
+        _expect(
+            levels.dim() == 1 and levels.shape[0] == rois.shape[0],
+            'levels',
+            f'shape {tuple(levels.shape)}',
+            f'({rois.shape[0]},), one a RoI',
+        )
+        _expect(
+            levels.dtype in (torch.int64, torch.int32),
+            'levels',
+            f'dtype {levels.dtype}',
+            'int64 or int32',
+            TypeError,
+        )
+        _expect(
+            levels.device == rois.device, 'levels', levels.device, f'that of rois, {rois.device}'
+        )

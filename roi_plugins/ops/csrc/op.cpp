@@ -1,0 +1,186 @@
+// The schema of the op and the checks of its arguments; the kernels are registered under cpu/, cuda/.
+#include "op.h"
+
+#include <ATen/Dispatch.h>
+#include <torch/library.h>
+
+#include <climits>
+
+namespace roi_plugins {
+namespace {
+
+Region parse_region(c10::string_view name) {
+  if (name == "none") return Region::none;
+  if (name == "round") return Region::round;
+  if (name == "floor") return Region::floor;
+  if (name == "bins") return Region::bins;
+  TORCH_CHECK_VALUE(
+      false, "region: got '", name, "', expected 'none', 'round', 'floor' or 'bins'");
+}
+
+}  // namespace
+
+Options::Options(
+    at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region,
+    std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned,
+    int64_t min_samples, std::optional<int64_t> max_samples)
+    : scales(spatial_scale.begin(), spatial_scale.end()) {
+  TORCH_CHECK_VALUE(
+      output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0 &&
+          output_size[0] <= INT_MAX && output_size[1] <= INT_MAX,
+      "output_size: got ", output_size, ", expected two positive sizes (height, width)");
+  TORCH_CHECK_VALUE(
+      reduction == "avg" || reduction == "max",
+      "reduction: got '", reduction, "', expected 'avg' or 'max'");
+  for (double scale : scales) {
+    TORCH_CHECK_VALUE(
+        std::isfinite(scale) && scale > 0, "spatial_scale: got ", scale,
+        ", expected a positive number of cells per input pixel (1 / stride)");
+  }
+  const bool cells = !sampling_ratio.has_value();
+  TORCH_CHECK_VALUE(
+      cells || (*sampling_ratio >= 0 && *sampling_ratio <= INT_MAX), "sampling_ratio: got ",
+      sampling_ratio.value_or(0),
+      ", expected None (every cell), 0 (from the size of the RoI) or a positive number");
+  const int64_t most = max_samples.value_or(INT_MAX);
+  TORCH_CHECK_VALUE(
+      min_samples >= 1 && min_samples <= most && most <= INT_MAX, "min_samples, max_samples: got ",
+      min_samples, " and ", most, ", expected 1 <= min_samples <= max_samples");
+  const Region parsed = parse_region(region);
+  TORCH_CHECK_VALUE(
+      cells ? parsed != Region::none : parsed == Region::none || parsed == Region::round,
+      "region, sampling_ratio: region '", region, "' does not go with ",
+      cells ? "sampling_ratio None" : "a bilinear grid",
+      "; the valid pairs are 'none' with a number, 'round' with a number or None, "
+      "'floor' and 'bins' with None");
+  method = {parsed, cells, cells ? 0 : int(*sampling_ratio), int(min_samples), int(most), aligned};
+  max = reduction == "max";
+  pooled_height = int(output_size[0]);
+  pooled_width = int(output_size[1]);
+}
+
+at::ScalarType Options::winner_type() const {
+  const int64_t side = method.sampling_ratio > 0 ? method.sampling_ratio : method.max_samples;
+  return !method.cells && side <= 15 ? at::kByte : at::kInt;
+}
+
+void check_inputs(
+    at::TensorList features, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
+    const Options& options) {
+  TORCH_CHECK_VALUE(
+      !features.empty() && features.size() <= kMaxLevels, "features: got ", features.size(),
+      " maps, expected 1 to ", kMaxLevels);
+  TORCH_CHECK_VALUE(
+      features.size() == options.scales.size(), "spatial_scale: got ", options.scales.size(),
+      " scales for ", features.size(), " maps, expected one a map");
+  const at::Tensor& first = features[0];
+  for (size_t l = 0; l < features.size(); ++l) {
+    const at::Tensor& map = features[l];
+    TORCH_CHECK_VALUE(
+        map.dim() == 4, "features[", l, "]: got shape ", map.sizes(), ", expected (N, C, H, W)");
+    TORCH_CHECK_TYPE(
+        map.scalar_type() == first.scalar_type(), "features[", l, "]: got ", map.scalar_type(),
+        ", expected the dtype of features[0], ", first.scalar_type());
+    TORCH_CHECK_VALUE(
+        map.device() == first.device(), "features[", l, "]: got device ", map.device(),
+        ", expected that of features[0], ", first.device());
+    TORCH_CHECK_VALUE(
+        map.size(0) == first.size(0) && map.size(1) == first.size(1), "features[", l,
+        "]: got shape ", map.sizes(), ", expected the images and channels of features[0], ",
+        first.sizes());
+    TORCH_CHECK_VALUE(
+        map.size(2) > 0 && map.size(3) > 0 && map.size(2) < INT_MAX / 2 && map.size(3) < INT_MAX / 2,
+        "features[", l, "]: got shape ", map.sizes(), ", expected a map of at least one cell");
+    TORCH_CHECK_VALUE(
+        !options.max || map.size(2) * map.size(3) < INT_MAX / 8, "features[", l, "]: got shape ",
+        map.sizes(), ", expected at most 2^28 cells for reduction 'max', which stores an index");
+  }
+  const auto type = first.scalar_type();
+  TORCH_CHECK_TYPE(
+      type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16,
+      "features: got dtype ", type, ", expected float32, float64, float16 or bfloat16");
+  TORCH_CHECK_VALUE(
+      rois.dim() == 2 && rois.size(1) == 5, "rois: got shape ", rois.sizes(),
+      ", expected (K, 5) rows of (batch_index, x1, y1, x2, y2)");
+  TORCH_CHECK_TYPE(
+      at::isFloatingType(rois.scalar_type()), "rois: got dtype ", rois.scalar_type(),
+      ", expected a floating type");
+  TORCH_CHECK_VALUE(
+      rois.device() == first.device(), "rois: got device ", rois.device(),
+      ", expected that of features, ", first.device());
+  TORCH_CHECK_VALUE(
+      rois.size(0) == 0 || first.size(0) > 0, "features: got an empty batch for ", rois.size(0),
+      " RoIs, expected at least one image");
+  TORCH_CHECK_VALUE(
+      levels.has_value() || features.size() == 1, "levels: got None for ", features.size(),
+      " maps, expected the (K,) index of each RoI's map");
+  if (levels.has_value()) {
+    TORCH_CHECK_VALUE(
+        levels->dim() == 1 && levels->size(0) == rois.size(0), "levels: got shape ",
+        levels->sizes(), ", expected (", rois.size(0), ",), one a RoI");
+    TORCH_CHECK_TYPE(
+        levels->scalar_type() == at::kLong || levels->scalar_type() == at::kInt,
+        "levels: got dtype ", levels->scalar_type(), ", expected int64 or int32");
+    TORCH_CHECK_VALUE(
+        levels->device() == rois.device(), "levels: got device ", levels->device(),
+        ", expected that of rois, ", rois.device());
+  }
+}
+
+void check_shapes(at::IntArrayRef feature_shapes, const at::Tensor& rois, const Options& options) {
+  const size_t levels = options.scales.size();
+  TORCH_CHECK_VALUE(
+      levels >= 1 && levels <= kMaxLevels && feature_shapes.size() == 2 + 2 * levels,
+      "feature_shapes: got ", feature_shapes, ", expected N, C and then H, W of each of ", levels,
+      " maps");
+  TORCH_CHECK_VALUE(
+      rois.dim() == 2 && rois.size(1) == 5, "rois: got shape ", rois.sizes(),
+      ", expected (K, 5) rows of (batch_index, x1, y1, x2, y2)");
+}
+
+void check_batch_index(const at::Tensor& rois, int64_t images) {
+  AT_DISPATCH_FLOATING_TYPES(rois.scalar_type(), "check_batch_index", [&] {
+    const auto rows = rois.accessor<scalar_t, 2>();
+    for (int64_t k = 0; k < rows.size(0); ++k) {
+      TORCH_CHECK_INDEX(
+          batch_index_is_valid(rows[k][0], images), "rois: RoI ", k, " has the batch index ",
+          rows[k][0], ", expected one of the ", images, " images of features (0 to ", images - 1,
+          ")");
+    }
+  });
+}
+
+at::ScalarType accumulation_type(at::ScalarType feature_type) {
+  return feature_type == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+at::Tensor coordinates(const at::Tensor& rois, at::ScalarType feature_type) {
+  return rois.detach().to(accumulation_type(feature_type)).contiguous();
+}
+
+at::Tensor level_index(const std::optional<at::Tensor>& levels, const at::Tensor& rois) {
+  if (levels.has_value()) return levels->to(at::kLong).contiguous();
+  return at::zeros({rois.size(0)}, rois.options().dtype(at::kLong));
+}
+
+bool is_channels_last(const at::Tensor& features) {
+  return features.is_contiguous(at::MemoryFormat::ChannelsLast) && !features.is_contiguous();
+}
+
+at::MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+TORCH_LIBRARY(roi_plugins, m) {
+  m.def(
+      "roi_extract(Tensor[] features, Tensor rois, Tensor? levels, float[] spatial_scale, "
+      "int[] output_size, str region, int? sampling_ratio, str reduction, bool aligned, "
+      "int min_samples, int? max_samples) -> (Tensor output, Tensor winner)");
+  m.def(
+      "roi_extract_backward(Tensor grad, Tensor winner, Tensor rois, Tensor? levels, "
+      "SymInt[] feature_shapes, bool channels_last, float[] spatial_scale, int[] output_size, "
+      "str region, int? sampling_ratio, str reduction, bool aligned, int min_samples, "
+      "int? max_samples) -> Tensor[]");
+}
+
+}  // namespace roi_plugins

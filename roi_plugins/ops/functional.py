@@ -1,0 +1,112 @@
+"""The one function of the op."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import library  # noqa: F401  registers torch.ops.roi_plugins
+
+
+def roi_extract(
+    features: Tensor | Sequence[Tensor],
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    spatial_scale: float | Sequence[float],
+    *,
+    region: str = 'none',
+    sampling_ratio: int | None = 2,
+    reduction: str = 'avg',
+    aligned: bool = True,
+    min_samples: int = 1,
+    max_samples: int | None = None,
+    levels: Tensor | None = None,
+) -> Tensor:
+    """Cuts a feature of fixed size out of every RoI.
+
+    Three independent choices make every method: how the box meets the grid (``region``), which
+    positions a bin reads (``sampling_ratio``) and what is made of them (``reduction``).
+
+    ========================  ====================  =================================================
+    ``region``                ``sampling_ratio``    known as
+    ========================  ====================  =================================================
+    ``'round'``               ``None``              RoIPool (Fast R-CNN), with ``reduction='max'``
+    ``'floor'``               ``None``              the textbook's RoIPool: every side rounded down
+    ``'bins'``                ``None``              MMCV's ``RoIPool``: only the bins are rounded
+    ``'round'``               a number              RoIWarp (Mask R-CNN, table 2c)
+    ``'none'``                a number              RoIAlign (Mask R-CNN)
+    ``'none'``                ``0``                 RoIAlign with a grid from the size of the RoI
+    ========================  ====================  =================================================
+
+    Args:
+        features: ``(N, C, H, W)``, or a pyramid: a list of maps of the same N, C, dtype and device.
+            float32, float64, float16 or bfloat16; NCHW or ``channels_last``.
+        rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)``, continuous coordinates in pixels of
+            the input image: pixel i covers ``[i, i + 1)``. Any floating type; never cast to half.
+        output_size: bins ``(height, width)``, or one number for both.
+        spatial_scale: cells per input pixel, ``1 / stride``; one a map.
+        region: ``'none'`` takes the box as it is; ``'round'``, ``'floor'`` and ``'bins'`` quantise it.
+        sampling_ratio: samples per bin and axis; ``0`` takes ``ceil(bin size)`` of them; ``None``
+            reads every cell of a quantised bin.
+        reduction: ``'avg'`` or ``'max'`` over the samples of a bin.
+        aligned: a cell's value sits at its centre (half a cell is subtracted); ``False`` is the legacy
+            convention without the shift, with RoI sides of at least one cell. Matters to region
+            ``'none'`` alone.
+        min_samples, max_samples: bounds of the grid, per axis, where ``sampling_ratio`` is ``0``.
+        levels: ``(K,)`` integers, the map that each RoI is read from; needed with a list of maps.
+            A level outside the pyramid gives zeros.
+
+    Returns:
+        ``(K, C, height, width)`` in the order of the RoIs, in the dtype and layout of ``features``.
+        A RoI with a coordinate that is NaN or infinite gives NaN and no gradient. The gradient goes to
+        the features; the coordinates get none, and second derivatives are not supported.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value; it is named.
+        IndexError: a batch index out of range (on the CPU; on other devices that RoI's output is NaN,
+            unless the environment has ``ROI_PLUGINS_CHECK=1``).
+    """
+    maps, scales, levels = as_pyramid(features, spatial_scale, levels)
+    output, _ = torch.ops.roi_plugins.roi_extract(
+        maps,
+        rois,
+        levels,
+        scales,
+        as_pair(output_size),
+        region,
+        sampling_ratio,
+        reduction,
+        aligned,
+        min_samples,
+        max_samples,
+    )
+    return output
+
+
+def as_pyramid(
+    features: Tensor | Sequence[Tensor],
+    spatial_scale: float | Sequence[float],
+    levels: Tensor | None,
+) -> tuple[list[Tensor], list[float], Tensor | None]:
+    """One map with one scale as a pyramid of one; a pyramid as it is."""
+    if isinstance(features, Tensor):
+        features = [features]
+    elif levels is None:
+        raise ValueError(
+            f'levels: got None for a list of {len(features)} maps, expected the (K,) index of '
+            "each RoI's map"
+        )
+    if isinstance(spatial_scale, (int, float)):
+        spatial_scale = [spatial_scale]
+    if levels is not None and levels.dtype.is_floating_point:
+        # A fraction or NaN is no level; -1 is outside every pyramid.
+        whole = torch.where(levels == torch.floor(levels), levels, -1.0)
+        levels = torch.clamp(whole, -1, 2**15).to(torch.int64)
+    return list(features), [float(scale) for scale in spatial_scale], levels
+
+
+def as_pair(output_size: int | Sequence[int]) -> list[int]:
+    """(height, width) of a size given as one number or two."""
+    if isinstance(output_size, int):
+        return [output_size, output_size]
+    return list(output_size)

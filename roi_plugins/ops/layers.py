@@ -1,0 +1,192 @@
+"""Modules that stand where the layers of torchvision and MMCV stand, over the shared op.
+
+Same arguments, defaults and meaning as their models; scriptable, fx-traceable and picklable as those
+are. Each takes ``rois`` as a ``(K, 5)`` tensor of ``(batch_index, x1, y1, x2, y2)`` rows or as a list with
+the ``(L, 4)`` boxes of each image, in pixels of the input image, and gives ``(K, C, height, width)``.
+"""
+
+from typing import List, Optional, Tuple, Union  # noqa: UP035  TorchScript reads these
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from . import library  # noqa: F401  registers torch.ops.roi_plugins
+from .functional import as_pair
+
+__all__ = ['MMCVRoIAlign', 'MMCVRoIPool', 'RoIAlign', 'RoIPool']
+
+
+def _as_rois(boxes: List[Tensor]) -> Tensor:  # noqa: UP006
+    """(L, 4) boxes of each image as (K, 5) RoIs."""
+    rows: List[Tensor] = []  # noqa: UP006
+    for i in range(len(boxes)):
+        if boxes[i].dim() != 2 or boxes[i].shape[1] != 4:
+            raise ValueError(
+                f'rois[{i}]: got shape {boxes[i].shape}, expected (L, 4) boxes of image {i}'
+            )
+        index = torch.full_like(boxes[i][:, :1], i)
+        rows.append(torch.cat([index, boxes[i]], dim=1))
+    return torch.cat(rows, dim=0)
+
+
+def _pool(
+    input: Tensor,
+    rois: Union[Tensor, List[Tensor]],  # noqa: UP006, UP007
+    output_size: List[int],  # noqa: UP006
+    spatial_scale: float,
+    region: str,
+    sampling_ratio: Optional[int],  # noqa: UP045
+    reduction: str,
+    aligned: bool,
+) -> Tensor:
+    if not isinstance(rois, Tensor):
+        rois = _as_rois(rois)
+    return torch.ops.roi_plugins.roi_extract(
+        [input],
+        rois,
+        None,
+        [spatial_scale],
+        output_size,
+        region,
+        sampling_ratio,
+        reduction,
+        aligned,
+        1,
+        None,
+    )[0]
+
+
+# A leaf of symbolic traces: a list of boxes has no length that a trace could know.
+torch.fx.wrap('_pool')
+
+
+class _RoILayer(nn.Module):
+    """A layer over one map; a subclass states its method."""
+
+    _size: List[int]  # noqa: UP006
+
+    def __init__(
+        self,
+        output_size: Union[int, Tuple[int, int]],  # noqa: UP006, UP007
+        spatial_scale: float,
+    ):
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = float(spatial_scale)
+        self._size = as_pair(output_size)
+
+    def extra_repr(self) -> str:
+        return f'output_size={self.output_size}, spatial_scale={self.spatial_scale}'
+
+
+class RoIAlign(_RoILayer):
+    """``torchvision.ops.RoIAlign`` (Mask R-CNN, average of bilinear samples).
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        spatial_scale: cells per input pixel, ``1 / stride``.
+        sampling_ratio: samples per bin and axis; ``<= 0``: from the size of the RoI.
+        aligned: shift by half a cell; torchvision's default is the legacy convention without.
+    """
+
+    def __init__(self, output_size, spatial_scale, sampling_ratio: int, aligned: bool = False):
+        super().__init__(output_size, spatial_scale)
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+
+    def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:  # noqa: UP006, UP007
+        return _pool(
+            input,
+            rois,
+            self._size,
+            self.spatial_scale,
+            'none',
+            max(self.sampling_ratio, 0),
+            'avg',
+            self.aligned,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f'{super().extra_repr()}, sampling_ratio={self.sampling_ratio}, aligned={self.aligned}'
+        )
+
+
+class RoIPool(_RoILayer):
+    """``torchvision.ops.RoIPool`` (Fast R-CNN: region and bins rounded, maximum of the cells).
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        spatial_scale: cells per input pixel, ``1 / stride``.
+    """
+
+    def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:  # noqa: UP006, UP007
+        return _pool(input, rois, self._size, self.spatial_scale, 'round', None, 'max', True)
+
+
+class MMCVRoIAlign(_RoILayer):
+    """``mmcv.ops.RoIAlign``: average or maximum of bilinear samples.
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        spatial_scale: cells per input pixel, ``1 / stride``.
+        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI.
+        pool_mode: ``'avg'`` or ``'max'``.
+        aligned: shift by half a cell.
+        use_torchvision: chooses an implementation in MMCV; there is one here, so it changes nothing.
+    """
+
+    def __init__(
+        self,
+        output_size,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        pool_mode: str = 'avg',
+        aligned: bool = True,
+        use_torchvision: bool = False,
+    ):
+        super().__init__(output_size, spatial_scale)
+        if pool_mode not in ('avg', 'max'):
+            raise ValueError(f"pool_mode: got {pool_mode!r}, expected 'avg' or 'max'")
+        self.output_size = tuple(self._size)
+        self.sampling_ratio = int(sampling_ratio)
+        self.pool_mode = pool_mode
+        self.aligned = aligned
+        self.use_torchvision = use_torchvision
+
+    def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:  # noqa: UP006, UP007
+        return _pool(
+            input,
+            rois,
+            self._size,
+            self.spatial_scale,
+            'none',
+            max(self.sampling_ratio, 0),
+            self.pool_mode,
+            self.aligned,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f'{super().extra_repr()}, sampling_ratio={self.sampling_ratio}, '
+            f'pool_mode={self.pool_mode}, aligned={self.aligned}, '
+            f'use_torchvision={self.use_torchvision}'
+        )
+
+
+class MMCVRoIPool(_RoILayer):
+    """``mmcv.ops.RoIPool``: maximum of the cells of rounded bins over an unrounded region, which is not
+    Fast R-CNN's layer though it carries its name.
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        spatial_scale: cells per input pixel, ``1 / stride``.
+    """
+
+    def __init__(self, output_size, spatial_scale: float = 1.0):
+        super().__init__(output_size, spatial_scale)
+        self.output_size = tuple(self._size)
+
+    def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:  # noqa: UP006, UP007
+        return _pool(input, rois, self._size, self.spatial_scale, 'bins', None, 'max', True)

@@ -1,0 +1,55 @@
+"""Which map of a pyramid a box is read from: the two published rules, kept exactly.
+
+Both compute in float32, in their framework's order of operations, so that a box on a threshold lands on
+the level it lands on there. A box inverted on one axis has no size; it gets level -1, which
+:func:`roi_plugins.ops.roi_extract` answers with zeros, as both frameworks do.
+"""
+
+import torch
+from torch import Tensor
+
+
+def assign_levels_mmdet(rois: Tensor, num_levels: int, finest_scale: float = 56) -> Tensor:
+    """MMDetection's rule: ``floor(log2(sqrt(area) / finest_scale + 1e-6))``, clamped.
+
+    Args:
+        rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)`` or ``(K, 4)`` boxes, input pixels.
+        num_levels: number of maps.
+        finest_scale: sqrt(area), in pixels, below twice which level 0 is read.
+
+    Returns:
+        ``(K,)`` int64 levels, 0 being the finest; -1 where the area is negative or NaN.
+    """
+    boxes = rois[:, -4:].float()
+    scale = torch.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    return _clamped(torch.floor(torch.log2(scale / finest_scale + 1e-6)), 0, num_levels - 1)
+
+
+def assign_levels_detectron2(
+    boxes: Tensor,
+    min_level: int,
+    max_level: int,
+    canonical_box_size: float = 224,
+    canonical_level: int = 4,
+) -> Tensor:
+    """Detectron2's rule (FPN, equation 1): ``floor(canonical_level + log2(sqrt(area) /
+    canonical_box_size + 1e-8))``, clamped.
+
+    Args:
+        boxes: ``(K, 4)`` boxes ``(x1, y1, x2, y2)`` or ``(K, 5)`` RoIs, input pixels.
+        min_level, max_level: log2 of the finest and of the coarsest stride.
+        canonical_box_size: sqrt(area), in pixels, of a box that reads ``canonical_level``.
+
+    Returns:
+        ``(K,)`` int64 levels relative to ``min_level``; -1 where the area is negative or NaN.
+    """
+    boxes = boxes[:, -4:].float()
+    size = torch.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    levels = torch.floor(canonical_level + torch.log2(size / canonical_box_size + 1e-8))
+    return _clamped(levels, min_level, max_level)
+
+
+def _clamped(levels: Tensor, low: int, high: int) -> Tensor:
+    relative = torch.clamp(levels, min=low, max=high) - low
+    # NaN has no integer that every device agrees on.
+    return torch.where(torch.isnan(relative), -1.0, relative).to(torch.int64)
