@@ -1,0 +1,21 @@
+"""RoI feature extractors over a feature pyramid, free of any framework.
+
+A new one is a file with its class and a line in the table below; the integrations register what the
+table holds.
+"""
+
+from .adaptive_sampling import AdaptiveSampling
+from .align import AlignAvg, AlignMax
+from .base import RoIExtractor
+from .quantized_pool import QuantizedPool
+from .roi_warp import RoIWarp
+
+EXTRACTORS: dict[str, type[RoIExtractor]] = {
+    'QuantizedPool': QuantizedPool,
+    'RoIWarp': RoIWarp,
+    'AlignMax': AlignMax,
+    'AlignAvg': AlignAvg,
+    'AdaptiveSampling': AdaptiveSampling,
+}
+
+__all__ = ['EXTRACTORS', 'RoIExtractor', *EXTRACTORS]

@@ -1,0 +1,36 @@
+"""RoIAlign whose grid grows with the RoI."""
+
+from .base import RoIExtractor
+
+
+class AdaptiveSampling(RoIExtractor):
+    """RoIAlign with ``ceil(bin size)`` samples per bin and axis, within bounds: about one a cell, so that
+    a large RoI skips none.
+
+    Args:
+        reduction: ``'avg'`` or ``'max'`` over the samples of a bin.
+        min_samples, max_samples: bounds of the grid, per axis; without ``max_samples`` there is none.
+        aligned: as for :class:`AlignAvg`.
+        kwargs: see :class:`RoIExtractor`.
+    """
+
+    def __init__(
+        self,
+        output_size,
+        featmap_strides,
+        reduction: str = 'avg',
+        min_samples: int = 1,
+        max_samples: int | None = None,
+        aligned: bool = True,
+        **kwargs,
+    ):
+        super().__init__(
+            output_size,
+            featmap_strides,
+            sampling_ratio=0,
+            reduction=reduction,
+            min_samples=min_samples,
+            max_samples=max_samples,
+            aligned=aligned,
+            **kwargs,
+        )

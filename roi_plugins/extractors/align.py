@@ -1,0 +1,35 @@
+"""RoIAlign (Mask R-CNN, section 3): bilinear samples of the box as it is, nothing rounded."""
+
+from .base import RoIExtractor
+
+
+class AlignAvg(RoIExtractor):
+    """RoIAlign with the average of a bin's samples.
+
+    Args:
+        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI, both frameworks'
+            default.
+        aligned: shift by half a cell, so that a cell's value sits at its centre; ``False`` is the legacy
+            convention without.
+        kwargs: see :class:`RoIExtractor`.
+    """
+
+    reduction = 'avg'
+
+    def __init__(
+        self, output_size, featmap_strides, sampling_ratio: int = 2, aligned: bool = True, **kwargs
+    ):
+        super().__init__(
+            output_size,
+            featmap_strides,
+            sampling_ratio=sampling_ratio,
+            reduction=self.reduction,
+            aligned=aligned,
+            **kwargs,
+        )
+
+
+class AlignMax(AlignAvg):
+    """RoIAlign with the maximum of a bin's samples; arguments as for :class:`AlignAvg`."""
+
+    reduction = 'max'

@@ -1,0 +1,97 @@
+"""What every extractor shares: a level for each RoI, then one call of the op for the whole pyramid."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from ..ops import assign_levels_mmdet, roi_extract
+from ..ops.checks import check_options
+from ..ops.functional import as_pair
+
+LevelRule = Callable[[Tensor, int], Tensor]
+
+
+class RoIExtractor(nn.Module):
+    """Cuts features of one size out of the maps of a pyramid.
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        featmap_strides: input pixels per cell of each map, finest first.
+        level_rule: ``(rois (K, 5), number of maps) -> (K,)`` levels, e.g.
+            :func:`roi_plugins.ops.assign_levels_mmdet`, the default.
+        method: the options of :func:`roi_plugins.ops.roi_extract` that a subclass states.
+
+    Raises:
+        ValueError: an option that has no meaning, or two that have none together; they are named.
+    """
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        featmap_strides: Sequence[float],
+        *,
+        level_rule: LevelRule = assign_levels_mmdet,
+        region: str = 'none',
+        sampling_ratio: int | None = 2,
+        reduction: str = 'avg',
+        aligned: bool = True,
+        min_samples: int = 1,
+        max_samples: int | None = None,
+    ):
+        super().__init__()
+        self.output_size = tuple(as_pair(output_size))
+        self.featmap_strides = list(featmap_strides)
+        self.level_rule = level_rule
+        self.method = {
+            'region': region,
+            'sampling_ratio': sampling_ratio,
+            'reduction': reduction,
+            'aligned': aligned,
+            'min_samples': min_samples,
+            'max_samples': max_samples,
+        }
+        self.spatial_scales = [1 / stride for stride in self.featmap_strides]
+        # Here, where a config is read, rather than at the first image.
+        check_options(
+            self.spatial_scales,
+            self.output_size,
+            region,
+            sampling_ratio,
+            reduction,
+            min_samples,
+            max_samples,
+        )
+
+    def forward(
+        self, features: Sequence[Tensor], rois: Tensor, levels: Tensor | None = None
+    ) -> Tensor:
+        """
+        Args:
+            features: one ``(N, C, H, W)`` map a stride; finest first. Fewer maps than strides are the
+                finest ones.
+            rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)`` in pixels of the input image.
+            levels: ``(K,)`` indices into ``features``; by default what the level rule says. Not asked for
+                with one map.
+
+        Returns:
+            ``(K, C, height, width)`` in the order of the RoIs. Every map takes part, so that each gets
+            a gradient (of zeros, if no RoI reads it).
+        """
+        if len(features) > len(self.spatial_scales):
+            raise ValueError(
+                f'features: got {len(features)} maps, expected at most one for each of '
+                f'featmap_strides {self.featmap_strides}'
+            )
+        scales = self.spatial_scales[: len(features)]
+        if len(features) == 1:
+            # No rule to ask, as in both frameworks: it would turn inverted boxes into zeros.
+            return roi_extract(features[0], rois, self.output_size, scales, **self.method)
+        if levels is None:
+            levels = self.level_rule(rois, len(features))
+        return roi_extract(features, rois, self.output_size, scales, levels=levels, **self.method)
+
+    def extra_repr(self) -> str:
+        method = ', '.join(f'{name}={value!r}' for name, value in self.method.items())
+        return (
+            f'output_size={self.output_size}, featmap_strides={self.featmap_strides}, {method}'
+        )

@@ -1,0 +1,27 @@
+"""Quantised pooling: the box, or its bins, snap to whole cells."""
+
+from .base import RoIExtractor
+
+
+class QuantizedPool(RoIExtractor):
+    """RoIPool (Fast R-CNN, section 2.1) and the two other roundings that carry its name.
+
+    Args:
+        region: what is rounded. ``'round'`` (Fast R-CNN, torchvision, Detectron2): the box to the
+            nearest cells, then the bins outwards. ``'floor'`` (textbooks): every length down.
+            ``'bins'`` (MMCV's ``RoIPool``): the bins alone.
+        reduction: ``'max'``, or ``'avg'``, over the cells of a bin.
+        kwargs: see :class:`RoIExtractor`.
+    """
+
+    def __init__(
+        self, output_size, featmap_strides, region: str = 'round', reduction: str = 'max', **kwargs
+    ):
+        super().__init__(
+            output_size,
+            featmap_strides,
+            region=region,
+            sampling_ratio=None,
+            reduction=reduction,
+            **kwargs,
+        )

@@ -1,0 +1,26 @@
+"""RoIWarp: bilinear samples of a quantised box."""
+
+from .base import RoIExtractor
+
+
+class RoIWarp(RoIExtractor):
+    """The row between RoIPool and RoIAlign in Mask R-CNN's table 2c (after Multi-task Network Cascades):
+    the box is rounded as in Fast R-CNN, then sampled bilinearly.
+
+    Args:
+        reduction: ``'avg'`` or ``'max'`` over the samples of a bin.
+        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI.
+        kwargs: see :class:`RoIExtractor`.
+    """
+
+    def __init__(
+        self, output_size, featmap_strides, reduction: str = 'avg', sampling_ratio: int = 2, **kwargs
+    ):
+        super().__init__(
+            output_size,
+            featmap_strides,
+            region='round',
+            sampling_ratio=sampling_ratio,
+            reduction=reduction,
+            **kwargs,
+        )

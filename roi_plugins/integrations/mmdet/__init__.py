@@ -1,0 +1,122 @@
+"""The extractors in MMDetection's registry, as ``<name>RoIExtractor``; a config finds them through
+
+    custom_imports = dict(imports=['roi_plugins.integrations.mmdet'], allow_failed_imports=False)
+"""
+
+import functools
+import inspect
+from collections.abc import Sequence
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from ...extractors import EXTRACTORS, RoIExtractor
+from ...ops import assign_levels_mmdet
+
+
+class MMDetRoIExtractor(BaseModule):
+    """Stands where ``SingleRoIExtractor`` stands, with one of our extractors inside.
+
+    The level rule, ``roi_scale_factor``, empty RoIs and a gradient for every level are
+    ``SingleRoIExtractor``'s. RoIs are not cast to the features' dtype under AMP, which would move them.
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        out_channels: channels of every map.
+        featmap_strides: input pixels per cell of each map, finest first.
+        finest_scale: sqrt(area), in pixels, below twice which the finest map is read.
+        init_cfg: as for every MMEngine module.
+        options: those of the extractor, see :mod:`roi_plugins.extractors`.
+
+    Raises:
+        TypeError: an option that the extractor does not have; those it has are listed.
+        ValueError: an option of a value without meaning.
+    """
+
+    extractor_type: type[RoIExtractor]
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        out_channels: int,
+        featmap_strides: Sequence[int],
+        finest_scale: float = 56,
+        init_cfg: dict | None = None,
+        **options,
+    ):
+        super().__init__(init_cfg=init_cfg)
+        known = self.options()
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise TypeError(
+                f'{", ".join(unknown)}: no option of {type(self).__name__}; its options are '
+                f'output_size, out_channels, featmap_strides, finest_scale, {", ".join(known)}'
+            )
+        self.extractor = self.extractor_type(
+            output_size,
+            featmap_strides,
+            level_rule=functools.partial(assign_levels_mmdet, finest_scale=finest_scale),
+            **options,
+        )
+        self.out_channels = out_channels
+        self.finest_scale = finest_scale
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of the options beyond those that every extractor takes."""
+        parameters = inspect.signature(cls.extractor_type).parameters.values()
+        taken = {'output_size', 'featmap_strides'}
+        return [p.name for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in taken]
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.extractor.featmap_strides)
+
+    @property
+    def featmap_strides(self) -> list[int]:
+        return self.extractor.featmap_strides
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        return self.extractor.output_size
+
+    def map_roi_levels(self, rois: Tensor, num_levels: int) -> Tensor:
+        return self.extractor.level_rule(rois, num_levels)
+
+    def roi_rescale(self, rois: Tensor, scale_factor: float) -> Tensor:
+        """RoIs ``(K, 5)`` grown about their centres."""
+        centre = (rois[:, 1:3] + rois[:, 3:5]) * 0.5
+        half = (rois[:, 3:5] - rois[:, 1:3]) * scale_factor * 0.5
+        return torch.cat([rois[:, :1], centre - half, centre + half], dim=1)
+
+    def forward(
+        self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None
+    ) -> Tensor:
+        """``(K, out_channels, height, width)`` for ``rois`` ``(K, 5)`` over maps ``(N, C, H, W)``."""
+        if feats[0].shape[1] != self.out_channels:
+            raise ValueError(
+                f'out_channels: got {self.out_channels}, expected {feats[0].shape[1]}, the channels '
+                'of the maps that reach the extractor'
+            )
+        levels = self.map_roi_levels(rois, len(feats))
+        # With one map SingleRoIExtractor has no use for the factor; a swap changes nothing else.
+        if roi_scale_factor is not None and len(feats) > 1:
+            rois = self.roi_rescale(rois, roi_scale_factor)
+        return self.extractor(feats, rois, levels)
+
+
+def _register(name: str, extractor_type: type[RoIExtractor]) -> None:
+    members = {
+        'extractor_type': extractor_type,
+        '__doc__': extractor_type.__doc__,
+        '__module__': __name__,
+    }
+    globals()[name] = MODELS.register_module(
+        name=name, module=type(name, (MMDetRoIExtractor,), members)
+    )
+
+
+for _name, _type in EXTRACTORS.items():
+    _register(f'{_name}RoIExtractor', _type)
