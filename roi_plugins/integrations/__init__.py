@@ -1,0 +1,1 @@
+"""Bindings to detection frameworks: one each, and none imports another's framework."""

@@ -1,0 +1,430 @@
+"""Training and testing of MMDetection configs, with the options that MMDetection's tools have.
+
+What differs from MMDetection's own tools: a test leaves COCO predictions and ``metrics.json`` in
+its work directory (see :mod:`roi_plugins.evaluation`); nothing that was computed before is
+overwritten unasked; training resumes with torch's safe unpickler on; processes without a GPU are
+joined by gloo.
+
+``python -m roi_plugins.integrations.mmdet.runs train|test`` is the same as ``tools/mmdet/train.py``
+and ``tools/mmdet/test.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from roi_plugins.evaluation import (
+    METRICS_FILE,
+    PREDICTION_FILES,
+    EvaluationError,
+    write_run,
+    written_aside,
+)
+
+MODULE = 'roi_plugins.integrations.mmdet.runs'
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+class RunError(RuntimeError):
+    """A run that cannot be started as asked; the message names the cause and what to do."""
+
+
+@register_backend('atomic_local', force=True)
+class AtomicLocalBackend(LocalBackend):
+    """MMEngine's local files, but written aside and renamed: an interrupted save leaves the old."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Writes ``obj`` to the file ``filepath``, and makes its folder if needed."""
+        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(filepath) as aside:
+            aside.write_bytes(obj)
+
+
+def train(
+    config: str | Path,
+    *,
+    work_dir: str | Path | None = None,
+    amp: bool = False,
+    resume: str | Path | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+) -> None:
+    """Trains a detector.
+
+    Args:
+        config: path of an MMDetection config.
+        work_dir: where checkpoints and logs go; by default the config's ``work_dir``, else
+            ``work_dirs/{name of the config}``.
+        amp: mixed precision.
+        resume: a checkpoint, or ``'auto'`` for the last one in the work directory, if any.
+        cfg_options: config options, ``{'dotted.key': value}``.
+        launcher: how the processes were started, one of ``LAUNCHERS``.
+
+    Raises:
+        RunError: an input is missing; the work directory holds checkpoints and ``resume`` is not
+            given; or a checkpoint to be resumed holds more than data.
+    """
+    cfg = _read_config(config, work_dir, cfg_options, launcher)
+    _check_data(cfg, 'train_dataloader', 'val_dataloader')
+    if amp:
+        if not torch.cuda.is_available():
+            raise RunError('--amp: MMEngine trains in mixed precision on a GPU only; there is none')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    last = last_checkpoint(cfg.work_dir)
+    if resume is None:
+        if last is not None:
+            raise RunError(
+                f'{cfg.work_dir} holds the checkpoint {last.name} of an earlier training: give '
+                '--resume to continue it, or another --work-dir'
+            )
+    elif resume == 'auto':
+        if last is not None:
+            cfg.resume, cfg.load_from = True, str(last)
+    else:
+        cfg.resume, cfg.load_from = True, str(_check_file(resume, 'checkpoint'))
+    hooks = cfg.setdefault('default_hooks', {})
+    hooks.setdefault('checkpoint', {'type': 'CheckpointHook'})
+    if hooks.checkpoint is not None:
+        hooks.checkpoint.setdefault('backend_args', {'backend': 'atomic_local'})
+    _run(cfg, 'train')
+
+
+def test(
+    config: str | Path,
+    checkpoint: str | Path,
+    *,
+    work_dir: str | Path | None = None,
+    overwrite: bool = False,
+    cfg_options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+) -> dict[str, Any] | None:
+    """Evaluates a detector on the test set of its config, which must be in COCO format.
+
+    Args:
+        config: path of an MMDetection config.
+        checkpoint: a checkpoint, or the work directory of a training for the last one in it.
+        work_dir: where the predictions and ``metrics.json`` go; by default the config's
+            ``work_dir``, else ``work_dirs/{name of the config}``.
+        overwrite: replace the result of another config, checkpoint or options in ``work_dir``.
+        cfg_options: config options, ``{'dotted.key': value}``.
+        launcher: how the processes were started, one of ``LAUNCHERS``.
+
+    Returns:
+        The content of ``metrics.json``; None in processes other than the first.
+
+    Raises:
+        RunError: an input is missing, the config's evaluator is not a ``CocoMetric`` with an
+            annotation file, or the work directory holds another result.
+    """
+    cfg = _read_config(config, work_dir, cfg_options, launcher)
+    if Path(checkpoint).is_dir():
+        last = last_checkpoint(checkpoint)
+        if last is None:
+            raise RunError(f'{checkpoint} holds no checkpoint: train first, or name a .pth file')
+        checkpoint = last
+    cfg.resume, cfg.load_from = False, str(_check_file(checkpoint, 'checkpoint'))
+    _check_data(cfg, 'test_dataloader')
+    metric = _coco_metric(cfg)
+    run_dir = Path(cfg.work_dir)
+    command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
+    command += ['--work-dir', str(run_dir), '--launcher', launcher]
+    command += ['--cfg-options', *(f'{key}={value}' for key, value in (cfg_options or {}).items())]
+    if not overwrite:
+        _check_same_result(run_dir, config, checkpoint, command)
+
+    # One place evaluates, for every framework: the metric writes the predictions, and no more. They
+    # come aside first, for a test that is stopped half-way must leave an earlier result as it was.
+    aside = run_dir / 'predictions.partial'
+    metric.update(format_only=True, outfile_prefix=str(aside / 'predictions'))
+    _run(cfg, 'test')
+    if not is_main_process():
+        return None
+    (run_dir / METRICS_FILE).unlink(missing_ok=True)
+    for name in PREDICTION_FILES.values():
+        if (aside / name).exists():
+            os.replace(aside / name, run_dir / name)
+        else:
+            (run_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(aside)
+    return write_run(
+        run_dir,
+        framework='mmdet',
+        config=config,
+        checkpoint=checkpoint,
+        ann_file=metric.ann_file,
+        command=command,
+    )
+
+
+def last_checkpoint(work_dir: str | Path) -> Path | None:
+    """The newest checkpoint that a training has left in its work directory, if any."""
+    work_dir = Path(work_dir)
+    try:
+        named = Path((work_dir / 'last_checkpoint').read_text(encoding='utf-8').strip())
+    except FileNotFoundError:
+        named = Path()
+    # MMEngine wrote an absolute path, which is wrong once the folder is moved; and it removes old
+    # checkpoints before it writes this file, so that after a crash the named one may be gone.
+    if (work_dir / named.name).is_file():
+        return work_dir / named.name
+    saved = [*work_dir.glob('iter_*.pth'), *work_dir.glob('epoch_*.pth')]
+    return max(saved, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Lets ``torch.load(weights_only=True)`` read what MMEngine saves beside tensors.
+
+    That is the history of the logged values: numpy arrays and :class:`HistoryBuffer`. The safe
+    unpickler stays on; all that is allowed here holds data and runs no code of the file's choice.
+    """
+    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            (_history_statistic, 'builtins.getattr'),
+            np.ndarray,
+            np.dtype,
+            *(type(np.dtype(code)) for code in '?bBhHiIlLqQefd'),
+            *(
+                (function, f'{module}.{function.__name__}')
+                for function in (multiarray._reconstruct, multiarray.scalar)
+                for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
+            ),
+        ]
+    )
+
+
+def _history_statistic(owner: Any, name: str) -> Any:
+    """Stands for ``getattr``, by which a pickled HistoryBuffer refers to its four methods."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
+    return getattr(owner, name)
+
+
+def _run(cfg: Config, phase: str) -> None:
+    _join_processes(cfg)
+    allow_mmengine_checkpoints()
+    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+    runner = build(cfg)
+    try:
+        getattr(runner, phase)()
+    except pickle.UnpicklingError as error:
+        raise RunError(
+            f'the checkpoint {cfg.load_from} was not loaded, for it is damaged or holds objects '
+            f'that could run code: {_unsafe_objects(cfg.load_from) or error}. Give one that was '
+            'saved by MMEngine'
+        ) from error
+
+
+def _unsafe_objects(checkpoint: str) -> str:
+    try:
+        return ', '.join(torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint))
+    except Exception:  # a damaged file, or not a local one: the caller has the first error
+        return ''
+
+
+def _join_processes(cfg: Config) -> None:
+    """Without a GPU, joins the processes by gloo, which MMEngine then leaves alone.
+
+    MMEngine itself would choose a GPU for each process.
+    """
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise RunError(
+            '--launcher pytorch: this process was not started by torchrun; use '
+            'torchrun --nproc_per_node N ... --launcher pytorch'
+        )
+    if cfg.launcher == 'none' or torch.cuda.is_available():
+        return
+    if cfg.launcher != 'pytorch':
+        raise RunError(
+            f'--launcher {cfg.launcher} needs a GPU for each process and there is none; start with '
+            'torchrun and --launcher pytorch'
+        )
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    # MMEngine's defaults, but for the GPU.
+    cfg.setdefault(
+        'model_wrapper_cfg',
+        {
+            'type': 'MMDistributedDataParallel',
+            'device_ids': None,
+            'broadcast_buffers': False,
+            'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        },
+    )
+
+
+def _read_config(
+    path: str | Path,
+    work_dir: str | Path | None,
+    cfg_options: Mapping[str, Any] | None,
+    launcher: str,
+) -> Config:
+    if launcher not in LAUNCHERS:
+        raise RunError(f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}')
+    _check_file(path, 'config')
+    try:
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(dict(cfg_options or {}))
+    except (FileNotFoundError, ImportError) as error:  # of a base, or of custom_imports
+        # MMEngine's own message on an import lists the whole search path.
+        raise RunError(f'the config {path} cannot be read: {error.__cause__ or error}') from error
+    cfg.launcher = launcher
+    default = cfg.get('work_dir') or Path('work_dirs') / Path(path).stem
+    cfg.work_dir = str(work_dir or default)
+    return cfg
+
+
+def _check_file(path: str | Path, what: str) -> str | Path:
+    if '://' not in str(path) and not Path(path).is_file():
+        raise RunError(f'the {what} {path} does not exist')
+    return path
+
+
+def _check_data(cfg: Config, *loaders: str) -> None:
+    for loader in loaders:
+        for dataset in _datasets((cfg.get(loader) or {}).get('dataset') or {}):
+            if dataset.get('backend_args'):
+                continue  # not local files
+            root = dataset.get('data_root') or ''
+            paths = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+            for path in filter(None, paths):
+                full = os.path.join(root, path)
+                if '://' not in full and not os.path.exists(full):
+                    raise RunError(
+                        f'{loader}: the dataset is not there: {full} does not exist. Put it there, '
+                        f'or say where it is with --cfg-options {loader}.dataset.data_root=FOLDER'
+                    )
+
+
+def _datasets(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The innermost datasets of wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', [])
+    if not inner:
+        yield dataset
+    for part in inner:
+        yield from _datasets(part)
+
+
+def _coco_metric(cfg: Config) -> dict[str, Any]:
+    evaluators = cfg.get('test_evaluator') or []
+    for metric in evaluators if isinstance(evaluators, list) else [evaluators]:
+        if metric.get('type') == 'CocoMetric' and metric.get('ann_file'):
+            _check_file(metric.ann_file, 'annotation file of test_evaluator')
+            return metric
+    raise RunError(
+        f'the config {cfg.filename} has no CocoMetric with an ann_file in test_evaluator; it is '
+        'what writes the predictions in COCO format'
+    )
+
+
+def _check_same_result(
+    run_dir: Path, config: str | Path, checkpoint: str | Path, command: Sequence[str]
+) -> None:
+    try:
+        found = json.loads((run_dir / METRICS_FILE).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return
+
+    def identity(config: Any, checkpoint: Any, command: Sequence[str]) -> tuple:
+        options = command[command.index('--cfg-options') + 1 :]
+        return os.path.realpath(config), os.path.realpath(checkpoint), sorted(options)
+
+    new = identity(config, checkpoint, command)
+    if identity(found['config'], found['checkpoint'], found['command']) != new:
+        raise RunError(
+            f'{run_dir} holds the result of another test, of the checkpoint {found["checkpoint"]} '
+            f'with the config {found["config"]} ({" ".join(found["command"])}). Give another '
+            '--work-dir, or --overwrite to replace it'
+        )
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    """The command line of :func:`train`."""
+    parser = argparse.ArgumentParser(description='Train a detector of MMDetection.')
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('--work-dir', help='where checkpoints and logs go')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint; without a path, from the last one in the work directory',
+    )
+    args = _parse(parser, argv)
+    return _main(train, args)
+
+
+def test_main(argv: Sequence[str] | None = None) -> int:
+    """The command line of :func:`test`."""
+    parser = argparse.ArgumentParser(
+        description='Evaluate a detector of MMDetection: writes COCO predictions and metrics.json.'
+    )
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('checkpoint', help='a checkpoint, or a work directory for its last one')
+    parser.add_argument('--work-dir', help='where predictions and metrics.json go')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace another result in the work directory'
+    )
+    args = _parse(parser, argv)
+    return _main(test, args)
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. train_cfg.max_epochs=1 key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher', choices=LAUNCHERS, default='none', help='how the processes were started'
+    )
+    # torch.distributed.launch gives it; torchrun sets the environment variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    args = vars(parser.parse_args(argv))
+    os.environ.setdefault('LOCAL_RANK', str(args.pop('local_rank')))
+    return args
+
+
+def _main(function: Any, args: dict[str, Any]) -> int:
+    try:
+        result = function(**args)
+    except (RunError, EvaluationError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    for iou_type, metrics in (result or {}).get('metrics', {}).items():
+        print(iou_type, *(f'{name} {value:.3f}' for name, value in metrics.items()), sep='  ')
+    return 0
+
+
+if __name__ == '__main__':
+    commands = {'train': train_main, 'test': test_main}
+    if sys.argv[1:2] == [] or sys.argv[1] not in commands:
+        sys.exit(f'usage: python -m {MODULE} train|test ...')
+    sys.exit(commands[sys.argv[1]](sys.argv[2:]))

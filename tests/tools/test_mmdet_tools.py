@@ -1,0 +1,289 @@
+"""Training and testing with MMDetection: a small real detector, a few steps, on the CPU."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmcv.ops')
+
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
+
+from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
+from roi_plugins.evaluation import METRICS, evaluate
+from roi_plugins.integrations.mmdet import runs
+from roi_plugins.integrations.mmdet.runs import RunError, last_checkpoint, train
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+_base_ = '{root}/configs/mmdet/shapes/mask-rcnn_r18-c4_{extractor}_shapes.py'
+data_root = '{data}'
+train_cfg = dict(max_iters=4)
+train_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
+test_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
+test_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+val_cfg = val_dataloader = val_evaluator = None
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, max_keep_ckpts=-1))
+randomness = dict(seed=0)
+"""
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp('shapes')
+    generate_shapes(root, ShapesSpec(num_train=8, num_val=5, image_size=64))
+    return root
+
+
+def write_config(folder, data, extractor='stock'):
+    path = folder / f'{extractor}.py'
+    path.write_text(CONFIG.format(root=ROOT, extractor=extractor, data=f'{data}/'))
+    return path
+
+
+@pytest.fixture(scope='module')
+def config(data, tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp('configs'), data)
+
+
+@pytest.fixture(scope='module')
+def trained(config, tmp_path_factory):
+    """The work directory of a finished training of 4 steps, saved at 2 and 4; only to be read."""
+    work_dir = tmp_path_factory.mktemp('trained')
+    train(config, work_dir=work_dir)
+    return work_dir
+
+
+def losses(checkpoint):
+    runs.allow_mmengine_checkpoints()
+    history = torch.load(checkpoint, weights_only=True)['message_hub']['log_scalars']['train/loss']
+    return history.data[0].tolist()
+
+
+def test_resume_goes_on_from_a_checkpoint(config, trained, tmp_path):
+    train(config, work_dir=tmp_path, resume=trained / 'iter_2.pth')
+    assert last_checkpoint(tmp_path) == tmp_path / 'iter_4.pth'
+    assert not (tmp_path / 'iter_2.pth').exists()
+    assert len(losses(tmp_path / 'iter_4.pth')) == 4
+    assert losses(tmp_path / 'iter_4.pth')[:2] == losses(trained / 'iter_2.pth')
+
+    # 'auto' finds the last one of the work directory, and goes on to more steps than before.
+    train(config, work_dir=tmp_path, resume='auto', cfg_options={'train_cfg.max_iters': 5})
+    assert losses(tmp_path / 'iter_5.pth')[:4] == losses(tmp_path / 'iter_4.pth')
+
+
+def test_an_earlier_training_is_not_overwritten(config, trained):
+    before = (trained / 'iter_4.pth').read_bytes()
+    with pytest.raises(RunError, match=r'holds the checkpoint iter_4\.pth .*--resume'):
+        train(config, work_dir=trained)
+    assert (trained / 'iter_4.pth').read_bytes() == before
+
+
+def test_the_last_checkpoint_is_found_where_mmengine_does_not_find_it(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for age, name in enumerate(['iter_900.pth', 'iter_1000.pth']):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+    (tmp_path / 'best_coco_iter_500.pth').touch()
+    # The folder was moved.
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/iter_900.pth')
+    assert last_checkpoint(tmp_path) == tmp_path / 'iter_900.pth'
+    # It was removed to make place for one that was never written.
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_1.pth'))
+    assert last_checkpoint(tmp_path) == tmp_path / 'iter_1000.pth'
+    (tmp_path / 'last_checkpoint').write_text('')
+    assert last_checkpoint(tmp_path) == tmp_path / 'iter_1000.pth'
+
+
+class Attack:
+    def __init__(self, function, *arguments):
+        self.reduced = function, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+@pytest.mark.parametrize(
+    'attack',
+    [
+        lambda file: Attack(os.system, f'touch {file}'),
+        lambda file: Attack(exec, f'open({str(file)!r}, "w")'),
+        lambda file: Attack(getattr, HistoryBuffer, '__init__'),
+        lambda file: Attack(getattr, 'text', 'mean'),
+    ],
+    ids=['system', 'exec', 'getattr-name', 'getattr-owner'],
+)
+def test_a_checkpoint_that_runs_code_is_refused(config, trained, tmp_path, attack):
+    runs.allow_mmengine_checkpoints()
+    checkpoint = torch.load(trained / 'iter_2.pth', weights_only=True)
+    checkpoint['attack'] = attack(tmp_path / 'attacked')
+    torch.save(checkpoint, tmp_path / 'bad.pth')
+    with pytest.raises(RunError, match=r'bad\.pth was not loaded'):
+        train(config, work_dir=tmp_path / 'work', resume=tmp_path / 'bad.pth')
+    assert not (tmp_path / 'attacked').exists()
+
+
+def test_checkpoints_are_written_aside(trained, tmp_path):
+    assert "backend='atomic_local'" in (trained / 'stock.py').read_text()
+    backend = runs.AtomicLocalBackend()
+    backend.put(b'old', tmp_path / 'folder' / 'file')
+    with pytest.raises(TypeError):
+        backend.put('not bytes', tmp_path / 'folder' / 'file')
+    assert [path.read_bytes() for path in (tmp_path / 'folder').iterdir()] == [b'old']
+
+
+def test_test_leaves_predictions_and_metrics(config, trained, data, tmp_path, capsys):
+    # A threshold this low keeps boxes of a detector that has learnt nothing.
+    options = {'model.test_cfg.rcnn.score_thr': 0.001}
+    found = runs.test(config, trained, work_dir=tmp_path, cfg_options=options)
+    written = json.loads((tmp_path / 'metrics.json').read_text())
+    assert written == found
+    assert written['framework'] == 'mmdet'
+    assert written['config'] == str(config)
+    assert written['checkpoint'] == str(trained / 'iter_4.pth')
+    ann_file = data / 'annotations' / 'instances_val.json'
+    assert Path(written['ann_file']) == ann_file
+    images = {image['id'] for image in json.loads(ann_file.read_text())['images']}
+    for iou_type in ('bbox', 'segm'):
+        predictions = json.loads((tmp_path / f'predictions.{iou_type}.json').read_text())
+        assert {prediction['image_id'] for prediction in predictions} == images
+        expected = evaluate(ann_file, predictions, iou_type)
+        assert written['metrics'][iou_type] == {metric: expected[metric] for metric in METRICS}
+    assert not (tmp_path / 'predictions.partial').exists()
+
+    # The same again is welcome; anything else must be asked for.
+    runs.test(config, trained / 'iter_4.pth', work_dir=tmp_path, cfg_options=options)
+    before = {path: path.read_bytes() for path in tmp_path.glob('*.json')}
+    assert len(before) == 3
+    other = [str(config), str(trained / 'iter_2.pth'), '--work-dir', str(tmp_path)]
+    assert runs.test_main(other) == 2
+    error = capsys.readouterr().err
+    assert f'{tmp_path} holds the result of another test' in error
+    assert f'{trained / "iter_4.pth"}' in error
+    assert '--overwrite' in error
+    with pytest.raises(RunError, match='another test'):
+        runs.test(config, trained, work_dir=tmp_path)  # without the options
+    assert {path: path.read_bytes() for path in tmp_path.glob('*.json')} == before
+    assert runs.test_main([*other, '--overwrite']) == 0
+    written = json.loads((tmp_path / 'metrics.json').read_text())
+    assert written['checkpoint'] == str(trained / 'iter_2.pth')
+
+
+def test_what_is_missing_is_named(config, trained, tmp_path, capsys):
+    def error(main, *arguments):
+        assert main([*map(str, arguments), '--work-dir', str(tmp_path / 'work')]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        return lines[0]
+
+    assert 'the config none.py does not exist' in error(runs.train_main, 'none.py')
+    assert 'the checkpoint a.pth does not exist' in error(runs.test_main, config, 'a.pth')
+    assert f'{tmp_path} holds no checkpoint' in error(runs.test_main, config, tmp_path)
+    assert 'the checkpoint a.pth does not exist' in error(runs.train_main, config, '--resume', 'a.pth')
+    orphan = tmp_path / 'orphan.py'
+    orphan.write_text("_base_ = 'parent.py'")
+    assert f'the config {orphan} cannot be read' in error(runs.train_main, orphan)
+    orphan.write_text("custom_imports = dict(imports=['not_a_module'])")
+    assert 'not_a_module' in error(runs.train_main, orphan)
+    moved = write_config(tmp_path, tmp_path / 'nowhere')
+    for main, arguments in ((runs.train_main, ()), (runs.test_main, (trained,))):
+        message = error(main, moved, *arguments)
+        assert f'{tmp_path}/nowhere/annotations/instances_' in message
+        assert 'data_root=' in message
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='is about machines without a GPU')
+def test_what_needs_a_gpu_is_refused_without_one(config, tmp_path, monkeypatch):
+    with pytest.raises(RunError, match='--amp'):
+        train(config, work_dir=tmp_path, amp=True)
+    with pytest.raises(RunError, match='--launcher slurm needs a GPU'):
+        train(config, work_dir=tmp_path, launcher='slurm')
+    monkeypatch.delenv('RANK', raising=False)
+    with pytest.raises(RunError, match='use torchrun'):
+        train(config, work_dir=tmp_path, launcher='pytorch')
+
+
+def test_two_processes_without_a_gpu(config, trained, tmp_path):
+    """Run as a user does it: by path, from elsewhere, without the package installed."""
+    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    environment.pop('PYTHONPATH', None)
+
+    def torchrun(tool, *arguments):
+        subprocess.run(
+            [
+                *(sys.executable, '-m', 'torch.distributed.run', '--standalone'),
+                *('--nproc_per_node=2', ROOT / 'tools' / 'mmdet' / tool),
+                *(*arguments, '--launcher', 'pytorch'),
+            ],
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+            timeout=120,
+        )
+
+    torchrun('train.py', config, '--work-dir', 'run', '--cfg-options', 'train_cfg.max_iters=2')
+    assert last_checkpoint(tmp_path / 'run') == tmp_path / 'run' / 'iter_2.pth'
+
+    torchrun('test.py', config, trained / 'iter_4.pth', '--work-dir', 'test')
+    two = json.loads((tmp_path / 'test' / 'metrics.json').read_text())
+    one = runs.test(config, trained / 'iter_4.pth', work_dir=tmp_path / 'one')
+    assert two.keys() == one.keys()
+    for iou_type in ('bbox', 'segm'):
+        assert two['metrics'][iou_type] == pytest.approx(one['metrics'][iou_type], abs=1e-6)
+        name = f'predictions.{iou_type}.json'
+        assert sorted(map(place, json.loads((tmp_path / 'test' / name).read_text()))) == sorted(
+            map(place, json.loads((tmp_path / 'one' / name).read_text()))
+        )
+
+
+def place(prediction):
+    return prediction['image_id'], prediction['category_id'], round(prediction['score'], 4)
+
+
+@HOOKS.register_module()
+class RecordStart(Hook):
+    """Keeps a checksum of the initial weights, and the images of each step."""
+
+    def before_train(self, runner):
+        self.weights = hashlib.sha256()
+        for name, value in runner.model.state_dict().items():
+            self.weights.update(name.encode() + value.numpy().tobytes())
+        self.images = []
+        RecordStart.last = self
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        # The flip too: it is part of what the detector sees.
+        self.images.append([(s.img_id, s.flip) for s in data_batch['data_samples']])
+
+
+def test_extractors_with_one_seed_start_alike(data, tmp_path):
+    def start(extractor, seed):
+        train(
+            write_config(tmp_path, data, extractor),
+            work_dir=tmp_path / f'{extractor}{seed}',
+            cfg_options={
+                'custom_hooks': [{'type': 'RecordStart'}],
+                'randomness.seed': seed,
+                'train_cfg.max_iters': 2,
+                'train_dataloader.num_workers': 1,
+            },
+        )
+        return RecordStart.last.weights.hexdigest(), RecordStart.last.images
+
+    weights, images = start('stock', 0)
+    for extractor in ('quantized-pool', 'align-max', 'align-avg', 'adaptive'):
+        assert start(extractor, 0) == (weights, images), extractor
+    other_weights, other_images = start('stock', 1)
+    assert other_weights != weights
+    assert other_images != images
