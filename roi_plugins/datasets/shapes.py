@@ -63,7 +63,7 @@ class ShapesSpec:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in dict(num_train=1, num_val=1, image_size=32, seed=0).items():
+        for name, least in {'num_train': 1, 'num_val': 1, 'image_size': 32, 'seed': 0}.items():
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f'ShapesSpec: {name}={value!r}, expected an integer >= {least}')
@@ -143,39 +143,35 @@ def _write_dataset(root: Path, spec: ShapesSpec) -> None:
     (root / 'annotations').mkdir(parents=True)
     for split_index, split in enumerate(_SPLITS):
         (root / split).mkdir()
-        images, annotations = [], []
+        coco = {
+            'info': {'description': 'Generated shapes', 'seed': spec.seed},
+            'licenses': [],
+            'categories': [
+                {'id': label + 1, 'name': name, 'supercategory': 'shape'}
+                for label, name in enumerate(CLASSES)
+            ],
+            'images': [],
+            'annotations': [],
+        }
         for image_id in range(getattr(spec, f'num_{split}')):
             rng = np.random.default_rng([spec.seed, split_index, image_id])
             objects = _sample_objects(rng, spec.image_size)
+            image = _render(rng, objects, spec.image_size)
             file_name = f'{image_id:06d}.png'
-            # Level 1: grainy images hardly compress any further, and it is twice as fast.
-            _render(rng, objects, spec.image_size).save(root / split / file_name, compress_level=1)
-            images.append(
-                dict(
-                    id=image_id,
-                    file_name=file_name,
-                    width=spec.image_size,
-                    height=spec.image_size,
-                )
+            image.save(root / split / file_name)
+            coco['images'].append(
+                {
+                    'id': image_id,
+                    'file_name': file_name,
+                    'width': spec.image_size,
+                    'height': spec.image_size,
+                }
             )
             for obj in objects:
                 # From 1: COCOeval takes a match with annotation 0 for none.
-                ids = dict(id=len(annotations) + 1, image_id=image_id)
-                annotations.append(ids | _annotate(obj))
-        (root / f'annotations/instances_{split}.json').write_text(
-            _dumps(
-                dict(
-                    info=dict(description='Generated shapes', seed=spec.seed),
-                    licenses=[],
-                    categories=[
-                        dict(id=label + 1, name=name, supercategory='shape')
-                        for label, name in enumerate(CLASSES)
-                    ],
-                    images=images,
-                    annotations=annotations,
-                )
-            )
-        )
+                ids = {'id': len(coco['annotations']) + 1, 'image_id': image_id}
+                coco['annotations'].append(ids | _annotate(obj))
+        (root / f'annotations/instances_{split}.json').write_text(_dumps(coco))
     (root / _SPEC_FILE).write_text(_describe(spec))
 
 
@@ -211,9 +207,13 @@ def _cross(rng):
     return np.concatenate([arm @ np.linalg.matrix_power(quarter_turn, k) for k in range(4)])
 
 
-_OUTLINES = dict(
-    ellipse=_ellipse, triangle=_triangle, rectangle=_rectangle, star=_star, cross=_cross
-)
+_OUTLINES = {
+    'ellipse': _ellipse,
+    'triangle': _triangle,
+    'rectangle': _rectangle,
+    'star': _star,
+    'cross': _cross,
+}
 
 CLASSES = tuple(_OUTLINES)
 """Names of the classes, in the order of their labels (COCO category ids 1, 2, ...)."""
@@ -265,13 +265,15 @@ def _annotate(obj: _Object) -> dict:
     parts = [p for p in _polygons(obj.visible) if p.area >= _MIN_PART]
     polygons = [piece for part in parts for piece in _without_holes(part)]
     x1, y1, x2, y2 = shapely.total_bounds(polygons)
-    return dict(
-        category_id=obj.label + 1,
-        iscrowd=0,
-        segmentation=[_round(shapely.get_coordinates(p.exterior)[:-1].ravel()) for p in polygons],
-        area=round(float(shapely.area(polygons).sum()), 2),
-        bbox=_round([x1, y1, x2 - x1, y2 - y1]),
-    )
+    return {
+        'category_id': obj.label + 1,
+        'iscrowd': 0,
+        'segmentation': [
+            _round(shapely.get_coordinates(p.exterior)[:-1].ravel()) for p in polygons
+        ],
+        'area': round(float(shapely.area(polygons).sum()), 2),
+        'bbox': _round([x1, y1, x2 - x1, y2 - y1]),
+    }
 
 
 def _round(values) -> list[float]:
