@@ -7,7 +7,7 @@ and `roi_plugins.ops` falls back, audibly, to its pure-PyTorch reference.
 Environment:
     ROI_PLUGINS_CUDA  `0` leaves the CUDA kernels out, `1` makes their absence an error; by default they
                       are built where an nvcc of torch's CUDA major version is found.
-    TORCH_CUDA_ARCH_LIST  as for every torch extension; `8.0;9.0` if unset.
+    TORCH_CUDA_ARCH_LIST  as for every torch extension; `8.0;9.0+PTX` if unset.
 """
 
 import os
@@ -77,7 +77,8 @@ def extension():
     sources = [CSRC / 'op.cpp', *sorted(CSRC.glob('cpu/*.cpp'))]
     build = cpp_extension.CppExtension
     if with_cuda:
-        os.environ.setdefault('TORCH_CUDA_ARCH_LIST', '8.0;9.0')
+        os.environ.setdefault('TORCH_CUDA_ARCH_LIST', '8.0;9.0+PTX')
+        flags['cxx'].append('-DROI_PLUGINS_WITH_CUDA')
         flags['nvcc'] = ['-O3', '-std=c++17', '--fmad=false', '--expt-relaxed-constexpr']
         sources += sorted(CSRC.glob('cuda/*.cu'))
         build = cpp_extension.CUDAExtension

@@ -58,7 +58,7 @@ def check_options(
         'None (every cell), 0 (from the size of the RoI) or a positive number',
     )
     _expect(
-        1 <= min_samples and (max_samples is None or min_samples <= max_samples),
+        min_samples >= 1 and (max_samples is None or min_samples <= max_samples),
         'min_samples, max_samples',
         f'{min_samples} and {max_samples}',
         '1 <= min_samples <= max_samples',

@@ -1,10 +1,11 @@
-// The schema of the op and the checks of its arguments; the kernels are registered under cpu/, cuda/.
+// The schema of the op, the checks of its arguments, and its entry points; the kernels are in cpu/, cuda/.
 #include "op.h"
 
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
 #include <climits>
+#include <cstdlib>
 
 namespace roi_plugins {
 namespace {
@@ -63,6 +64,8 @@ at::ScalarType Options::winner_type() const {
   const int64_t side = method.sampling_ratio > 0 ? method.sampling_ratio : method.max_samples;
   return !method.cells && side <= 15 ? at::kByte : at::kInt;
 }
+
+namespace {
 
 void check_inputs(
     at::TensorList features, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
@@ -127,48 +130,109 @@ void check_inputs(
   }
 }
 
-void check_shapes(at::IntArrayRef feature_shapes, const at::Tensor& rois, const Options& options) {
-  const size_t levels = options.scales.size();
-  TORCH_CHECK_VALUE(
-      levels >= 1 && levels <= kMaxLevels && feature_shapes.size() == 2 + 2 * levels,
-      "feature_shapes: got ", feature_shapes, ", expected N, C and then H, W of each of ", levels,
-      " maps");
-  TORCH_CHECK_VALUE(
-      rois.dim() == 2 && rois.size(1) == 5, "rois: got shape ", rois.sizes(),
-      ", expected (K, 5) rows of (batch_index, x1, y1, x2, y2)");
+at::Tensor level_index(const std::optional<at::Tensor>& levels, const at::Tensor& rois) {
+  if (levels.has_value()) return levels->to(at::kLong).contiguous();
+  return at::zeros({rois.size(0)}, rois.options().dtype(at::kLong));
 }
 
-void check_batch_index(const at::Tensor& rois, int64_t images) {
+using ForwardKernel = void(const Call&, at::TensorList, at::Tensor&, at::Tensor&);
+using BackwardKernel =
+    std::vector<at::Tensor>(const Call&, const at::Tensor&, const at::Tensor&);
+
+template <ForwardKernel kernel>
+std::tuple<at::Tensor, at::Tensor> roi_extract(
+    at::TensorList features, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
+    at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region,
+    std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned,
+    int64_t min_samples, std::optional<int64_t> max_samples) {
+  const Options options(
+      spatial_scale, output_size, region, sampling_ratio, reduction, aligned, min_samples,
+      max_samples);
+  check_inputs(features, rois, levels, options);
+  const at::Tensor& first = features[0];
+  std::vector<int64_t> shapes{first.size(0), first.size(1)};
+  for (const at::Tensor& map : features) {
+    shapes.push_back(map.size(2));
+    shapes.push_back(map.size(3));
+  }
+  const bool channels_last =
+      first.is_contiguous(at::MemoryFormat::ChannelsLast) && !first.is_contiguous();
+  const Call call{
+      options, rois.to(accumulation_type(first.scalar_type())).contiguous(),
+      level_index(levels, rois), shapes, channels_last};
+  check_batch_index(call);
+  const std::vector<int64_t> size{
+      rois.size(0), first.size(1), options.pooled_height, options.pooled_width};
+  at::Tensor output = at::empty(size, first.options().memory_format(call.format()));
+  at::Tensor winner = at::empty({0}, first.options().dtype(options.winner_type()));
+  if (options.max) winner = at::empty(size, winner.options().memory_format(call.format()));
+  if (output.numel() > 0) kernel(call, features, output, winner);
+  return {output, winner};
+}
+
+template <BackwardKernel kernel>
+std::vector<at::Tensor> roi_extract_backward(
+    const at::Tensor& grad, const at::Tensor& winner, const at::Tensor& rois,
+    const std::optional<at::Tensor>& levels, at::IntArrayRef feature_shapes, bool channels_last,
+    at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region,
+    std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned,
+    int64_t min_samples, std::optional<int64_t> max_samples) {
+  const Options options(
+      spatial_scale, output_size, region, sampling_ratio, reduction, aligned, min_samples,
+      max_samples);
+  const size_t maps = options.scales.size();
+  TORCH_CHECK_VALUE(
+      maps >= 1 && maps <= kMaxLevels && feature_shapes.size() == 2 + 2 * maps,
+      "feature_shapes: got ", feature_shapes, ", expected N, C and then H, W of each of ", maps,
+      " maps");
+  const std::vector<int64_t> size{
+      rois.size(0), feature_shapes[1], options.pooled_height, options.pooled_width};
+  TORCH_CHECK_VALUE(
+      rois.dim() == 2 && rois.size(1) == 5 && grad.sizes() == size, "grad: got shape ",
+      grad.sizes(), " for rois of shape ", rois.sizes(), ", expected ", at::IntArrayRef(size));
+  TORCH_CHECK_VALUE(
+      !options.max || (winner.sizes() == size && winner.scalar_type() == options.winner_type()),
+      "winner: got shape ", winner.sizes(), " and dtype ", winner.scalar_type(),
+      ", expected what forward returned");
+  const Call call{
+      options, rois.to(accumulation_type(grad.scalar_type())).contiguous(),
+      level_index(levels, rois), feature_shapes.vec(), channels_last};
+  if (grad.numel() > 0) {
+    check_batch_index(call);
+    return kernel(
+        call, grad.contiguous(call.format()),
+        options.max ? winner.contiguous(call.format()) : winner);
+  }
+  std::vector<at::Tensor> grads;
+  for (size_t l = 0; l < maps; ++l) {
+    grads.push_back(at::zeros(
+        {call.images(), call.channels(), call.height(l), call.width(l)}, grad.options()));
+    grads.back() = grads.back().contiguous(call.format());
+  }
+  return grads;
+}
+
+}  // namespace
+
+void check_batch_index(const Call& call) {
+  const bool on_cpu = call.rois.is_cpu();
+  // Elsewhere a look at the numbers makes the host wait, so it is asked for.
+  const char* const wanted = std::getenv("ROI_PLUGINS_CHECK");
+  if (!on_cpu && (wanted == nullptr || c10::string_view(wanted) != "1")) return;
+  const at::Tensor rois = call.rois.cpu();
   AT_DISPATCH_FLOATING_TYPES(rois.scalar_type(), "check_batch_index", [&] {
     const auto rows = rois.accessor<scalar_t, 2>();
     for (int64_t k = 0; k < rows.size(0); ++k) {
       TORCH_CHECK_INDEX(
-          batch_index_is_valid(rows[k][0], images), "rois: RoI ", k, " has the batch index ",
-          rows[k][0], ", expected one of the ", images, " images of features (0 to ", images - 1,
-          ")");
+          batch_index_is_valid(rows[k][0], call.images()), "rois: RoI ", k,
+          " has the batch index ", rows[k][0], ", expected one of the ", call.images(),
+          " images of features (0 to ", call.images() - 1, ")");
     }
   });
 }
 
 at::ScalarType accumulation_type(at::ScalarType feature_type) {
   return feature_type == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-at::Tensor coordinates(const at::Tensor& rois, at::ScalarType feature_type) {
-  return rois.detach().to(accumulation_type(feature_type)).contiguous();
-}
-
-at::Tensor level_index(const std::optional<at::Tensor>& levels, const at::Tensor& rois) {
-  if (levels.has_value()) return levels->to(at::kLong).contiguous();
-  return at::zeros({rois.size(0)}, rois.options().dtype(at::kLong));
-}
-
-bool is_channels_last(const at::Tensor& features) {
-  return features.is_contiguous(at::MemoryFormat::ChannelsLast) && !features.is_contiguous();
-}
-
-at::MemoryFormat memory_format(bool channels_last) {
-  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 TORCH_LIBRARY(roi_plugins, m) {
@@ -182,5 +246,17 @@ TORCH_LIBRARY(roi_plugins, m) {
       "str region, int? sampling_ratio, str reduction, bool aligned, int min_samples, "
       "int? max_samples) -> Tensor[]");
 }
+
+TORCH_LIBRARY_IMPL(roi_plugins, CPU, m) {
+  m.impl("roi_extract", &roi_extract<forward_cpu>);
+  m.impl("roi_extract_backward", &roi_extract_backward<backward_cpu>);
+}
+
+#ifdef ROI_PLUGINS_WITH_CUDA
+TORCH_LIBRARY_IMPL(roi_plugins, CUDA, m) {
+  m.impl("roi_extract", &roi_extract<forward_cuda>);
+  m.impl("roi_extract_backward", &roi_extract_backward<backward_cuda>);
+}
+#endif
 
 }  // namespace roi_plugins

@@ -29,21 +29,39 @@ struct Options {
   at::ScalarType winner_type() const;
 };
 
-// Throws on anything that depends on shapes, dtypes or devices.
-void check_inputs(
-    at::TensorList features, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
-    const Options& options);
-void check_shapes(at::IntArrayRef feature_shapes, const at::Tensor& rois, const Options& options);
-// Names the first RoI on the CPU whose batch index is none of 0 .. images - 1.
-void check_batch_index(const at::Tensor& rois, int64_t images);
+// A call whose arguments were checked. Coordinates are float32, or float64 for float64 features: never
+// half, which would move a box by up to two pixels at 1000.
+struct Call {
+  Options options;
+  at::Tensor rois;    // (K, 5), contiguous, of the accumulation type
+  at::Tensor levels;  // (K,) int64, contiguous
+  std::vector<int64_t> feature_shapes;  // N, C, then H, W of each map
+  bool channels_last;  // layout of the output and of the gradients: that of the first map
 
-// float64 features are pooled in float64, all others in float32; coordinates are never half.
+  int64_t num_rois() const { return rois.size(0); }
+  int64_t images() const { return feature_shapes[0]; }
+  int64_t channels() const { return feature_shapes[1]; }
+  int64_t num_levels() const { return int64_t(options.scales.size()); }
+  int64_t height(int64_t level) const { return feature_shapes[2 + 2 * level]; }
+  int64_t width(int64_t level) const { return feature_shapes[3 + 2 * level]; }
+  at::MemoryFormat format() const {
+    return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  }
+};
+
 at::ScalarType accumulation_type(at::ScalarType feature_type);
-at::Tensor coordinates(const at::Tensor& rois, at::ScalarType feature_type);
-at::Tensor level_index(const std::optional<at::Tensor>& levels, const at::Tensor& rois);
+// Names the first RoI whose batch index is none of the images'.
+void check_batch_index(const Call& call);
 
-// The layout of the output, and of the gradients, is that of the first map.
-bool is_channels_last(const at::Tensor& features);
-at::MemoryFormat memory_format(bool channels_last);
+// What a device brings. Forward fills `output` and, for a maximum, `winner` (both dense in the call's
+// layout); backward returns one dense gradient a map in that layout. Neither is called on nothing.
+void forward_cpu(
+    const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner);
+std::vector<at::Tensor> backward_cpu(
+    const Call& call, const at::Tensor& grad, const at::Tensor& winner);
+void forward_cuda(
+    const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner);
+std::vector<at::Tensor> backward_cuda(
+    const Call& call, const at::Tensor& grad, const at::Tensor& winner);
 
 }  // namespace roi_plugins

@@ -2,7 +2,6 @@
 // threads meet in a cell and the result does not depend on how many there are.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <cmath>
 
@@ -128,51 +127,28 @@ class Bins {
   AxisTable<A> y_, x_;
 };
 
-// The dense NHWC memory of each map, and the state of each RoI.
+// A call, by the RoI.
 template <typename A>
-struct Problem {
-  const Options& options;
-  at::Tensor rois, levels;
-  int64_t images, channels;
-  std::vector<int> heights, widths;
+struct Rows {
+  const Call& call;
 
-  Problem(
-      const Options& options, const at::Tensor& rois_, const std::optional<at::Tensor>& levels_,
-      at::ScalarType type, at::IntArrayRef shapes)
-      : options(options), rois(coordinates(rois_, type)), levels(level_index(levels_, rois_)),
-        images(shapes[0]), channels(shapes[1]) {
-    for (size_t l = 0; l < options.scales.size(); ++l) {
-      heights.push_back(int(shapes[2 + 2 * l]));
-      widths.push_back(int(shapes[3 + 2 * l]));
-    }
-    check_batch_index(rois, images);
-  }
-
-  const A* roi(int64_t k) const { return rois.template const_data_ptr<A>() + 5 * k; }
-  int64_t level(int64_t k) const { return levels.template const_data_ptr<int64_t>()[k]; }
+  const A* roi(int64_t k) const { return call.rois.const_data_ptr<A>() + 5 * k; }
+  int64_t level(int64_t k) const { return call.levels.const_data_ptr<int64_t>()[k]; }
   RoiState state(int64_t k) const {
-    return roi_state(roi(k), images, level(k), int64_t(heights.size()));
+    return roi_state(roi(k), call.images(), level(k), call.num_levels());
   }
-  // Offset of the RoI's image in its map.
+  // Offset of the RoI's image in its map, which is dense NHWC.
   int64_t image_offset(int64_t k) const {
     const int64_t l = level(k);
-    return int64_t(roi(k)[0]) * heights[l] * widths[l] * channels;
+    return int64_t(roi(k)[0]) * call.height(l) * call.width(l) * call.channels();
   }
   template <typename Visit>
   void for_each_bin(int64_t k, Bins<A>& bins, Visit&& visit) const {
     const int64_t l = level(k);
-    bins.for_each(roi(k), heights[l], widths[l], A(options.scales[l]), visit);
+    bins.for_each(
+        roi(k), int(call.height(l)), int(call.width(l)), A(call.options.scales[l]), visit);
   }
 };
-
-std::vector<int64_t> shapes_of(at::TensorList features) {
-  std::vector<int64_t> shapes{features[0].size(0), features[0].size(1)};
-  for (const at::Tensor& map : features) {
-    shapes.push_back(map.size(2));
-    shapes.push_back(map.size(3));
-  }
-  return shapes;
-}
 
 // Rows of `channels` for each bin, into the (channels, bins) block of an NCHW output, or back.
 template <typename From, typename To>
@@ -184,11 +160,12 @@ void transpose(const From* from, To* to, int64_t rows, int64_t columns, int64_t 
 
 template <typename S, typename Index>
 void forward(
-    const Problem<accumulation_t<S>>& problem, at::TensorList maps, at::Tensor& output,
-    at::Tensor& winner, bool channels_last) {
+    const Call& call, at::TensorList maps, at::Tensor& output, at::Tensor& winner) {
   using A = accumulation_t<S>;
-  const Options& options = problem.options;
-  const int64_t channels = problem.channels, bin_count = options.bins();
+  const Rows<A> rois{call};
+  const Options& options = call.options;
+  const bool channels_last = call.channels_last;
+  const int64_t channels = call.channels(), bin_count = options.bins();
   const int64_t block = channels * bin_count;
   S* const out_data = output.data_ptr<S>();
   Index* const winner_data = options.max ? winner.data_ptr<Index>() : nullptr;
@@ -199,7 +176,7 @@ void forward(
     for (int64_t k = begin; k < end; ++k) {
       S* const to = out_data + k * block;
       Index* const winner_to = options.max ? winner_data + k * block : nullptr;
-      const RoiState state = problem.state(k);
+      const RoiState state = rois.state(k);
       if (state != RoiState::read) {
         std::fill_n(to, block, state == RoiState::zero ? S(0) : S(std::nanf("")));
         if (options.max) std::fill_n(winner_to, block, Index(-1));
@@ -207,9 +184,9 @@ void forward(
       }
       S* const rows = channels_last ? to : out_rows.data();
       Index* const winners = channels_last ? winner_to : winner_rows.data();
-      const at::Tensor& level = maps[problem.level(k)];
-      const S* const map = level.const_data_ptr<S>() + problem.image_offset(k);
-      problem.for_each_bin(k, bins, [&](int64_t bin) {
+      const at::Tensor& level = maps[rois.level(k)];
+      const S* const map = level.const_data_ptr<S>() + rois.image_offset(k);
+      rois.for_each_bin(k, bins, [&](int64_t bin) {
         S* const row = rows + bin * channels;
         if (options.max) {
           maximum_of_samples(
@@ -230,12 +207,14 @@ void forward(
 
 template <typename S, typename Index>
 void backward(
-    const Problem<accumulation_t<S>>& problem, const at::Tensor& grad, const at::Tensor& winner,
-    std::vector<at::Tensor>& sums, bool channels_last) {
+    const Call& call, const at::Tensor& grad, const at::Tensor& winner,
+    std::vector<at::Tensor>& sums) {
   using A = accumulation_t<S>;
   constexpr int64_t kUnit = 16;  // channels that stay together: a cache line of float32
-  const Options& options = problem.options;
-  const int64_t channels = problem.channels, bin_count = options.bins();
+  const Rows<A> rois{call};
+  const Options& options = call.options;
+  const bool channels_last = call.channels_last;
+  const int64_t channels = call.channels(), bin_count = options.bins();
   const int64_t block = channels * bin_count;
   const S* const grad_data = grad.const_data_ptr<S>();
   const Index* const winner_data = options.max ? winner.const_data_ptr<Index>() : nullptr;
@@ -247,7 +226,7 @@ void backward(
     std::vector<Index> winner_rows(channels_last || !options.max ? 0 : count * bin_count);
     const int64_t stride = channels_last ? channels : count;
     for (int64_t k = 0; k < grad.size(0); ++k) {
-      if (problem.state(k) != RoiState::read) continue;
+      if (rois.state(k) != RoiState::read) continue;
       const S* rows = grad_data + k * block + first;
       const Index* winners = options.max ? winner_data + k * block + first : nullptr;
       if (!channels_last) {
@@ -259,9 +238,9 @@ void backward(
           winners = winner_rows.data();
         }
       }
-      at::Tensor& level = sums[problem.level(k)];
-      A* const map = level.data_ptr<A>() + problem.image_offset(k) + first;
-      problem.for_each_bin(k, bins, [&](int64_t bin) {
+      at::Tensor& level = sums[rois.level(k)];
+      A* const map = level.data_ptr<A>() + rois.image_offset(k) + first;
+      rois.for_each_bin(k, bins, [&](int64_t bin) {
         if (options.max) {
           scatter_winners(
               map, rows + bin * stride, winners + bin * stride, bins.samples.data(),
@@ -276,79 +255,40 @@ void backward(
   });
 }
 
-#define ROI_DISPATCH_TYPES(type, options, function, ...) \
+#define ROI_DISPATCH_TYPES(type, function, ...) \
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "roi_extract", [&] { \
-    const Problem<accumulation_t<scalar_t>> problem(options, rois, levels, type, shapes); \
-    if (options.winner_type() == at::kByte) { \
-      function<scalar_t, uint8_t>(problem, __VA_ARGS__); \
+    if (call.options.winner_type() == at::kByte) { \
+      function<scalar_t, uint8_t>(__VA_ARGS__); \
     } else { \
-      function<scalar_t, int32_t>(problem, __VA_ARGS__); \
+      function<scalar_t, int32_t>(__VA_ARGS__); \
     } \
   })
 
-std::tuple<at::Tensor, at::Tensor> roi_extract(
-    at::TensorList features, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
-    at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region,
-    std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned,
-    int64_t min_samples, std::optional<int64_t> max_samples) {
-  const Options options(
-      spatial_scale, output_size, region, sampling_ratio, reduction, aligned, min_samples,
-      max_samples);
-  check_inputs(features, rois, levels, options);
-  const bool channels_last = is_channels_last(features[0]);
-  const auto shapes = shapes_of(features);
-  const at::ScalarType type = features[0].scalar_type();
-  const std::vector<int64_t> size{
-      rois.size(0), shapes[1], options.pooled_height, options.pooled_width};
-  const auto format = memory_format(channels_last);
-  at::Tensor output = at::empty(size, features[0].options().memory_format(format));
-  at::Tensor winner = at::empty({0}, rois.options().dtype(options.winner_type()));
-  if (options.max) winner = at::empty(size, winner.options().memory_format(format));
-  if (output.numel() == 0) return {output, winner};
+}  // namespace
+
+void forward_cpu(
+    const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
   std::vector<at::Tensor> maps;
   for (const at::Tensor& map : features) {
     maps.push_back(map.contiguous(at::MemoryFormat::ChannelsLast));
   }
-  ROI_DISPATCH_TYPES(type, options, forward, maps, output, winner, channels_last);
-  return {output, winner};
+  ROI_DISPATCH_TYPES(output.scalar_type(), forward, call, maps, output, winner);
 }
 
-std::vector<at::Tensor> roi_extract_backward(
-    const at::Tensor& grad, const at::Tensor& winner, const at::Tensor& rois,
-    const std::optional<at::Tensor>& levels, at::IntArrayRef shapes, bool channels_last,
-    at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region,
-    std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned,
-    int64_t min_samples, std::optional<int64_t> max_samples) {
-  const Options options(
-      spatial_scale, output_size, region, sampling_ratio, reduction, aligned, min_samples,
-      max_samples);
-  check_shapes(shapes, rois, options);
+std::vector<at::Tensor> backward_cpu(
+    const Call& call, const at::Tensor& grad, const at::Tensor& winner) {
   const at::ScalarType type = grad.scalar_type();
-  const auto format = memory_format(channels_last);
   std::vector<at::Tensor> sums;
-  for (size_t l = 0; l < options.scales.size(); ++l) {
+  for (int64_t l = 0; l < call.num_levels(); ++l) {
     // Not at::zeros, which knows no memory format.
     const auto dense = grad.options().dtype(accumulation_type(type));
     sums.push_back(at::empty(
-        {shapes[0], shapes[1], shapes[2 + 2 * l], shapes[3 + 2 * l]},
+        {call.images(), call.channels(), call.height(l), call.width(l)},
         dense.memory_format(at::MemoryFormat::ChannelsLast)).zero_());
   }
-  if (grad.numel() > 0) {
-    const at::Tensor dense = grad.contiguous(format);
-    const at::Tensor winners = options.max ? winner.contiguous(format) : winner;
-    ROI_DISPATCH_TYPES(type, options, backward, dense, winners, sums, channels_last);
-  }
-  for (at::Tensor& sum : sums) {
-    sum = sum.to(type).contiguous(format);
-  }
+  ROI_DISPATCH_TYPES(type, backward, call, grad, winner, sums);
+  for (at::Tensor& sum : sums) sum = sum.to(type).contiguous(call.format());
   return sums;
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(roi_plugins, CPU, m) {
-  m.impl("roi_extract", &roi_extract);
-  m.impl("roi_extract_backward", &roi_extract_backward);
 }
 
 }  // namespace roi_plugins
