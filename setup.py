@@ -5,8 +5,9 @@ Python of a given torch. It is optional: without torch or a compiler the package
 and `roi_plugins.ops` falls back, audibly, to its pure-PyTorch reference.
 
 Environment:
-    ROI_PLUGINS_CUDA  `0` leaves the CUDA kernels out, `1` makes their absence an error; by default they
-                      are built where an nvcc of torch's CUDA major version is found.
+    ROI_PLUGINS_CUDA  `0` leaves the CUDA kernels out, `1` makes their absence an error; by default
+        they are built where an nvcc of torch's CUDA major version is found.
+    ROI_PLUGINS_REQUIRE_EXTENSION  `1` makes a failed build of the op an error.
     TORCH_CUDA_ARCH_LIST  as for every torch extension; `8.0;9.0+PTX` if unset.
 """
 
@@ -90,7 +91,21 @@ def extension():
         extra_compile_args=flags,
     )
     module.optional = True
-    build_ext = cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)
+
+    class BuildOp(cpp_extension.BuildExtension):
+        def build_extensions(self):
+            try:
+                super().build_extensions()
+            except Exception as error:
+                if os.environ.get('ROI_PLUGINS_REQUIRE_EXTENSION') == '1':
+                    raise
+                print(
+                    f'roi_plugins: the compiled op could not be built ({error}), so the slow reference '
+                    'will be used. With a C++17 compiler: pip install --no-build-isolation .',
+                    file=sys.stderr,
+                )
+
+    build_ext = BuildOp.with_options(no_python_abi_suffix=True)
     return {'ext_modules': [module], 'cmdclass': {'build_ext': build_ext}}
 
 

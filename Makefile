@@ -1,0 +1,27 @@
+# make demo   sets up what is missing, then trains and compares the extractors on generated images
+# make test   sets up what is missing, then runs all tests
+# Both are safe to repeat; what is there already is not done again.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PLAN ?= configs/ablations/embedded.yaml
+WORK_DIR ?= work_dirs/embedded
+
+.PHONY: demo test setup lint clean
+
+setup:
+	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
+
+demo: setup
+	@$(PY) tools/make_shapes.py data/shapes
+	@$(PY) tools/ablate.py $(PLAN) --work-dir $(WORK_DIR)
+
+test: setup
+	@$(PY) -m pytest -n 2 --dist loadfile
+
+lint: setup
+	@$(PY) -m ruff check
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info roi_plugins/ops/_C.so
