@@ -148,13 +148,15 @@ def test(
     run_dir = Path(cfg.work_dir)
     command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
     command += ['--work-dir', str(run_dir), '--launcher', launcher]
-    command += ['--cfg-options', *(f'{key}={value}' for key, value in (cfg_options or {}).items())]
+    if cfg_options:
+        command += ['--cfg-options', *(f'{key}={value}' for key, value in cfg_options.items())]
     if not overwrite:
         _check_same_result(run_dir, config, checkpoint, command)
 
     # One place evaluates, for every framework: the metric writes the predictions, and no more. They
     # come aside first, for a test that is stopped half-way must leave an earlier result as it was.
     aside = run_dir / 'predictions.partial'
+    shutil.rmtree(aside, ignore_errors=True)  # of a test that was stopped
     metric.update(format_only=True, outfile_prefix=str(aside / 'predictions'))
     _run(cfg, 'test')
     if not is_main_process():
@@ -229,6 +231,8 @@ def _run(cfg: Config, phase: str) -> None:
     try:
         getattr(runner, phase)()
     except pickle.UnpicklingError as error:
+        if not cfg.load_from:  # it is of the config's own pretrained weights
+            raise
         raise RunError(
             f'the checkpoint {cfg.load_from} was not loaded, for it is damaged or holds objects '
             f'that could run code: {_unsafe_objects(cfg.load_from) or error}. Give one that was '
@@ -346,8 +350,8 @@ def _check_same_result(
     except FileNotFoundError:
         return
 
-    def identity(config: Any, checkpoint: Any, command: Sequence[str]) -> tuple:
-        options = command[command.index('--cfg-options') + 1 :]
+    def identity(config: str | Path, checkpoint: str | Path, command: Sequence[str]) -> tuple:
+        options = command[command.index('--cfg-options') :] if '--cfg-options' in command else ()
         return os.path.realpath(config), os.path.realpath(checkpoint), sorted(options)
 
     new = identity(config, checkpoint, command)
