@@ -166,7 +166,7 @@ def test_learns(path):
 def test_shapes_classes_are_the_generators():
     cfg = load(Path('mmdet/shapes/mask-rcnn_r18-c4_stock_shapes.py'))
     assert cfg.classes == CLASSES
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
         assert loader.dataset.metainfo.classes == CLASSES
 
 

@@ -33,12 +33,14 @@ model = dict(
         bbox_head=dict(in_channels=128, fc_out_channels=256, num_classes=len(classes)),
         mask_roi_extractor=dict(out_channels=128, featmap_strides=[16]),
         mask_head=dict(
-            num_convs=2, in_channels=128, conv_out_channels=64, num_classes=len(classes))),
+            num_convs=2, in_channels=128, conv_out_channels=32, num_classes=len(classes))),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
         rpn_proposal=dict(nms_pre=500, max_per_img=150),
         rcnn=dict(sampler=dict(num=64))),
-    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=100)))
+    test_cfg=dict(
+        rpn=dict(nms_pre=500, max_per_img=100),
+        rcnn=dict(max_per_img=20)))
 
 # data
 data_root = 'data/shapes/'
@@ -70,7 +72,7 @@ train_dataloader = dict(
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train/'),
         pipeline=train_pipeline))
-val_dataloader = dict(
+test_dataloader = dict(
     batch_size=8,
     num_workers=1,
     persistent_workers=True,
@@ -83,19 +85,17 @@ val_dataloader = dict(
         data_prefix=dict(img='val/'),
         test_mode=True,
         pipeline=test_pipeline))
-test_dataloader = val_dataloader
-val_evaluator = dict(
+test_evaluator = dict(
     type='CocoMetric',
     ann_file=data_root + 'annotations/instances_val.json',
     metric=['bbox', 'segm'])
-test_evaluator = val_evaluator
 
 # schedule
 max_iters = 900
 warmup_iters = 100
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
-val_cfg = dict(type='ValLoop')
+# No validation on the way: on two cores it would take the time of many steps.
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
