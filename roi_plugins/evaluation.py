@@ -30,6 +30,9 @@ METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
 CURVE = 'AP_over_IoU'
 """The key of the AP at each of ``IOU_THRESHOLDS``."""
 
+COUNT = 'predictions'
+"""The key of the number of predictions."""
+
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 IOU_TYPES = ('bbox', 'segm')
 
@@ -56,8 +59,9 @@ def evaluate(
 
     Returns:
         The ``METRICS``, as fractions in full precision, -1 where there is no ground truth; and
-        under ``CURVE`` the list of the AP at each of ``IOU_THRESHOLDS``. The area of a predicted
-        mask is its own, not its box's, as in MMDetection and Detectron2.
+        under ``CURVE`` the list of the AP at each of ``IOU_THRESHOLDS``; and under ``COUNT`` the
+        number of predictions. The area of a predicted mask is its own, not its box's, as in
+        MMDetection and Detectron2.
 
     Raises:
         EvaluationError: a file is missing or malformed, or the predictions are not for these
@@ -68,7 +72,7 @@ def evaluate(
     coco = ann_file if isinstance(ann_file, COCO) else load_annotations(ann_file)
     if isinstance(predictions, (str, Path)):
         source = str(predictions)
-        predictions = _read_json(predictions, 'prediction file')
+        predictions = read_json(predictions, 'prediction file')
     else:
         source = 'predictions'
     # COCOeval changes what it is given and takes a mask's area from 'bbox' where there is one: give
@@ -87,6 +91,7 @@ def evaluate(
     return {
         **dict(zip(METRICS, coco_eval.stats[: len(METRICS)].tolist(), strict=True)),
         CURVE: [float(np.mean(p[p > -1])) if np.any(p > -1) else -1.0 for p in precision],
+        COUNT: len(results),
     }
 
 
@@ -96,7 +101,7 @@ def load_annotations(ann_file: str | Path) -> COCO:
     Raises:
         EvaluationError: the file is missing, or is not one of instance annotations.
     """
-    dataset = _read_json(ann_file, 'annotation file')
+    dataset = read_json(ann_file, 'annotation file')
     parts = ('images', 'annotations', 'categories')
     if not isinstance(dataset, dict) or any(part not in dataset for part in parts):
         raise EvaluationError(
@@ -166,6 +171,18 @@ def write_run(
     return record
 
 
+def read_json(path: str | Path, what: str) -> Any:
+    """Reads a JSON file; ``what`` it is, e.g. ``'prediction file'``, is said in errors."""
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise EvaluationError(f'{path}: the {what} does not exist') from None
+    except OSError as error:
+        raise EvaluationError(f'{path}: the {what} cannot be read: {error.strerror}') from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise EvaluationError(f'{path}: the {what} is not JSON: {error}') from None
+
+
 def write_json(path: str | Path, obj: Any) -> None:
     """Writes strict JSON aside and renames it: a reader finds the old file or the whole new one."""
     text = json.dumps(obj, indent=2, allow_nan=False) + '\n'
@@ -183,17 +200,6 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _read_json(path: str | Path, what: str) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise EvaluationError(f'{path}: the {what} does not exist') from None
-    except OSError as error:
-        raise EvaluationError(f'{path}: the {what} cannot be read: {error.strerror}') from None
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise EvaluationError(f'{path}: the {what} is not JSON: {error}') from None
 
 
 def _check_predictions(

@@ -1,0 +1,201 @@
+"""Reading evaluated runs: what was run, and where its predictions lie."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from roi_plugins.evaluation import (
+    CELL_FILE,
+    IOU_TYPES,
+    METRICS_FILE,
+    EvaluationError,
+    read_json,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained and evaluated detector.
+
+    Attributes:
+        name: the path it was read from, for messages.
+        extractor: label of what is compared. For a run that is no cell of a plan, the name of its
+            directory or file, or the whole path where several have the same name.
+        config_name: the config of the plan; empty for a run that is no cell of a plan.
+        seed: None for a run that is no cell of a plan.
+        framework: ``'mmdet'`` or ``'detectron2'``; None for bare prediction files.
+        ann_file: COCO annotations of the evaluated images.
+        predictions: COCO results by IoU type, ``'bbox'`` or ``'segm'``.
+    """
+
+    name: str
+    extractor: str
+    config_name: str
+    seed: int | None
+    framework: str | None
+    ann_file: Path
+    predictions: dict[str, Path]
+
+
+@dataclass
+class FoundRuns:
+    """Runs in the order in which they were given, and what to tell the user of the others.
+
+    Attributes:
+        problems: runs that were asked for and cannot be read.
+        notes: cells of a sweep that are not finished.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -> FoundRuns:
+    """Reads runs, each given as a run directory, a directory of such, or a file of predictions.
+
+    Args:
+        paths: a directory with ``metrics.json``; a directory that holds those one level below,
+            such as a work directory of ``tools/ablate.py``; or COCO results. ``NAME.bbox.json`` and
+            ``NAME.segm.json`` are the two files of one run. What is given twice is read once.
+        ann_file: COCO annotations to use in place of the recorded ones; files need it.
+    """
+    found = FoundRuns()
+    files: dict[str, Run] = {}
+    for path in {os.path.realpath(path): Path(path) for path in paths}.values():
+        try:
+            if not path.exists():
+                raise EvaluationError(f'{path}: no such file or directory')
+            if path.is_file():
+                run = _read_prediction_file(path, ann_file)
+                first = files.setdefault(run.name, run)
+                if run is first:
+                    found.runs.append(run)
+                else:
+                    first.predictions.update(run.predictions)
+            elif _is_run(path) or not (cells := list(filter(_is_run, path.iterdir()))):
+                found.runs.append(_read_run(path, ann_file))
+            else:
+                _read_cells(cells, ann_file, found)
+        except EvaluationError as error:
+            found.problems.append(str(error))
+    found.runs = _with_distinct_labels(found.runs)
+    return found
+
+
+def _is_run(path: Path) -> bool:
+    return (path / METRICS_FILE).is_file() or (path / CELL_FILE).is_file()
+
+
+def _read_cells(
+    cells: Sequence[Path], ann_file: str | Path | None, found: FoundRuns
+) -> None:
+    for cell in sorted(cells, key=_when_started):
+        try:
+            if (cell / METRICS_FILE).is_file():
+                found.runs.append(_read_run(cell, ann_file))
+            else:
+                state = _read_record(cell / CELL_FILE, 'state')['state']
+                found.notes.append(f'{cell}: not finished (state: {state}); left out')
+        except EvaluationError as error:
+            found.problems.append(str(error))
+
+
+def _when_started(cell: Path) -> tuple[str, str]:
+    """Sorts cells as their plan does, which runs them one after the other."""
+    try:
+        return str(_read_record(cell / CELL_FILE, 'started')['started']), cell.name
+    except EvaluationError:  # reported where the cell is read
+        return '', cell.name
+
+
+def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
+    if not (run_dir / METRICS_FILE).is_file():
+        raise EvaluationError(
+            f'{run_dir}: no {METRICS_FILE}, here or one level below: the run is not evaluated yet'
+        )
+    record = _read_record(run_dir / METRICS_FILE, 'framework', 'ann_file', 'predictions')
+    labels = {'extractor': run_dir.resolve().name, 'config_name': '', 'seed': None}
+    if (run_dir / CELL_FILE).is_file():
+        labels = _read_record(run_dir / CELL_FILE, *labels)
+    if not (isinstance(record['predictions'], dict) and record['predictions']):
+        raise EvaluationError(f'{run_dir / METRICS_FILE}: names no predictions')
+    predictions = {}
+    for iou_type, name in record['predictions'].items():
+        if iou_type not in IOU_TYPES:
+            raise EvaluationError(
+                f'{run_dir / METRICS_FILE}: has predictions of type {iou_type!r}; '
+                f'expected {" or ".join(IOU_TYPES)}'
+            )
+        predictions[iou_type] = run_dir / name
+        if not predictions[iou_type].is_file():
+            raise EvaluationError(
+                f'{predictions[iou_type]}: the predictions that {METRICS_FILE} names are missing'
+            )
+    recorded = Path(record['ann_file'])
+    if ann_file is None and not recorded.is_file():
+        raise EvaluationError(
+            f'{run_dir}: was evaluated on {recorded}, which is not there; '
+            'say where its annotations are with --ann-file'
+        )
+    return Run(
+        name=str(run_dir),
+        framework=record['framework'],
+        ann_file=recorded if ann_file is None else Path(ann_file),
+        predictions=predictions,
+        **labels,
+    )
+
+
+def _read_prediction_file(path: Path, ann_file: str | Path | None) -> Run:
+    if ann_file is None:
+        raise EvaluationError(f'{path}: a file of predictions needs --ann-file')
+    name = path.name.removesuffix('.json')
+    stem, _, iou_type = name.rpartition('.')
+    if iou_type in IOU_TYPES:
+        predictions = {iou_type: path}
+    else:
+        stem, predictions = name, dict.fromkeys(_iou_types(path), path)
+    return Run(
+        name=str(path.with_name(stem)),
+        extractor=stem,
+        config_name='',
+        seed=None,
+        framework=None,
+        ann_file=Path(ann_file),
+        predictions=predictions,
+    )
+
+
+def _iou_types(path: Path) -> list[str]:
+    results = read_json(path, 'prediction file')
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise EvaluationError(f'{path}: not COCO results; expected a list of objects')
+    if results and 'segmentation' in results[0]:
+        return ['bbox', 'segm'] if 'bbox' in results[0] else ['segm']
+    return ['bbox']
+
+
+def _read_record(path: Path, *keys: str) -> dict[str, Any]:
+    record = read_json(path, 'record')
+    if not isinstance(record, dict) or record.get('format') != 1:
+        raise EvaluationError(f'{path}: not a record of format 1, which this version reads')
+    if missing := [key for key in keys if key not in record]:
+        raise EvaluationError(f'{path}: lacks {", ".join(missing)}')
+    return {key: record[key] for key in keys}
+
+
+def _with_distinct_labels(runs: Sequence[Run]) -> list[Run]:
+    """Runs that are no cells of a plan must not become one group for having the same name."""
+    count = Counter(run.extractor for run in runs if run.seed is None)
+    return [
+        replace(run, extractor=run.name)
+        if run.seed is None and count[run.extractor] > 1
+        else run
+        for run in runs
+    ]

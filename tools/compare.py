@@ -1,0 +1,70 @@
+"""Prints the table of average precision of finished runs, and writes it with a figure.
+
+    python tools/compare.py work_dirs/embedded --baseline align-avg --output docs/results
+
+Exit status: 0, or 1 where a run could not be compared, which is said on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
+
+from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.tables import to_markdown, write_comparison
+from roi_plugins.evaluation import EvaluationError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'runs',
+        nargs='+',
+        metavar='RUN',
+        help='a run directory (with metrics.json), a directory of such, e.g. the work directory '
+        'of tools/ablate.py, or a file of COCO results (with --ann-file)',
+    )
+    parser.add_argument(
+        '--ann-file', metavar='FILE', help='COCO annotations, in place of those the runs name'
+    )
+    parser.add_argument(
+        '--baseline', metavar='EXTRACTOR', help='show differences to it, within each config'
+    )
+    parser.add_argument(
+        '--digits', type=_digits, default=1, help='decimals of the points (default: 1)'
+    )
+    parser.add_argument(
+        '--output',
+        metavar='DIR',
+        help='write compare.md, .csv, .tex and .json, ap_over_iou.png and .svg there',
+    )
+    args = parser.parse_args(arguments)
+    try:
+        comparison = compare(args.runs, args.ann_file, args.baseline)
+    except (ComparisonError, EvaluationError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    print(to_markdown(comparison, args.digits), end='')
+    for note in comparison.notes:
+        print(f'note: {note}', file=sys.stderr)
+    for problem in comparison.problems:
+        print(f'error: {problem}', file=sys.stderr)
+    if args.output:
+        write_comparison(comparison, args.output, args.digits)
+    return 1 if comparison.problems else 0
+
+
+def _digits(text: str) -> int:
+    if not text.isdecimal() or int(text) > 15:
+        raise argparse.ArgumentTypeError(f'{text!r}; expected a number from 0 to 15')
+    return int(text)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
