@@ -71,7 +71,9 @@ print(f"-{platform.machine()}" + ("-cuda" if torch.cuda.is_available() else ""))
 install_package() {
   PATH="$PWD/$VENV/bin:$PATH" ROI_PLUGINS_REQUIRE_EXTENSION=1 "$PY" -m pip install \
     --no-build-isolation --no-deps -e .
-  "$PY" -W error -c 'import roi_plugins.ops, roi_plugins.integrations.mmdet'
+  "$PY" -c 'import roi_plugins.integrations.mmdet
+from roi_plugins.ops import extension_is_loaded
+assert extension_is_loaded(), "the compiled op was built but does not load"'
 }
 
 if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
