@@ -1,0 +1,634 @@
+"""The op and its pure-PyTorch twin against the float64 oracle, forward and backward."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from cases import METHODS, align, generator, pool, random_map, random_rois, warp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roi_plugins.ops import reference, roi_extract
+
+every_method = pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
+
+
+@pytest.fixture(params=[roi_extract, reference.roi_extract], ids=['op', 'reference'], scope='module')
+def extract(request):
+    return request.param
+
+
+def to_numpy(tensor):
+    return tensor.detach().double().cpu().numpy()
+
+
+def check(
+    extract,
+    features,
+    rois,
+    output_size,
+    spatial_scale,
+    *,
+    levels=None,
+    gradient_at_ties=False,
+    **method,
+):
+    """Holds output and gradient of `extract` against the oracle's; returns the output.
+
+    Where rounding alone decides which cells are read, a RoI is left out, and so is the gradient of
+    a maximum that leads by no more than rounding: unless ties are exact (`gradient_at_ties`).
+    """
+    single = isinstance(features, torch.Tensor)
+    leaves = [f.detach().requires_grad_() for f in ([features] if single else features)]
+    dtype = leaves[0].dtype
+    output = extract(
+        leaves[0] if single else leaves, rois, output_size, spatial_scale, levels=levels, **method
+    )
+    coord = np.float64 if dtype == torch.float64 else np.float32
+    maps = [to_numpy(f) for f in leaves]
+    expected = oracle.roi_extract(
+        maps[0] if single else maps,
+        to_numpy(rois),
+        output_size,
+        spatial_scale,
+        levels=None if levels is None else levels.cpu().numpy(),
+        coord=coord,
+        **method,
+    )
+    assert output.dtype == dtype
+    assert output.device == leaves[0].device
+    assert output.shape == expected.output.shape
+
+    # A position is off by some roundings of the largest coordinate, a value by that times a slope.
+    scale = spatial_scale if single else max(spatial_scale)
+    reach = 1 + np.nan_to_num(np.abs(to_numpy(rois)), posinf=0).max(initial=0) * scale
+    position_error = 16 * np.finfo(coord).eps * reach
+    value_error = position_error * max(np.abs(m).max() for m in maps)
+    rounding = torch.finfo(dtype).eps
+
+    certain = expected.clearance > position_error
+    np.testing.assert_allclose(
+        to_numpy(output)[certain], expected.output[certain], rtol=2 * rounding, atol=value_error
+    )
+
+    grad_output = torch.randn(output.shape, generator=generator(1)).to(dtype)
+    decided = np.broadcast_to(certain[:, None, None, None], output.shape)
+    if method['reduction'] == 'max' and not gradient_at_ties:
+        decided = decided & (expected.lead > 2 * value_error)
+    grad_output[torch.from_numpy(~decided)] = 0
+    output.backward(grad_output.to(output.device))
+    taken = expected.backward(np.abs(to_numpy(grad_output)))
+    for leaf, grad, total in zip(leaves, expected.backward(to_numpy(grad_output)), taken, strict=True):
+        assert leaf.grad.dtype == dtype
+        np.testing.assert_allclose(
+            to_numpy(leaf.grad),
+            grad,
+            rtol=rounding,
+            atol=2 * position_error * max(total.max(), 1),
+        )
+    return output.detach()
+
+
+@every_method
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_every_method(device, extract, method, dtype):
+    features = random_map(2, 3, 9, 13, dtype=dtype, device=device)
+    rois = random_rois(10, 2, 36, 52, dtype=dtype, device=device)
+    check(extract, features, rois, (3, 2), 0.25, **method)
+
+
+@every_method
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_half_features(device, extract, method, dtype):
+    """Accumulation is float32: output and gradient are off by one rounding at the end."""
+    features = random_map(2, 3, 9, 13, dtype=dtype, device=device)
+    rois = random_rois(10, 2, 36, 52, device=device)
+    check(extract, features, rois, (2, 2), 0.25, **method)
+
+
+@pytest.mark.parametrize('reduction', ['avg', 'max'])
+@pytest.mark.parametrize('output_size', [(1, 1), (1, 5), (7, 7), (14, 14)], ids=str)
+def test_output_sizes(device, extract, reduction, output_size):
+    features = random_map(1, 2, 8, 8, device=device)
+    rois = random_rois(3, 1, 64, 64, device=device)
+    check(extract, features, rois, output_size, 0.125, **align(reduction, 0))
+    check(extract, features, rois, output_size, 0.125, **pool(reduction, 'round'))
+
+
+@pytest.mark.parametrize('map_size', [(1, 1), (1, 6), (6, 1)], ids=str)
+@pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max', 'pool-bins-avg'])
+def test_maps_of_one_row_or_column(device, extract, map_size, method):
+    features = random_map(1, 2, *map_size, device=device)
+    rois = random_rois(6, 1, *map_size, device=device)
+    check(extract, features, rois, (2, 2), 1.0, **METHODS[method])
+
+
+@pytest.mark.parametrize('channels', [1, 2, 7, 16, 33])
+@pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+def test_any_number_of_channels(device, extract, channels, channels_last):
+    """Whatever the width of a vector register or a load, the remainder is right too."""
+    features = random_map(1, channels, 5, 6, device=device)
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    rois = random_rois(2, 1, 5, 6, device=device)
+    for method in (align('avg'), align('max'), pool('max', 'round')):
+        check(extract, features, rois, (2, 2), 1.0, **method)
+
+
+class TestLayout:
+    rois = random_rois(6, 2, 9, 13)
+
+    @every_method
+    def test_channels_last_in_and_out(self, device, extract, method):
+        features = random_map(2, 5, 9, 13, device=device)
+        features = features.contiguous(memory_format=torch.channels_last)
+        output = check(extract, features, self.rois.to(device), (2, 3), 1.0, **method)
+        assert output.is_contiguous(memory_format=torch.channels_last)
+
+    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max'])
+    def test_nchw_in_and_out(self, device, extract, method):
+        features = random_map(2, 5, 9, 13, device=device)
+        output = check(extract, features, self.rois.to(device), (2, 3), 1.0, **METHODS[method])
+        assert output.is_contiguous()
+
+    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max'])
+    @pytest.mark.parametrize(
+        'view',
+        [
+            lambda f: random_map(2, 5, 18, 26).to(f)[:, :, ::2, ::2],
+            lambda f: random_map(4, 10, 9, 13).to(f)[::2, ::2],
+            lambda f: f.transpose(2, 3).contiguous().transpose(2, 3),
+            lambda f: f[:1, :1].expand(2, 5, -1, -1),
+            lambda f: f.contiguous(memory_format=torch.channels_last)[:, 1:4],
+        ],
+        ids=[
+            'half the cells',
+            'half the channels',
+            'transposed',
+            'expanded',
+            'channel slice',
+        ],
+    )
+    def test_non_contiguous(self, device, extract, method, view):
+        features = view(random_map(2, 5, 9, 13, device=device))
+        check(extract, features, self.rois.to(device), (2, 3), 1.0, **METHODS[method])
+
+    def test_non_contiguous_rois_and_gradient(self, device, extract):
+        features = random_map(2, 5, 9, 13, device=device).requires_grad_()
+        spread = torch.full((6, 10), torch.nan)
+        spread[:, ::2] = self.rois
+        output = extract(features, spread.to(device)[:, ::2], (2, 3), 1.0)
+        assert torch.equal(output, extract(features, self.rois.to(device), (2, 3), 1.0))
+        # The gradient of a sum is an expanded scalar, that of a permuted output is strided.
+        one, two = torch.autograd.grad(
+            [output.sum(), (output.permute(3, 2, 1, 0) * 2).sum()], features, retain_graph=True
+        ), torch.autograd.grad(output, features, torch.full_like(output, 3))  # fmt: skip
+        torch.testing.assert_close(one, two)
+
+    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max'])
+    def test_layouts_agree(self, device, method):
+        features = random_map(2, 5, 9, 13, device=device)
+        rois = self.rois.to(device)
+        nchw = roi_extract(features, rois, (2, 3), 1.0, **METHODS[method])
+        nhwc = roi_extract(
+            features.contiguous(memory_format=torch.channels_last),
+            rois, (2, 3), 1.0, **METHODS[method],
+        )  # fmt: skip
+        torch.testing.assert_close(nhwc, nchw, rtol=1e-6, atol=1e-6)
+
+
+class TestPyramid:
+    scales = [0.25, 0.125, 0.0625]
+
+    def pyramid(self, device, dtype=torch.float32):
+        return [
+            random_map(2, 3, 16 // 2**i, 20 // 2**i, dtype=dtype, device=device, seed=i) for i in range(3)
+        ]
+
+    @every_method
+    def test_every_level_and_none(self, device, extract, method):
+        rois = random_rois(9, 2, 64, 80, device=device)
+        levels = torch.tensor([2, 0, 1, -1, 2, 0, 3, 2**40, -(2**63)], device=device)
+        output = check(extract, self.pyramid(device), rois, (2, 2), self.scales, levels=levels, **method)
+        assert not output[(levels < 0) | (levels > 2)].any()
+
+    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max'])
+    def test_levels_are_single_maps_in_the_order_of_the_rois(self, device, extract, method):
+        pyramid, rois = self.pyramid(device), random_rois(12, 2, 64, 80, device=device)
+        levels = torch.arange(12, device=device) % 3
+        output = extract(pyramid, rois, (2, 2), self.scales, levels=levels, **METHODS[method])
+        for i, (features, scale) in enumerate(zip(pyramid, self.scales, strict=True)):
+            alone = extract(features, rois[levels == i], (2, 2), scale, **METHODS[method])
+            assert torch.equal(output[levels == i], alone)
+
+    def test_no_box_on_a_level(self, device, extract):
+        """Every map gets a gradient, if only of zeros: distributed training waits for it."""
+        leaves = [f.requires_grad_() for f in self.pyramid(device)]
+        rois = random_rois(4, 2, 64, 80, device=device)
+        levels = torch.ones(4, dtype=torch.int64, device=device)
+        extract(leaves, rois, 2, self.scales, levels=levels).sum().backward()
+        assert not leaves[0].grad.any()
+        assert leaves[1].grad.any()
+        assert not leaves[2].grad.any()
+
+    def test_some_maps_need_no_gradient(self, device, extract):
+        leaves = self.pyramid(device)
+        leaves[1].requires_grad_()
+        rois = random_rois(4, 2, 64, 80, device=device)
+        levels = torch.tensor([0, 1, 2, 1], device=device)
+        extract(leaves, rois, 2, self.scales, levels=levels).sum().backward()
+        assert leaves[1].grad.any()
+        assert leaves[0].grad is None
+
+    def test_a_pyramid_of_one(self, device, extract):
+        features, rois = (
+            random_map(2, 3, 8, 8, device=device),
+            random_rois(4, 2, 8, 8, device=device),
+        )
+        levels = torch.tensor([0, -1, 0, 1], device=device)
+        output = extract([features], rois, 2, [1.0], levels=levels)
+        alone = extract(features, rois, 2, 1.0)
+        assert torch.equal(output[[0, 2]], alone[[0, 2]])
+        assert not output[[1, 3]].any()
+
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.float64], ids=str)
+    def test_dtypes(self, device, extract, dtype):
+        rois = random_rois(6, 2, 64, 80, device=device)
+        levels = torch.arange(6, device=device) % 3
+        check(
+            extract, self.pyramid(device, dtype), rois, (2, 2), self.scales,
+            levels=levels, **align('max'),
+        )  # fmt: skip
+
+    def test_maps_of_mixed_layouts(self, device, extract):
+        pyramid, rois = self.pyramid(device), random_rois(6, 2, 64, 80, device=device)
+        levels = torch.arange(6, device=device) % 3
+        mixed = [pyramid[0], pyramid[1].contiguous(memory_format=torch.channels_last), pyramid[2]]
+        check(extract, mixed, rois, (2, 2), self.scales, levels=levels, **align('avg'))
+
+
+# Wild boxes --------------------------------------------------------------------------------------
+
+CELLS_WITH_PARITY = 2.0**20  # beyond, float32 has no cells left
+anything = st.one_of(
+    st.integers(-40, 80).map(lambda i: i / 8),  # on the lattice of an 8 x 6 map, and around it
+    st.floats(-20, 30, width=32),
+    st.floats(-1e4, 1e4, width=32),
+    st.floats(-(2.0**99), 2.0**99, width=32),
+    st.sampled_from([1e30, -1e30, 3.4e38, -3.4e38, 0.0, -0.0, -1.0, 6.0, 8.0, 1e-38]),
+    st.sampled_from([float('nan'), float('inf'), float('-inf')]),
+)
+near = st.one_of(st.integers(-24, 80).map(lambda i: i / 8), st.floats(-3, 12, width=32))
+box = st.one_of(
+    st.tuples(near, near, near, near),
+    st.tuples(near, near, near, near).map(lambda b: (b[0], b[1], b[0], b[3])),  # no width
+    st.tuples(anything, anything, anything, anything),
+)
+few_boxes = st.lists(box, min_size=1, max_size=4)
+
+
+def as_rois(boxes, dtype=torch.float32, device='cpu'):
+    return torch.tensor([(i % 2, *b) for i, b in enumerate(boxes)], dtype=dtype, device=device)
+
+
+@every_method
+@settings(max_examples=25)
+@given(boxes=few_boxes, scale=st.sampled_from([1.0, 0.5, 0.3]), bins=st.sampled_from([1, 2, 3]))
+def test_wild_boxes(device, extract, method, boxes, scale, bins):
+    """Any box gives a finite answer and gradient in bounded time, a sane one the right one."""
+    for dtype in (torch.float32, torch.float64):
+        features = random_map(2, 2, 6, 8, dtype=dtype, device=device).requires_grad_()
+        rois = as_rois(boxes, dtype, device)
+        output = extract(features, rois, (2, bins), scale, **method)
+        output.sum().backward()
+        finite = rois[:, 1:].isfinite().all(dim=1)
+        assert output[finite].isfinite().all()
+        assert output[~finite].isnan().all()
+        assert features.grad.isfinite().all()
+
+    # The oracle visits every sample, so it is asked about boxes of moderate size only.
+    size = (rois[:, 3:] - rois[:, 1:3]).abs().amax(dim=1)
+    small = ~finite | ((size < 60) & (rois[:, 1:].abs().amax(dim=1) < CELLS_WITH_PARITY))
+    check(extract, features, rois[small], (2, bins), scale, **method)
+
+
+@pytest.mark.parametrize('reduction', ['avg', 'max'])
+@pytest.mark.parametrize('region', ['none', 'round'])
+@pytest.mark.parametrize('size', [1000.3, 99999.7, 2.0**20 - 2.6])
+def test_enormous_adaptive_grids(device, extract, region, reduction, size):
+    """Millions of samples a bin, of which a few lie on the map: all count, few cost."""
+    features = torch.ones(1, 1, 6, 8, dtype=torch.float64, device=device)
+    box = [-size / 4, -size / 8, size * 3 / 4, size * 7 / 8]
+    rois = torch.tensor([[0.0, *box]], dtype=torch.float64, device=device)
+    method = {'region': region, 'sampling_ratio': 0, 'reduction': reduction}
+    output = extract(features, rois, (1, 1), 1.0, **method)
+    if reduction == 'max':
+        assert output.item() == 1
+        return
+    shares = []
+    for low, high, extent in ((box[1], box[3], 6), (box[0], box[2], 8)):
+        start, length = low - 0.5, high - low
+        if region == 'round':
+            start = oracle.round_half_away(low)
+            length = oracle.round_half_away(high) - start + 1
+            start -= 0.5
+        samples = np.ceil(length)
+        positions = start + (np.arange(samples) + 0.5) * (length / samples)
+        shares.append(np.mean((positions >= -1) & (positions <= extent)))
+    np.testing.assert_allclose(output.item(), shares[0] * shares[1], rtol=1e-9)
+
+
+@every_method
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_work_is_bounded_by_the_map(device, extract, method, dtype):
+    """These boxes hold up to 1e60 cells: visiting them would never end."""
+    far = [1e6, 1e12, 1e30]
+    boxes = [box for f in far for box in ((-f, -f, f, f), (2, 2, f, f), (f, f, -f, 3))]
+    features = random_map(2, 2, 6, 8, dtype=dtype, device=device).requires_grad_()
+    output = extract(features, as_rois(boxes, dtype, device), 2, 1.0, **method)
+    output.sum().backward()
+    assert output.isfinite().all()
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), float('-inf')], ids=str)
+@pytest.mark.parametrize('column', [1, 2, 3, 4])
+@pytest.mark.parametrize('method', ['align-avg', 'adaptive-max', 'pool-round-max', 'pool-bins-avg'])
+def test_non_finite_coordinates_show_and_pass_no_gradient(device, extract, method, bad, column):
+    features = random_map(2, 2, 6, 8, device=device).requires_grad_()
+    rois = random_rois(5, 2, 6, 8, device=device)
+    rois[1, column] = bad
+    rois[3, column] = bad
+    levels = torch.tensor([0, 0, 0, -1, 0], device=device)
+    output = extract([features], rois, 2, [1.0], levels=levels, **METHODS[method])
+    assert output[[1, 3]].isnan().all()
+    assert output[[0, 2, 4]].isfinite().all()
+    (grad,) = torch.autograd.grad(output, features, torch.ones_like(output), retain_graph=True)
+    without = torch.ones_like(output)
+    without[[1, 3]] = torch.nan  # as the loss sends it back
+    (grad_of_nan,) = torch.autograd.grad(output, features, without)
+    assert torch.equal(grad_of_nan, grad)
+    good = rois[[0, 2, 4]]
+    alone = extract(features, good, 2, 1.0, **METHODS[method])
+    torch.testing.assert_close(grad, torch.autograd.grad(alone.sum(), features)[0])
+
+
+def test_borders_of_the_range(device, extract):
+    """A point at -1 or at H still reads the border cell; the next float beyond reads 0."""
+    features = torch.full((1, 1, 4, 4), 3.0, dtype=torch.float64, device=device)
+
+    def read_at(y):  # a box without a size has its points where it is
+        rois = torch.tensor([[0, 1.5, y + 0.5, 1.5, y + 0.5]], dtype=torch.float64, device=device)
+        return extract(features, rois, 1, 1.0, sampling_ratio=1).item()
+
+    assert read_at(-1.0) == read_at(4.0) == 3
+    assert read_at(-1 - 2.0**-30) == read_at(4 + 2.0**-30) == 0
+
+
+@pytest.mark.parametrize('box', [(3, 3, 3, 3), (4, 2, 4, 6), (5, 5, 2, 2), (5, 1, 2, 4)], ids=str)
+def test_boxes_without_a_positive_size(device, extract, box):
+    rois = as_rois([box, box], torch.float64, device)
+    features = random_map(2, 2, 6, 8, dtype=torch.float64, device=device)
+    for method in METHODS.values():
+        check(extract, features, rois, (2, 2), 1.0, **method)
+    for reduction in ('avg', 'max'):  # no samples at all, however many are asked for at least
+        method = align(reduction, 0, min_samples=2)
+        assert not extract(features, rois, 2, 1.0, **method).any()
+
+
+# The maximum -------------------------------------------------------------------------------------
+
+MAX_METHODS = {name: method for name, method in METHODS.items() if method['reduction'] == 'max'}
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+@pytest.mark.parametrize(
+    'method',
+    [align('max'), align('max', 4), align('max', 2, aligned=False), warp('max'),
+     pool('max', 'round'), pool('max', 'floor'), pool('max', 'bins')],
+    ids=['align', 'align-4', 'align-legacy', 'warp', 'pool-round', 'pool-floor', 'pool-bins'],
+)  # fmt: skip
+def test_ties_go_to_the_first_in_scan_order(device, extract, method, channels_last, dtype):
+    """After a ReLU most readings are 0, as is all that lies out of range; one gets the gradient.
+
+    All coordinates are short binary fractions, so ties are exact in every dtype.
+    """
+    features = random_map(1, 20, 6, 8, seed=3).relu()
+    features = ((features * 4).round() / 4).to(device, dtype)
+    features[:, 5:8] = 0
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    boxes = [(1, 1, 5, 5), (-3, -3, 1, 1), (-3, 2, 5, 4), (6, 3, 12, 9), (1, -4, 3, 12),
+             (-8, -8, 16, 16), (2, 2, 2, 2), (4.5, 1.25, 7.75, 5.5), (20, 20, 24, 24)]  # fmt: skip
+    rois = torch.tensor([(0, *box) for box in boxes], dtype=torch.float32, device=device)
+    check(extract, features, rois, (2, 2), 1.0, gradient_at_ties=True, **method)
+
+
+def test_zero_out_of_range_competes(device, extract):
+    """On a negative map a point out of range wins, and its gradient goes nowhere."""
+    features = torch.full((1, 1, 4, 4), -2.0, device=device, requires_grad=True)
+    rois = torch.tensor([[0.0, -4, 0, 4, 4], [0, 0, 0, 8, 4], [0, 0, 0, 4, 4]], device=device)
+    output = extract(features, rois, 1, 1.0, sampling_ratio=2, reduction='max')
+    assert output.flatten().tolist() == [0, 0, -2]
+    output[:2].sum().backward()
+    assert not features.grad.any()
+
+
+def test_zero_out_of_range_comes_in_its_turn(device, extract):
+    """Of two zeros the first in scan order wins, be it on the map or beside it."""
+    features = torch.zeros(1, 1, 4, 4, device=device, requires_grad=True)
+    leaves_on_the_left = torch.tensor([[0.0, -4, 0, 4, 4]], device=device)
+    leaves_on_the_right = torch.tensor([[0.0, 0, 0, 8, 4]], device=device)
+    for rois, received in ((leaves_on_the_left, 0), (leaves_on_the_right, 1)):
+        for sampling_ratio in (2, 0):
+            output = extract(features, rois, 1, 1.0, sampling_ratio=sampling_ratio, reduction='max')
+            (grad,) = torch.autograd.grad(output.sum(), features)
+            assert grad.sum() == received
+
+
+@pytest.mark.parametrize('method', MAX_METHODS.values(), ids=MAX_METHODS)
+@pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=str)
+def test_nan_features_propagate(device, extract, method, channels_last, dtype):
+    features = random_map(1, 19, 8, 8, dtype=dtype, device=device)
+    features[:, ::3, 3, 4] = torch.nan
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    # Off the lattice, so that no tap has the weight 0: whether 0 * NaN is read is nobody's business.
+    rois = torch.tensor([[0.0, 0.1, 0.1, 8.2, 8.2]], device=device)
+    output = extract(features, rois, 4, 1.0, **method)
+    expected = oracle.roi_extract(to_numpy(features), to_numpy(rois), (4, 4), 1.0, coord=np.float32, **method)
+    assert np.isnan(expected.output).any()
+    assert not np.isnan(expected.output[:, 1]).any()
+    np.testing.assert_array_equal(np.isnan(to_numpy(output)), np.isnan(expected.output))
+
+
+@pytest.mark.parametrize('region', ['round', 'floor', 'bins'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=str)
+def test_maximum_of_the_lowest_values(device, extract, region, dtype):
+    """Nothing is clipped from below: not at -10000, not at the lowest float."""
+    lowest = [-20000.0, torch.finfo(dtype).min, -torch.inf]
+    features = torch.tensor(lowest, dtype=dtype, device=device)[None, :, None, None]
+    features = features.repeat(1, 1, 4, 4).requires_grad_()
+    rois = torch.tensor([[0.0, 0, 0, 3, 3]], device=device)
+    output = extract(features, rois, 1, 1.0, **pool('max', region))
+    assert torch.equal(output.flatten(), features[0, :, 0, 0])
+    output.sum().backward()
+    first = torch.zeros(3, 4, 4, dtype=dtype, device=device)
+    first[:, 0, 0] = 1
+    assert torch.equal(features.grad[0], first)
+
+
+@pytest.mark.parametrize(
+    'method',
+    [align('max', 15), align('max', 16), align('max', 17), align('max', 0, max_samples=15),
+     align('max', 0, max_samples=16), align('max', 0), warp('max', 16), pool('max', 'round'),
+     pool('max', 'floor'), pool('max', 'bins')],
+    ids=['15x15', '16x16', '17x17', 'at most 15', 'at most 16', 'unbounded', 'warp 16x16',
+         'pool-round', 'pool-floor', 'pool-bins'],
+)  # fmt: skip
+@pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+def test_winners_in_large_grids(device, extract, method, channels_last):
+    """A winner is kept in one byte where 255 are enough: all the way to the last sample and on."""
+    extent = 40
+    boxes = [(0, 0, 40, 40), (0.5, 0.5, 20.25, 38.75), (-10, -10, 30, 30), (9.9, 19.9, 60, 60)]
+    rois = torch.tensor([(0, *box) for box in boxes], dtype=torch.float32, device=device)
+    for rising in (1, -1):  # the last sample on the map wins, then the first; and noise decides
+        steps = torch.arange(extent, dtype=torch.float32)
+        slope = rising * (3 * steps[:, None] + 2 * steps) + 500
+        features = torch.stack([slope, random_map(extent, extent)])[None].to(device)
+        if channels_last:
+            features = features.contiguous(memory_format=torch.channels_last)
+        check(extract, features, rois, (1, 1), 1.0, **method)
+
+
+# Emptiness, dtypes, gradients, determinism -------------------------------------------------------
+
+
+@every_method
+@pytest.mark.parametrize('shape', [(2, 3, 5, 6), (2, 0, 5, 6), (0, 3, 5, 6), (0, 0, 5, 6)], ids=str)
+def test_nothing_to_read(device, extract, method, shape):
+    features = torch.zeros(shape, device=device, requires_grad=True)
+    num_rois = 4 if shape == (2, 0, 5, 6) else 0
+    rois = random_rois(num_rois, 2, 5, 6, device=device)
+    output = extract(features, rois, (3, 2), 1.0, **method)
+    assert output.shape == (num_rois, shape[1], 3, 2)
+    output.sum().backward()
+    assert features.grad.shape == shape
+    assert not features.grad.any()
+
+
+def test_no_rois_on_a_pyramid(device, extract):
+    pyramid = [torch.ones(2, 3, n, n, device=device, requires_grad=True) for n in (8, 4)]
+    levels = torch.zeros(0, dtype=torch.int64, device=device)
+    output = extract(pyramid, torch.zeros(0, 5, device=device), 7, [1.0, 0.5], levels=levels)
+    assert output.shape == (0, 3, 7, 7)
+    output.sum().backward()
+    assert not any(f.grad.any() for f in pyramid)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max', 'pool-bins-avg'])
+def test_rois_of_any_floating_type(device, extract, dtype, method):
+    """Rounded coordinates are worth what they are worth: widened, they give the same."""
+    features = random_map(2, 3, 9, 13, device=device)
+    rois = random_rois(8, 2, 36, 52, dtype=torch.bfloat16, device=device).to(dtype)
+    output = extract(features, rois, 3, 0.25, **METHODS[method])
+    assert output.dtype == torch.float32
+    assert torch.equal(output, extract(features, rois.float(), 3, 0.25, **METHODS[method]))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('method', ['align-avg', 'align-max', 'adaptive-avg', 'warp-avg'])
+def test_coordinates_are_never_cast_to_half(device, extract, dtype, method):
+    """1001.3 px is 1001.5 in float16 and 1000 in bfloat16: on a steep map that would show."""
+    columns = torch.tensor([64.0, -64.0]).repeat(32)  # slope 128 a cell
+    features = columns.expand(1, 1, 8, 64).to(device, dtype)
+    rois = torch.tensor([[0, 988.3, 20.7, 1001.3, 100.9]], device=device)
+    options = {'output_size': (2, 1), 'spatial_scale': 1 / 16, **METHODS[method]}
+    check(extract, features, rois, **options)
+
+    if options.get('region') != 'round':  # the test would notice a cast
+        half = rois.to(dtype).float()
+        assert not torch.equal(half, rois)
+        exact = extract(features.float(), rois, **options)
+        cast = extract(features.float(), half, **options)
+        assert (exact - cast).abs().max() > 2 * 64 * torch.finfo(dtype).eps
+
+
+@every_method
+def test_gradcheck(extract, method):
+    features = random_map(2, 2, 5, 6, dtype=torch.float64).requires_grad_()
+    rois = random_rois(3, 2, 10, 12, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda f: extract(f, rois, (2, 2), 0.5, **method), features, fast_mode=True
+    )
+
+
+def test_gradcheck_of_a_pyramid(extract):
+    pyramid = [random_map(2, 2, n, n, dtype=torch.float64, seed=n).requires_grad_() for n in (8, 4)]
+    rois = random_rois(4, 2, 16, 16, dtype=torch.float64)
+    levels = torch.tensor([1, 0, -1, 1])
+    assert torch.autograd.gradcheck(
+        lambda *maps: extract(list(maps), rois, (2, 2), [0.5, 0.25], levels=levels), pyramid
+    )
+
+
+def test_output_size_may_be_an_int(extract):
+    features, rois = random_map(1, 2, 6, 6), random_rois(3, 1, 6, 6)
+    assert torch.equal(extract(features, rois, 3, 1.0), extract(features, rois, (3, 3), 1.0))
+
+
+@every_method
+@pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+def test_threads_change_no_bit(method, channels_last):
+    features = random_map(2, 40, 24, 24)
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    rois = random_rois(50, 2, 96, 96)
+    grad_output = random_map(50, 40, 7, 7, seed=5)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaf = features.detach().requires_grad_()
+            output = roi_extract(leaf, rois, 7, 0.25, **method)
+            results.append((output.detach(), *torch.autograd.grad(output, leaf, grad_output)))
+    finally:
+        torch.set_num_threads(before)
+    for output, grad in results[1:]:
+        assert torch.equal(output, results[0][0])
+        assert torch.equal(grad, results[0][1])
+
+
+def test_offsets_beyond_32_bits(device):
+    """The third image lies 2**31 elements after the first."""
+    side = 2**15
+    if device.type == 'cpu':  # pages that nobody touches cost nothing
+        features = torch.from_numpy(np.zeros((3, 1, side, side), np.float16))
+    else:
+        if torch.cuda.mem_get_info()[0] < 8 * 2**30:
+            pytest.skip('needs 8 GiB of free GPU memory')
+        features = torch.zeros(3, 1, side, side, dtype=torch.float16, device=device)
+    features[2, 0, 7, 5] = 3
+    rois = torch.tensor([[2.0, 5.5, 7.5, 5.5, 7.5]], device=device)
+    assert roi_extract(features, rois, 1, 1.0, sampling_ratio=1).item() == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='determinism of the CUDA backward')
+@pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max'])
+def test_deterministic_backward_on_cuda(method):
+    features = random_map(1, 32, 20, 20, device='cuda').requires_grad_()
+    rois = random_rois(300, 1, 20, 20, device='cuda')
+    torch.use_deterministic_algorithms(True)
+    try:
+        grads = [
+            torch.autograd.grad(
+                roi_extract(features, rois, 7, 1.0, **METHODS[method]).square().sum(), features
+            )[0]
+            for _ in range(3)
+        ]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(grad, grads[0]) for grad in grads)
