@@ -69,6 +69,11 @@ class Job:
     record: Mapping[str, Any]
     finished: bool
 
+    @property
+    def log(self) -> Path:
+        """What its processes have printed."""
+        return self.run_dir / LOG_FILE
+
 
 def prepare(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> list[Job]:
     """Works out what is to be run for each cell of a plan, and what of it has been run.
@@ -179,7 +184,7 @@ def _run_job(job: Job, plan_name: str, lock: int, display: _Display) -> bool:
     save()
     try:
         for command in job.commands[record['completed'] :]:
-            if _run_command(command, job.run_dir / LOG_FILE, lock, display.tick) != 0:
+            if _run_command(command, job.log, lock, display.tick) != 0:
                 save(state='failed', finished=_now())
                 return False
             save(completed=record['completed'] + 1)
@@ -289,10 +294,9 @@ class _Display:
         self.job = job
         self.started = self.line_time = time.monotonic()
         self.spent = job.record.get('seconds', 0)
-        log = job.run_dir / LOG_FILE
-        self.log_start = log.stat().st_size if log.exists() else 0
+        self.log_start = job.log.stat().st_size if job.log.exists() else 0
         verb = 'resuming' if job.record else 'running'
-        self._print(f'{verb} {job.cell.name}, log in {log}')
+        self._print(f'{verb} {job.cell.name}, log in {job.log}')
 
     def tick(self) -> None:
         if self.live:
@@ -309,9 +313,8 @@ class _Display:
             self._remember(job, seconds)
             self._print(f'finished {job.cell.name} in {_duration(seconds)}')
         else:
-            log = job.run_dir / LOG_FILE
-            self._print(f'FAILED {job.cell.name}: {_last_line(log)}')
-            self._print(f'  see {log}')
+            self._print(f'FAILED {job.cell.name}: {_last_line(job.log)}')
+            self._print(f'  see {job.log}')
 
     def _status(self) -> str:
         """One line on the running cell, with the estimated time until all cells are done."""
@@ -334,7 +337,7 @@ class _Display:
 
     def _log(self) -> str:
         """The end of what the running cell has written since it was started."""
-        with open(self.job.run_dir / LOG_FILE, 'rb') as log:
+        with open(self.job.log, 'rb') as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self.log_start, size - 10_000))
             return log.read().decode(errors='replace')

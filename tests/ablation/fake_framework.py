@@ -1,8 +1,9 @@
 """A framework whose training takes milliseconds: for the tests of the runner.
 
 Its configs are JSON: ``steps`` to train, ``seconds`` a step, ``fail`` (the phase that does),
-``hold`` (a file: after each step, training waits until it is there). It "saves a checkpoint" after
-each step, and writes down each step it does. As a program it is its own training and test.
+``hold`` (a file: after each step, training waits until it is there), ``ann_file`` and ``predictions``
+(what it "detects"). It "saves a checkpoint" after each step, and writes down each step it does. As a
+program it is its own training and test.
 """
 
 import json
@@ -21,8 +22,7 @@ def resolve(config, options):
 def commands(config, run_dir, options):
     command = [sys.executable, __file__]
     return [
-        [*command, phase, json.dumps(resolve(config, options)), str(run_dir)]
-        for phase in ('train', 'test')
+        [*command, phase, json.dumps(resolve(config, options)), str(run_dir)] for phase in ('train', 'test')
     ]
 
 
@@ -51,7 +51,20 @@ def train(config, run_dir):
 
 
 def test(config, run_dir):
-    (run_dir / 'metrics.json').write_text(json.dumps({'seed': config['seed']}))
+    if 'predictions' not in config:
+        (run_dir / 'metrics.json').write_text(json.dumps({'seed': config['seed']}))
+        return
+    from roi_plugins.evaluation import write_run
+
+    (run_dir / 'predictions.bbox.json').write_text(json.dumps(config['predictions']))
+    write_run(
+        run_dir,
+        framework='fake',
+        config='fake.json',
+        checkpoint='last_checkpoint',
+        ann_file=config['ann_file'],
+        command=sys.argv,
+    )
 
 
 if __name__ == '__main__':

@@ -1,0 +1,173 @@
+"""tools/ablate.py as a user has it, with a framework that takes milliseconds."""
+
+import importlib.util
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from fake_framework import FAKE
+
+from roi_plugins.ablation.frameworks import FRAMEWORKS
+
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'ablate.py'
+
+
+@pytest.fixture
+def ablate(monkeypatch):
+    monkeypatch.setitem(FRAMEWORKS, 'fake', FAKE)
+    spec = importlib.util.spec_from_file_location('ablate', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def write_plan(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    box = [4.0, 4.0, 20.0, 20.0]
+    annotation = {'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': box, 'area': 400, 'iscrowd': 0}
+    annotations = {
+        'images': [{'id': 1, 'width': 32, 'height': 32}],
+        'categories': [{'id': 1, 'name': 'thing'}],
+        'annotations': [annotation],
+    }
+    (tmp_path / 'annotations.json').write_text(json.dumps(annotations))
+
+    def write(**changes):
+        # One extractor finds the box exactly, the other with an IoU of 0.8.
+        for extractor, width in (('avg', 20.0), ('max', 16.0)):
+            found = {'image_id': 1, 'category_id': 1, 'bbox': [4, 4, width, 20.0], 'score': 0.9}
+            config = {
+                'steps': 1,
+                'ann_file': str(tmp_path / 'annotations.json'),
+                'predictions': [found],
+                **changes.get(extractor, {}),
+            }
+            (tmp_path / f'{extractor}.json').write_text(json.dumps(config))
+        plan = {
+            'name': 'small',
+            'work_dir': 'work',
+            'baseline': 'avg',
+            'configs': {'tiny': {'framework': 'fake', 'path': '{extractor}.json'}},
+            'extractors': ['avg', 'max'],
+            'seeds': [0],
+        }
+        (tmp_path / 'plan.yaml').write_text(yaml.safe_dump(plan, sort_keys=False))
+        return 'plan.yaml'
+
+    return write
+
+
+def test_prints_and_writes_the_table(ablate, write_plan, capsys):
+    plan = write_plan()
+    assert ablate([plan]) == 0
+    output = capsys.readouterr().out
+    table = [line.split('|') for line in output.splitlines() if line.startswith('| ')]
+    cells = [[cell.strip() for cell in row[1:-1]] for row in table]
+    points = {row[cells[0].index('Extractor')]: row[cells[0].index('AP')] for row in cells[1:3]}
+    # 0.8 passes 7 of the 10 thresholds.
+    assert points == {'avg': '100.0', 'max': '70.0'}
+    assert 'difference to avg' in output
+    assert '### Box AP' in Path('work/compare/compare.md').read_text()
+    assert Path('work/compare/compare.md').read_text().partition('\n![')[0] in output
+
+    assert ablate([plan]) == 0
+    assert '2 of 2 cells are finished already' in capsys.readouterr().out
+    assert Path('work/tiny.max.seed0/steps.txt').read_text() == '1\n'
+
+
+def test_a_failed_cell_is_reported_after_the_table_of_the_others(ablate, write_plan, capsys):
+    assert ablate([write_plan(avg={'fail': 'train'})]) == 1
+    output, errors = capsys.readouterr()
+    assert '70.0' in output
+    log = Path('work/tiny.avg.seed0/log.txt')
+    assert f'error: cell tiny.avg.seed0 failed: see {log}' in errors
+    assert 'train fails as asked' in log.read_text()
+
+    write_plan()
+    assert ablate(['plan.yaml']) == 0
+    assert 'difference to avg' in capsys.readouterr().out
+
+
+def test_a_dry_run_shows_what_options_give_and_runs_nothing(ablate, write_plan, capsys):
+    arguments = ['--dry-run', '--work-dir', 'other', '--cfg-options', 'steps=7']
+    assert ablate([write_plan(), *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'tiny.avg.seed0: to run'
+    assert [line for line in lines if not line.startswith(' ')] == [lines[0], lines[3]]
+    commands = [shlex.split(line) for line in lines if line.startswith(' ')]
+    assert [command[2] for command in commands] == ['train', 'test'] * 2
+    assert {json.loads(command[3])['steps'] for command in commands} == {7}
+    assert {Path(command[4]).parts[0] for command in commands} == {'other'}
+    assert not Path('other').exists()
+    assert not Path('work').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['none.yaml'], 'none.yaml: the plan does not exist'),
+        (['plan.yaml', '--cfg-options', 'steps'], "'steps' is not of the form KEY=VALUE"),
+        (['plan.yaml', '--cfg-options', 'a={b: 1}'], 'a is a mapping'),
+        (['plan.yaml', '--cfg-options', 'a=['], "the value of 'a=[' is not YAML"),
+    ],
+)
+def test_a_mistake_is_one_line_and_not_a_traceback(ablate, write_plan, capsys, arguments, message):
+    write_plan()
+    assert ablate(arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith('error: ')
+    assert message in errors
+    assert not Path('work').exists()
+
+
+def test_a_changed_config_is_an_error_and_nothing_is_run(ablate, write_plan, capsys):
+    assert ablate([write_plan()]) == 0
+    assert ablate([write_plan(max={'steps': 3})]) == 2
+    assert 'cell tiny.max.seed0' in capsys.readouterr().err
+
+
+PROGRAM = """
+import runpy, sys
+from fake_framework import FAKE
+from roi_plugins.ablation.frameworks import FRAMEWORKS
+FRAMEWORKS['fake'] = FAKE
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_everything_resumable(ablate, write_plan, tmp_path, number):
+    hold = str(tmp_path / 'go')
+    plan = write_plan(avg={'steps': 2, 'hold': hold}, max={'steps': 2, 'hold': hold})
+    process = subprocess.Popen(
+        [sys.executable, '-c', PROGRAM, str(TOOL), plan],
+        env={**os.environ, 'PYTHONPATH': f'{TOOL.parents[1]}:{Path(__file__).parent}'},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        end = time.monotonic() + 30
+        while not Path('work/tiny.avg.seed0/steps.txt').exists():
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        errors = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert 'the same command goes on where it was' in errors
+
+    Path(hold).touch()
+    assert ablate([plan]) == 0
+    for extractor in ('avg', 'max'):
+        assert Path(f'work/tiny.{extractor}.seed0/steps.txt').read_text() == '1\n2\n'

@@ -1,0 +1,109 @@
+"""Run an ablation: train and evaluate every cell of a plan, then print the table of AP.
+
+It can be stopped at any time; the same command then goes on where it was. The format of a plan is
+described in roi_plugins/ablation/plan.py; examples are in configs/ablations.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+if find_spec('roi_plugins') is None:  # not installed: use this checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from roi_plugins.ablation import runner
+from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.plan import Plan, PlanError, check_cfg_options, load_plan
+from roi_plugins.ablation.tables import to_markdown, write_comparison
+from roi_plugins.evaluation import EvaluationError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('plan', help='path of the plan, a YAML file')
+    parser.add_argument('--work-dir', help="where the runs go, in place of the plan's work_dir")
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='config options for every cell, e.g. train_cfg.max_iters=100; values are YAML',
+    )
+    parser.add_argument(
+        '--dry-run', action='store_true', help='print the cells and their commands, and run nothing'
+    )
+    args = parser.parse_args(argv)
+    try:
+        plan = load_plan(args.plan)
+        options = parse_options(args.cfg_options)
+        work_dir = Path(args.work_dir or plan.work_dir)
+        if args.dry_run:
+            for job in runner.prepare(plan, work_dir, options):
+                print(f'{job.cell.name}: {"finished" if job.finished else "to run"}')
+                for command in job.commands:
+                    print(f'  {shlex.join(command)}')
+            return 0
+        stop_on_signals()
+        failed = runner.run(plan, work_dir, options, Console())
+        return 1 if report(plan, work_dir, failed) else 0
+    except (PlanError, runner.AblationError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('\nstopped; the same command goes on where it was', file=sys.stderr)
+        return 130
+
+
+def parse_options(pairs: list[str]) -> dict:
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not equals:
+            raise PlanError(f'--cfg-options: {pair!r} is not of the form KEY=VALUE')
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise PlanError(f'--cfg-options: the value of {pair!r} is not YAML: {error}') from None
+    return check_cfg_options(options)
+
+
+def stop_on_signals() -> None:
+    """Lets the signals of a batch system, and of a closed terminal, do what Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
+
+
+def report(plan: Plan, work_dir: Path, failed: list[runner.Job]) -> bool:
+    """Prints and writes the table of the finished cells. True if anything went wrong."""
+    failed_cells = {job.cell for job in failed}
+    finished = [cell for cell in plan.cells if cell not in failed_cells]
+    problems = [f'cell {job.cell.name} failed: see {job.log}' for job in failed]
+    if finished:
+        has_baseline = any(cell.extractor == plan.baseline for cell in finished)
+        try:
+            comparison = compare(
+                [work_dir / cell.name for cell in finished],
+                baseline=plan.baseline if has_baseline else None,
+            )
+        except (ComparisonError, EvaluationError) as error:
+            problems.append(str(error))
+        else:
+            write_comparison(comparison, work_dir / 'compare')
+            print(f'\n{to_markdown(comparison)}\nwritten to {work_dir / "compare"}')
+            for note in comparison.notes:
+                print(f'note: {note}')
+            problems += comparison.problems
+    for problem in problems:
+        print(f'error: {problem}', file=sys.stderr)
+    return bool(problems)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
