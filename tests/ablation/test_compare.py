@@ -1,0 +1,166 @@
+import csv
+import json
+import statistics
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.tables import (
+    format_points,
+    make_tables,
+    to_latex,
+    to_markdown,
+    write_comparison,
+)
+from roi_plugins.evaluation import evaluate, write_json
+
+# One run's AP, and the mean, deviation or difference of several.
+fractions = st.floats(-1, 1)
+
+
+@given(fractions, st.integers(0, 6))
+@example(0.3125, 1)  # a tie
+@example(0.3135, 1)  # no tie: the double is a little more
+@example(-0.0004, 1)
+def test_points_are_rounded_once(fraction, digits):
+    exact = Context(prec=2000)
+    points = exact.multiply(Decimal(fraction), 100)
+    expected = points.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_EVEN, exact)
+    text = format_points(fraction, digits)
+    assert Decimal(text) == expected
+    assert not (text.startswith('-') and expected == 0)
+    assert format_points(fraction, digits, sign=True)[0] in '+-'
+
+
+@given(st.floats(0, 1))
+def test_points_have_the_digits_that_pycocotools_prints(fraction):
+    assert Decimal(format_points(fraction, 1)) == 100 * Decimal(f'{fraction:0.3f}')
+
+
+@pytest.fixture
+def sweep(make_run, tmp_path):
+    for seed in (0, 1, 2):
+        make_run(f'sweep/a{seed}', 0.05, extractor='align-avg', seed=seed)
+        make_run(f'sweep/b{seed}', 0.15, extractor='pool', seed=seed)
+    make_run('sweep/c0', 0.1, extractor='other', seed=0)
+    return tmp_path / 'sweep'
+
+
+def test_mean_deviation_and_paired_difference(sweep, tmp_path):
+    comparison = compare([sweep], baseline='align-avg')
+    ap = {
+        name: [
+            evaluate(
+                tmp_path / 'annotations.json',
+                sweep / f'{name}{seed}' / 'predictions.bbox.json',
+                'bbox',
+            )['AP']
+            for seed in range(3 if name != 'c' else 1)
+        ]
+        for name in 'abc'
+    }
+    assert len(set(ap['a'] + ap['b'])) > 3
+    base, pool, _ = comparison.groups
+    assert base.mean['AP'] == pytest.approx(statistics.mean(ap['a']), abs=1e-15)
+    assert base.std['AP'] == pytest.approx(statistics.stdev(ap['a']), abs=1e-15)
+    assert base.difference is None
+    paired = [b - a for a, b in zip(ap['a'], ap['b'], strict=True)]
+    assert pool.difference['AP'] == pytest.approx(statistics.mean(paired), abs=1e-15)
+    assert pool.difference_std['AP'] == pytest.approx(statistics.stdev(paired), abs=1e-15)
+
+    tables = make_tables(comparison, digits=2)
+    assert list(tables) == ['Box AP', 'Box AP, difference to align-avg']
+    table, differences = (table.set_index('Extractor') for table in tables.values())
+    mean, std = (format_points(f(ap['b']), 2) for f in (statistics.mean, statistics.stdev))
+    assert table.loc['pool', 'AP'] == f'{mean} ± {std}'
+    assert table['n'].tolist() == ['3', '3', '1']
+    assert table.loc['other', 'AP'] == format_points(ap['c'][0], 2)  # one seed: no deviation
+    assert table['APl'].tolist() == ['-'] * 3  # no large objects
+    assert differences.index.tolist() == ['pool', 'other']
+    assert '±' not in differences.loc['other', 'AP']  # not the seeds of the baseline
+
+
+def test_files(sweep, tmp_path):
+    comparison = compare([sweep], baseline='align-avg')
+    for _ in range(2):  # the second time in place of the first
+        write_comparison(comparison, tmp_path / 'out' / 'deep')
+    files = {path.name: path for path in (tmp_path / 'out' / 'deep').iterdir()}
+    assert files.keys() == {
+        *(f'compare.{suffix}' for suffix in ('md', 'csv', 'tex', 'json')),
+        'ap_over_iou.png',
+        'ap_over_iou.svg',
+    }
+    assert files['ap_over_iou.png'].read_bytes().startswith(b'\x89PNG')
+    assert '</svg>' in files['ap_over_iou.svg'].read_text()
+    record = json.loads(files['compare.json'].read_text())
+    assert [run['metrics'] for run in record['runs']] == [m for _, m in comparison.metrics]
+    assert [run['seed'] for run in record['runs']] == [0, 1, 2, 0, 1, 2, 0]
+    pool = record['groups'][1]
+    assert pool['seeds'] == [0, 1, 2]
+    assert pool['mean'] == {**comparison.groups[1].mean.to_dict(), 'APl': -1}
+    assert pool['std']['APl'] is None
+    assert record['groups'][2]['std'] is None
+    with files['compare.csv'].open() as lines:
+        row = list(csv.DictReader(lines))[1]
+    assert row['extractor'] == 'pool'
+    assert row['AP'] == format_points(pool['mean']['AP'], 1)
+    assert row['AP_difference_std'] == format_points(pool['difference_std']['AP'], 1)
+    assert row['APl'] == ''
+    assert to_markdown(comparison) in files['compare.md'].read_text()
+
+
+def test_names_are_escaped(make_run):
+    run = make_run('a', extractor=r'a|b_c%&#\d', seed=0)
+    comparison = compare([run])
+    assert r'| a\|b_c%&#\\d |' in to_markdown(comparison)
+    assert r'a|b\_c\%\&\#\textbackslash{}d & ' in to_latex(comparison)
+
+
+def test_configs_without_the_baseline_have_no_differences(make_run):
+    runs = [
+        make_run('a', config_name='x', extractor='stock'),
+        make_run('b', config_name='x', extractor='pool'),
+        make_run('c', config_name='y', extractor='pool'),
+    ]
+    comparison = compare(runs, baseline='stock')
+    assert [group.difference is None for group in comparison.groups] == [True, False, True]
+    assert comparison.notes == [
+        "config 'y' has no run of the baseline 'stock': no differences for it"
+    ]
+    with pytest.raises(ComparisonError, match=r"'stok'; the extractors are: stock, pool"):
+        compare(runs, baseline='stok')
+
+
+def test_bad_predictions_are_reported_and_the_others_compared(make_run):
+    good, bad, empty = make_run('good'), make_run('bad'), make_run('empty')
+    predictions = json.loads((bad / 'predictions.bbox.json').read_text())
+    write_json(bad / 'predictions.bbox.json', [{**predictions[0], 'image_id': 77}])
+    write_json(empty / 'predictions.bbox.json', [])
+    comparison = compare([bad, empty, good])
+    assert [group.extractor for group in comparison.groups] == ['empty', 'good']
+    assert comparison.groups[0].mean['AP'] == 0
+    assert len(comparison.problems) == len(comparison.notes) == 1
+    assert comparison.problems[0].startswith(str(bad / 'predictions.bbox.json'))
+    assert 'has no predictions' in comparison.notes[0]
+    with pytest.raises(ComparisonError, match=r'no run to compare:\n.*image_id 77'):
+        compare([bad])
+
+
+def test_runs_that_cannot_stand_beside_each_other(make_run, tmp_path):
+    first, second = make_run('a'), make_run('b')
+    ann_file = tmp_path / 'annotations.json'
+    record = json.loads((second / 'metrics.json').read_text())
+    other = tmp_path / 'other.json'
+    other.write_bytes(ann_file.read_bytes())
+    write_json(second / 'metrics.json', {**record, 'ann_file': str(other)})
+    assert len(compare([first, second]).groups) == 2  # the same content is the same
+    annotations = json.loads(ann_file.read_text())
+    write_json(other, {**annotations, 'images': [*annotations['images'], {'id': 6}]})
+    with pytest.raises(ComparisonError, match=rf'different annotations.*{ann_file}.*{other}'):
+        compare([first, second])
+    assert len(compare([first, second], ann_file).groups) == 2
+    with pytest.raises(ComparisonError, match='give one of them'):
+        compare([make_run('x', seed=0), make_run('y', seed=0)])

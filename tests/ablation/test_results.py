@@ -1,0 +1,77 @@
+import json
+
+from roi_plugins.ablation.results import Run, find_runs
+from roi_plugins.evaluation import write_json
+
+
+def test_a_cell_and_a_run_of_no_plan(make_run, tmp_path):
+    cell = make_run('sweep/a', seed=3, extractor='align-max')
+    run = make_run('mine')
+    found = find_runs([cell, run, cell])
+    ann_file = tmp_path / 'annotations.json'
+    predictions = {'bbox': cell / 'predictions.bbox.json'}
+    assert found.runs == [
+        Run(str(cell), 'align-max', 'mask_rcnn', 3, 'mmdet', ann_file, predictions),
+        Run(str(run), 'mine', '', None, 'mmdet', ann_file, {'bbox': run / 'predictions.bbox.json'}),
+    ]
+    assert not found.problems + found.notes
+
+
+def test_a_sweep_is_in_the_order_of_its_plan_without_unfinished_cells(make_run, tmp_path):
+    make_run('sweep/b', extractor='first', started='2026-01-01T00:00:00')
+    make_run('sweep/a', extractor='second', started='2026-01-01T00:01:00')
+    pending = make_run('sweep/c', extractor='third', state='failed', started='2026')
+    (pending / 'metrics.json').unlink()
+    (tmp_path / 'sweep' / 'notes').mkdir()
+    found = find_runs([tmp_path / 'sweep'])
+    assert [run.extractor for run in found.runs] == ['first', 'second']
+    assert found.notes == [f'{pending}: not finished (state: failed); left out']
+    assert not found.problems
+    assert 'not evaluated' in find_runs([pending]).problems[0]
+
+
+def test_runs_of_the_same_name_keep_apart(make_run):
+    first, second = make_run('x/test'), make_run('y/test')
+    assert [run.extractor for run in find_runs([first, second]).runs] == [str(first), str(second)]
+
+
+def test_prediction_files(make_run, tmp_path):
+    make_run('r')
+    boxes = (tmp_path / 'r' / 'predictions.bbox.json').rename(tmp_path / 'stock.bbox.json')
+    masks = tmp_path / 'stock.segm.json'
+    masks.write_text('[]')
+    both = tmp_path / 'coco_instances_results.json'
+    both.write_text(json.dumps([{'bbox': [], 'segmentation': {}}]))
+    found = find_runs([boxes, masks, both], 'a.json')
+    assert [(run.extractor, run.predictions) for run in found.runs] == [
+        ('stock', {'bbox': boxes, 'segm': masks}),
+        ('coco_instances_results', {'bbox': both, 'segm': both}),
+    ]
+    assert 'needs --ann-file' in find_runs([boxes]).problems[0]
+
+
+def test_what_cannot_be_read_is_a_problem_and_the_others_are_read(make_run, tmp_path):
+    good = make_run('good')
+    no_predictions = make_run('no_predictions')
+    (no_predictions / 'predictions.bbox.json').unlink()
+    no_annotations = make_run('no_annotations')
+    record = json.loads((no_annotations / 'metrics.json').read_text())
+    write_json(no_annotations / 'metrics.json', {**record, 'ann_file': 'gone.json'})
+    broken = make_run('broken')
+    (broken / 'metrics.json').write_text('{')
+    no_seed = make_run('no_seed')
+    write_json(no_seed / 'cell.json', {'format': 1, 'extractor': 'x', 'config_name': 'y'})
+    future = make_run('future')
+    write_json(future / 'metrics.json', {**record, 'format': 2})
+    bad = [no_predictions, no_annotations, broken, no_seed, future, tmp_path / 'nowhere']
+    found = find_runs([*bad, good])
+    assert [run.name for run in found.runs] == [str(good)]
+    for path, problem, cause in zip(
+        bad,
+        found.problems,
+        ['missing', 'gone.json.*--ann-file', 'not JSON', 'lacks seed', 'format 1', 'no such file'],
+        strict=True,
+    ):
+        assert problem.startswith(str(path))
+        assert all(part in problem for part in cause.split('.*'))
+    assert len(find_runs([no_annotations], tmp_path / 'annotations.json').runs) == 1

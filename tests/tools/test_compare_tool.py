@@ -1,0 +1,42 @@
+import subprocess
+import sys
+from pathlib import Path
+
+from roi_plugins.evaluation import write_json, write_run
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'compare.py'
+
+
+def test_prints_the_table_and_fails_for_a_bad_run(tmp_path):
+    ann_file, run = tmp_path / 'annotations.json', tmp_path / 'stock'
+    bbox = {'image_id': 1, 'category_id': 1, 'bbox': [10, 10, 50, 50]}
+    write_json(
+        ann_file,
+        {
+            'images': [{'id': 1}],
+            'annotations': [{**bbox, 'id': 1, 'area': 2500, 'iscrowd': 0}],
+            'categories': [{'id': 1, 'name': 'thing'}],
+        },
+    )
+    run.mkdir()
+    write_json(run / 'predictions.bbox.json', [{**bbox, 'score': 0.9}])
+    write_run(run, framework='mmdet', config='c', checkpoint='x', ann_file=ann_file, command=[])
+    write_json(tmp_path / 'half.json', [{**bbox, 'bbox': [10, 10, 50, 36], 'score': 0.9}])
+
+    def tool(*arguments):
+        return subprocess.run(
+            [sys.executable, TOOL, *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    result = tool('stock', 'half.json', '--ann-file', 'annotations.json', '--baseline', 'stock')
+    assert result.returncode == 0, result.stderr
+    lines = [' '.join(line.split()) for line in result.stdout.splitlines()]
+    assert '| stock | 1 | 100.0 | 100.0 | 100.0 | - | 100.0 | - |' in lines
+    assert '| half | 1 | 50.0 | 100.0 | 0.0 | - | 50.0 | - |' in lines  # IoU 0.72
+    assert '| half | 1 | -50.0 | +0.0 | -100.0 | - | -50.0 | - |' in lines
+
+    result = tool('stock', 'nowhere', '--digits', '0', '--output', 'out')
+    assert result.returncode == 1
+    assert result.stderr == 'error: nowhere: no such file or directory\n'
+    assert '| 100 |' in result.stdout
+    assert '| 100 |' in (tmp_path / 'out' / 'compare.md').read_text()
