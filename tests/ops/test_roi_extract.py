@@ -284,17 +284,37 @@ box = st.one_of(
     st.tuples(near, near, near, near).map(lambda b: (b[0], b[1], b[0], b[3])),  # no width
     st.tuples(anything, anything, anything, anything),
 )
-few_boxes = st.lists(box, min_size=1, max_size=4)
 
 
 def as_rois(boxes, dtype=torch.float32, device='cpu'):
     return torch.tensor([(i % 2, *b) for i, b in enumerate(boxes)], dtype=dtype, device=device)
 
 
-@every_method
-@settings(max_examples=25)
-@given(boxes=few_boxes, scale=st.sampled_from([1.0, 0.5, 0.3]), bins=st.sampled_from([1, 2, 3]))
-def test_wild_boxes(device, extract, method, boxes, scale, bins):
+def wild_boxes(max_examples):
+    """Drawn boxes, in cells, around a map of 6 x 8 cells and far away from it."""
+
+    def decorate(test):
+        test = given(
+            boxes=st.lists(box, min_size=1, max_size=4),
+            scale=st.sampled_from([1.0, 0.5, 0.3]),
+            bins=st.sampled_from([1, 2, 3]),
+        )(test)
+        return every_method(settings(max_examples=max_examples)(test))
+
+    return decorate
+
+
+@wild_boxes(max_examples=30)
+def test_wild_boxes(device, method, boxes, scale, bins):
+    check_wild_boxes(roi_extract, device, method, boxes, scale, bins)
+
+
+@wild_boxes(max_examples=6)
+def test_wild_boxes_in_the_reference(device, method, boxes, scale, bins):
+    check_wild_boxes(reference.roi_extract, device, method, boxes, scale, bins)
+
+
+def check_wild_boxes(extract, device, method, boxes, scale, bins):
     """Any box gives a finite answer and gradient in bounded time, a sane one the right one."""
     for dtype in (torch.float32, torch.float64):
         features = random_map(2, 2, 6, 8, dtype=dtype, device=device).requires_grad_()
@@ -571,7 +591,9 @@ def test_gradcheck_of_a_pyramid(extract):
     rois = random_rois(4, 2, 16, 16, dtype=torch.float64)
     levels = torch.tensor([1, 0, -1, 1])
     assert torch.autograd.gradcheck(
-        lambda *maps: extract(list(maps), rois, (2, 2), [0.5, 0.25], levels=levels), pyramid
+        lambda *maps: extract(list(maps), rois, (2, 2), [0.5, 0.25], levels=levels),
+        pyramid,
+        fast_mode=True,
     )
 
 

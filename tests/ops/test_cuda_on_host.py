@@ -1,0 +1,103 @@
+"""The CUDA kernels' source, compiled as C++ and run on the host: their arithmetic and their indexing are
+checked where there is no GPU (in CI there never is). What runs on a GPU is in the other tests.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / 'roi_plugins' / 'ops' / 'csrc'
+HOST = Path(__file__).with_name('cuda_on_host')
+
+
+@pytest.fixture(scope='module')
+def library(tmp_path_factory):
+    """The op's library with the CUDA kernels in the CPU kernels' place."""
+    path = tmp_path_factory.mktemp('cuda_on_host') / 'roi_plugins_cuda_on_host.so'
+    includes = [f'-I{HOST}', f'-I{CSRC}', *(f'-isystem{p}' for p in cpp_extension.include_paths())]
+    libraries = [f'-L{p}' for p in cpp_extension.library_paths()]
+    command = [
+        os.environ.get('CXX', 'c++'),
+        *('-std=c++17', '-O1', '-fPIC', '-shared', '-ffp-contract=off', '-Wno-unknown-pragmas'),
+        *('-Dforward_cpu=forward_cuda', '-Dbackward_cpu=backward_cuda'),
+        *includes,
+        *('-x', 'c++', str(CSRC / 'op.cpp'), str(CSRC / 'cuda' / 'roi_extract.cu')),
+        *libraries,
+        *('-lc10', '-ltorch_cpu', '-o', str(path)),
+    ]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-3000:]
+    return path
+
+
+# Runs in a process of its own, where this library takes the place of the package's.
+CHECK = """
+import itertools, sys, torch
+from roi_plugins.ops import library
+torch.ops.load_library(sys.argv[1])
+from roi_plugins.ops import reference
+
+forward = torch.ops.roi_plugins.roi_extract
+backward = torch.ops.roi_plugins.roi_extract_backward
+torch.manual_seed(0)
+images, channels, shapes, scales, size = 2, 5, [(20, 23), (10, 12)], [1 / 8, 1 / 16], [3, 4]
+corner, extent = torch.rand(40, 2) * 200 - 40, torch.rand(40, 2) * 150 - 10
+rois = torch.cat([torch.randint(0, images, (40, 1)).float(), corner, corner + extent], 1)
+rois[0, 1:] = torch.tensor([-1e30, -1e30, 1e30, 1e30])
+rois[1, 3] = torch.nan
+levels = torch.randint(-1, 3, (40,))
+methods = [('none', 2), ('none', 0), ('round', None), ('round', 2), ('floor', None), ('bins', None)]
+cases = itertools.product(
+    methods, ('avg', 'max'), (True, False), (torch.float32, torch.bfloat16, torch.float64),
+    (torch.contiguous_format, torch.channels_last), (False, True))
+count = 0
+for (region, ratio), reduction, aligned, dtype, layout, deterministic in cases:
+    torch.use_deterministic_algorithms(deterministic)
+    options = (scales, size, region, ratio, reduction, aligned, 1, None)
+    features = [torch.randn(images, channels, *s).to(dtype).relu() for s in shapes]
+    features = [f.contiguous(memory_format=layout) for f in features]
+    output, winner = forward(features, rois, levels, *options)
+    expected, expected_winner = reference.extract(features, rois, levels, *options)
+    tolerance = dict(rtol=2e-2, atol=2e-2) if dtype == torch.bfloat16 else dict(rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output, expected, equal_nan=True, **tolerance)
+    assert output.stride() == expected.stride()
+    assert torch.equal(winner, expected_winner)
+    grad = torch.randn_like(output)
+    flat = [images, channels, *[n for s in shapes for n in s]]
+    last = layout == torch.channels_last
+    grads = backward(grad, winner, rois, levels, flat, last, *options)
+    expected = reference.extract_backward(grad, winner, rois, levels, flat, last, *options)
+    for got, want in zip(grads, expected):
+        torch.testing.assert_close(got, want, **tolerance)
+        assert got.stride() == want.stride()
+    if deterministic:
+        broken = grad.clone()
+        broken[5, 0, 0, 0] = torch.inf
+        assert any(g.isnan().any() for g in backward(broken, winner, rois, levels, flat, last, *options))
+        zeros = backward(grad * 0, winner, rois, levels, flat, last, *options)
+        assert all((g == 0).all() for g in zeros)
+    count += 1
+print(count, 'cases agree')
+"""
+
+
+def test_kernels_agree_with_the_reference(library):
+    environment = {
+        **os.environ,
+        'ROI_PLUGINS_DISABLE_EXTENSION': '1',
+        'ROI_PLUGINS_TEST_OWN_LIBRARY': '1',
+        'PYTHONPATH': str(ROOT),
+        'OMP_NUM_THREADS': '1',
+    }
+    run = subprocess.run(
+        [sys.executable, '-c', CHECK, str(library)], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.strip() == f'{6 * 2 * 2 * 3 * 2 * 2} cases agree'
+    assert torch.__version__  # the library was built against the torch that ran it

@@ -1,0 +1,390 @@
+"""The op as PyTorch sees it: tracing, compilation, autocast, TorchScript; its layers; its fallback."""
+
+import copy
+import os
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from cases import METHODS, align, pool, random_map, random_rois
+
+from roi_plugins.ops import layers, library, roi_extract
+
+FORWARD = torch.ops.roi_plugins.roi_extract.default
+BACKWARD = torch.ops.roi_plugins.roi_extract_backward.default
+
+
+def single(device='cpu', dtype=torch.float32, channels_last=False):
+    features = random_map(2, 4, 8, 10, dtype=dtype, device=device)
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    return [features], random_rois(6, 2, 8, 10, device=device), None, [1.0]
+
+
+def pyramid(device='cpu', dtype=torch.float32):
+    maps = [random_map(2, 4, n, n + 2, dtype=dtype, device=device, seed=n) for n in (8, 4)]
+    rois = random_rois(6, 2, 16, 20, device=device)
+    return maps, rois, torch.tensor([0, 1, 1, -1, 0, 2], device=device), [0.5, 0.25]
+
+
+def options(region='none', sampling_ratio=2, reduction='avg', aligned=True, max_samples=None):
+    return [3, 2], region, sampling_ratio, reduction, aligned, 1, max_samples
+
+
+CONFIGURATIONS = {
+    'align-avg': (single, options()),
+    'align-max': (single, options(reduction='max')),
+    'adaptive-max': (single, options(sampling_ratio=0, reduction='max', aligned=False)),
+    'pool': (single, options('round', None, 'max')),
+    'warp': (single, options('round', 2, 'max')),
+    'pyramid-avg': (pyramid, options(sampling_ratio=0, max_samples=4)),
+    'pyramid-max': (pyramid, options(reduction='max')),
+    'pyramid-pool': (pyramid, options('bins', None, 'max')),
+}
+configurations = pytest.mark.parametrize('name', CONFIGURATIONS)
+
+
+def leaves(maps):
+    return [m.detach().requires_grad_() for m in maps]
+
+
+class TestOpcheck:
+    @configurations
+    def test_forward(self, device, name):
+        inputs, method = CONFIGURATIONS[name]
+        maps, *rest = inputs(device)
+        torch.library.opcheck(FORWARD, (leaves(maps), *rest, *method))
+
+    @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64], ids=str)
+    @pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+    def test_forward_dtypes_and_layouts(self, device, dtype, channels_last):
+        maps, *rest = single(device, dtype, channels_last)
+        torch.library.opcheck(FORWARD, (leaves(maps), *rest, *options(reduction='max')))
+
+    @configurations
+    @pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+    def test_backward(self, device, name, channels_last):
+        inputs, method = CONFIGURATIONS[name]
+        maps, rois, levels, scales = inputs(device)
+        output, winner = FORWARD(maps, rois, levels, scales, *method)
+        shapes = [*maps[0].shape[:2]] + [n for m in maps for n in m.shape[2:]]
+        torch.library.opcheck(
+            BACKWARD,
+            (torch.ones_like(output), winner, rois, levels, shapes, channels_last, scales, *method),
+        )
+
+
+def total(maps, rois, levels, scales, name):
+    """A loss of one call, as it stands in a model: Python function, pyramid or map."""
+    if levels is None:
+        output = roi_extract(maps[0], rois, 3, scales[0], **METHODS[name])
+    else:
+        output = roi_extract(maps, rois, 3, scales, levels=levels, **METHODS[name])
+    return output.square().sum()
+
+
+def value_and_gradients(function, maps, *rest):
+    maps = leaves(maps)
+    value = function(maps, *rest)
+    return value.detach(), torch.autograd.grad(value, maps, allow_unused=True)
+
+
+class TestCompile:
+    @pytest.mark.parametrize('name', ['align-avg', 'align-max', 'adaptive-avg', 'pool-round-max'])
+    @pytest.mark.parametrize('inputs', [single, pyramid], ids=['map', 'pyramid'])
+    def test_full_graph(self, device, name, inputs):
+        torch._dynamo.reset()
+        compiled = torch.compile(total, fullgraph=True, backend='aot_eager')
+        arguments = (*inputs(device), name)
+        torch.testing.assert_close(
+            value_and_gradients(compiled, *arguments), value_and_gradients(total, *arguments)
+        )
+
+    def test_a_changing_number_of_rois(self, device):
+        torch._dynamo.reset()
+        compiled = torch.compile(total, fullgraph=True, backend='aot_eager', dynamic=True)
+        maps, _, _, scales = single(device)
+        for num_rois in (5, 9, 0):
+            arguments = (maps, random_rois(num_rois, 2, 8, 10, device=device), None, scales)
+            torch.testing.assert_close(
+                value_and_gradients(compiled, *arguments, 'align-max'),
+                value_and_gradients(total, *arguments, 'align-max'),
+            )
+
+    def test_inductor(self, device):
+        """The default backend; of the op alone, so that no other code has to be compiled."""
+        torch._dynamo.reset()
+        compiled = torch.compile(roi_extract, fullgraph=True)
+        maps, rois, levels, scales = pyramid(device)
+        maps = leaves(maps)
+        output, expected = (f(maps, rois, 3, scales, levels=levels) for f in (compiled, roi_extract))
+        assert torch.equal(output, expected)
+        grad = torch.randn_like(output)
+        torch.testing.assert_close(
+            torch.autograd.grad(output, maps, grad), torch.autograd.grad(expected, maps, grad)
+        )
+
+    @pytest.mark.parametrize('name', ['align-avg', 'pool-round-max'])
+    def test_export(self, device, name):
+        class Pooler(torch.nn.Module):
+            def forward(self, fine, coarse, rois, levels):
+                return roi_extract([fine, coarse], rois, 3, [0.5, 0.25], levels=levels, **METHODS[name])
+
+        maps, rois, levels, _ = pyramid(device)
+        num_rois = torch.export.Dim('num_rois', min=2)
+        program = torch.export.export(
+            Pooler(),
+            (*maps, rois, levels),
+            dynamic_shapes=(None, None, {0: num_rois}, {0: num_rois}),
+        )
+        rois, levels = random_rois(11, 2, 16, 20, device=device), torch.arange(11, device=device) % 2
+        assert torch.equal(program.module()(*maps, rois, levels), Pooler()(*maps, rois, levels))
+
+
+class TestAutocast:
+    @pytest.mark.parametrize('name', ['align-avg', 'align-max', 'pool-round-max'])
+    def test_features_stay_half_and_coordinates_float(self, device, name):
+        """A stride-16 map 64 cells wide: bfloat16 would move 1001.3 px to 1000."""
+        images = random_map(1, 3, 8, 64, device=device)
+        convolution = torch.nn.Conv2d(3, 4, 3, padding=1, device=device)
+        rois = torch.tensor([[0, 988.3, 20.7, 1001.3, 100.9]], device=device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            features = convolution(images)
+            output = roi_extract(features, rois, 2, 1 / 16, **METHODS[name])
+        assert features.dtype == output.dtype == torch.bfloat16
+        plain = roi_extract(features, rois, 2, 1 / 16, **METHODS[name])
+        assert torch.equal(output, plain)
+        output.float().sum().backward()
+        assert convolution.weight.grad.isfinite().all()
+
+    def test_float_features_stay_float(self, device):
+        (features,), rois, _, _ = single(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            output = roi_extract(features, rois, 2, 1.0)
+        assert torch.equal(output, roi_extract(features, rois, 2, 1.0))
+
+
+@pytest.mark.parametrize('name', ['align-avg', 'align-max', 'pool-round-max'])
+def test_second_derivatives_are_refused(device, name):
+    (features,), rois, _, _ = single(device)
+    features = features.requires_grad_()
+    loss = roi_extract(features, rois, 2, 1.0, **METHODS[name]).square().sum()
+    (grad,) = torch.autograd.grad(loss, features, create_graph=True)
+    with pytest.raises(RuntimeError, match=r'roi_extract.*second derivative'):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize('name', ['align-avg', 'align-max'])
+def test_no_gradient_where_none_is_asked_for(device, name):
+    (features,), rois, _, _ = single(device)
+    assert not roi_extract(features, rois, 2, 1.0, **METHODS[name]).requires_grad
+    with torch.inference_mode():
+        roi_extract(features, rois, 2, 1.0, **METHODS[name])
+
+
+# Layers ------------------------------------------------------------------------------------------
+
+LAYERS = {
+    'RoIAlign': (lambda: layers.RoIAlign(3, 0.5, 2), align('avg', aligned=False)),
+    'RoIAlign-aligned': (
+        lambda: layers.RoIAlign((3, 3), 0.5, sampling_ratio=-1, aligned=True), align('avg', 0),
+    ),
+    'RoIPool': (lambda: layers.RoIPool(3, 0.5), pool('max', 'round')),
+    'MMCVRoIAlign': (lambda: layers.MMCVRoIAlign(3, 0.5), align('avg', 0)),
+    'MMCVRoIAlign-max': (
+        lambda: layers.MMCVRoIAlign((3, 3), 0.5, 2, 'max', False), align('max', aligned=False),
+    ),
+    'MMCVRoIPool': (lambda: layers.MMCVRoIPool((3, 3), 0.5), pool('max', 'bins')),
+}  # fmt: skip
+every_layer = pytest.mark.parametrize('name', LAYERS)
+
+
+def layer_inputs(device):
+    features = random_map(2, 4, 8, 10, device=device)
+    rois = random_rois(7, 2, 16, 20, device=device)
+    rois = rois[rois[:, 0].argsort(stable=True)]
+    return features, rois, [rois[rois[:, 0] == i, 1:] for i in range(2)]
+
+
+@every_layer
+class TestLayers:
+    def test_is_the_op(self, device, name):
+        build, method = LAYERS[name]
+        features, rois, boxes = layer_inputs(device)
+        expected = roi_extract(features, rois, 3, 0.5, **method)
+        assert torch.equal(build()(features, rois), expected)
+        assert torch.equal(build()(features, boxes), expected)
+
+    def test_images_without_boxes(self, device, name):
+        features, _, boxes = layer_inputs(device)
+        layer = LAYERS[name][0]()
+        none = boxes[0][:0]
+        assert torch.equal(layer(features, [none, boxes[1]]), layer(features, boxes)[-len(boxes[1]) :])
+        assert layer(features, [none, none]).shape == (0, 4, 3, 3)
+
+    def test_script(self, device, name):
+        layer = LAYERS[name][0]()
+        features, rois, boxes = layer_inputs(device)
+        scripted = torch.jit.script(layer)
+        assert torch.equal(scripted(features, rois), layer(features, rois))
+        assert torch.equal(scripted(features, boxes), layer(features, boxes))
+        grads = []
+        for module in (layer, scripted):
+            for _ in range(3):  # TorchScript specialises after the first runs
+                leaf = features.detach().requires_grad_()
+                module(leaf, rois).square().sum().backward()
+            grads.append(leaf.grad)
+        assert torch.equal(*grads)
+
+    def test_script_survives_a_file(self, device, name, tmp_path):
+        layer = LAYERS[name][0]()
+        features, rois, _ = layer_inputs(device)
+        torch.jit.script(layer).save(tmp_path / 'layer.pt')
+        loaded = torch.jit.load(tmp_path / 'layer.pt')
+        assert torch.equal(loaded(features, rois), layer(features, rois))
+
+    def test_pickle_and_copy(self, device, name):
+        layer = LAYERS[name][0]()
+        features, rois, _ = layer_inputs(device)
+        for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+            assert torch.equal(other(features, rois), layer(features, rois))
+            assert repr(other) == repr(layer)
+
+    def test_fx(self, device, name):
+        layer = LAYERS[name][0]()
+        features, rois, boxes = layer_inputs(device)
+        traced = torch.fx.symbolic_trace(layer)
+        assert torch.equal(traced(features, rois), layer(features, rois))
+        assert torch.equal(traced(features, boxes), layer(features, boxes))
+
+    def test_fx_inside_a_model(self, device, name):
+        class Head(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.pooler = LAYERS[name][0]()
+
+            def forward(self, features, rois):
+                return self.pooler(features, rois).flatten(1)
+
+        features, rois, _ = layer_inputs(device)
+        head = Head()
+        assert torch.equal(torch.fx.symbolic_trace(head)(features, rois), head(features, rois))
+
+    def test_has_no_state(self, device, name):
+        assert not LAYERS[name][0]().state_dict()
+
+
+def assert_same_layer(ours, theirs, device, lists=True):
+    features, rois, boxes = layer_inputs(device)
+    for argument in (rois, boxes) if lists else (rois,):
+        torch.testing.assert_close(ours(features, argument), theirs(features, argument))
+    for attribute in ('output_size', 'spatial_scale'):
+        assert getattr(ours, attribute) == getattr(theirs, attribute)
+
+
+@pytest.mark.parametrize('output_size', [3, (2, 4)], ids=str)
+@pytest.mark.parametrize('sampling_ratio', [-1, 0, 2])
+@pytest.mark.parametrize('aligned', [{}, {'aligned': True}], ids=['default', 'aligned'])
+def test_torchvision_roi_align_layer(device, output_size, sampling_ratio, aligned):
+    arguments = (output_size, 0.5, sampling_ratio)
+    ours = layers.RoIAlign(*arguments, **aligned)
+    theirs = torchvision.ops.RoIAlign(*arguments, **aligned)
+    assert_same_layer(ours, theirs, device)
+    assert (ours.sampling_ratio, ours.aligned) == (theirs.sampling_ratio, theirs.aligned)
+
+
+@pytest.mark.parametrize('output_size', [3, (2, 4)], ids=str)
+def test_torchvision_roi_pool_layer(device, output_size):
+    arguments = (output_size, 0.5)
+    assert_same_layer(layers.RoIPool(*arguments), torchvision.ops.RoIPool(*arguments), device)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [(3,), (3, 0.5), ((2, 4), 0.5, 2), (3, 0.5, 2, 'max'), (3, 0.5, 0, 'avg', False),
+     (3, 0.5, 2, 'avg', True, True)],
+    ids=str,
+)  # fmt: skip
+def test_mmcv_roi_align_layer(device, arguments):
+    mmcv_ops = pytest.importorskip('mmcv.ops', exc_type=ImportError)
+    ours, theirs = layers.MMCVRoIAlign(*arguments), mmcv_ops.RoIAlign(*arguments)
+    assert_same_layer(ours, theirs, device, lists=False)
+    for attribute in ('sampling_ratio', 'pool_mode', 'aligned', 'use_torchvision'):
+        assert getattr(ours, attribute) == getattr(theirs, attribute)
+
+
+def test_mmcv_roi_pool_layer_attributes():
+    mmcv_ops = pytest.importorskip('mmcv.ops', exc_type=ImportError)
+    for arguments in ((3,), ((2, 4), 0.5)):
+        ours, theirs = layers.MMCVRoIPool(*arguments), mmcv_ops.RoIPool(*arguments)
+        assert (ours.output_size, ours.spatial_scale) == (theirs.output_size, theirs.spatial_scale)
+
+
+# The fallback ------------------------------------------------------------------------------------
+
+
+def run_without_extension(*arguments):
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=root,
+        env={**os.environ, 'ROI_PLUGINS_DISABLE_EXTENSION': '1', 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_extension_is_what_is_tested():
+    """Without it all other tests would hold the reference against itself."""
+    assert library.extension_is_loaded(), 'build it: pip install --no-build-isolation -e .'
+
+
+def test_fallback_warns_once_and_gives_the_same(tmp_path):
+    maps, rois, levels, scales = pyramid()
+    arguments = (maps, rois, 3, scales)
+    expected = [roi_extract(*arguments, levels=levels, **m) for m in METHODS.values()]
+    torch.save((arguments, levels, list(METHODS.values())), tmp_path / 'inputs.pt')
+    program = f"""
+import torch
+from roi_plugins.ops import library, roi_extract
+assert not library.extension_is_loaded()
+arguments, levels, methods = torch.load({str(tmp_path / 'inputs.pt')!r})
+outputs = [roi_extract(*arguments, levels=levels, **method) for method in methods]
+torch.save(outputs, {str(tmp_path / 'outputs.pt')!r})
+"""
+    run = run_without_extension('-c', program)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count('Warning') == 1, run.stderr
+    assert 'ROI_PLUGINS_DISABLE_EXTENSION' in run.stderr
+    torch.testing.assert_close(torch.load(tmp_path / 'outputs.pt'), expected)
+
+
+def test_fallback_passes_the_tests_of_the_op():
+    """Its own backward, which `reference.roi_extract`, differentiated by PyTorch, never runs."""
+    tests = Path(__file__).parent
+    run = run_without_extension(
+        '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider',
+        str(tests / 'test_roi_extract.py'), str(tests / 'test_registration.py'),
+        '-k', '(cpu-op and (test_every_method and float32 or every_level or scan_order and nchw'
+              ' or half_features and float16)) or (TestOpcheck and pyramid) or test_script',
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert int(re.search(r'(\d+) passed', run.stdout)[1]) > 100, run.stdout
+
+
+def test_an_import_is_silent():
+    program = 'import warnings; warnings.simplefilter("error"); import roi_plugins.ops'
+    with warnings.catch_warnings():
+        run = subprocess.run(
+            [sys.executable, '-c', program],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+        )
+    assert (run.returncode, run.stderr) == (0, '')
