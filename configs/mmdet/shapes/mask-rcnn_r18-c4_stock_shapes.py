@@ -1,7 +1,9 @@
 """Mask R-CNN on a narrow ResNet-18, stride 16, for the generated shapes: trains on two CPU cores.
 
-From scratch, so batch normalisation learns. Both heads read C4 itself: at this stride what an
-extractor loses to quantisation is large, and no neck makes up for it.
+Both heads read C4 itself: at this stride what an extractor loses to quantisation is large, and no
+neck makes up for it. It starts from random weights and has but a few hundred steps. So batch
+normalisation learns, residual branches do not begin at zero, and a RoI has one box and one mask
+whatever its class, for which there are more examples than of each class.
 """
 _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
 
@@ -21,6 +23,7 @@ model = dict(
         out_indices=(2, ),
         frozen_stages=-1,
         norm_eval=False,
+        zero_init_residual=False,
         init_cfg=None),
     neck=None,
     rpn_head=dict(
@@ -30,10 +33,19 @@ model = dict(
         anchor_generator=dict(scales=[1.5, 3, 6], strides=[16])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=128, featmap_strides=[16]),
-        bbox_head=dict(in_channels=128, fc_out_channels=256, num_classes=len(classes)),
+        bbox_head=dict(
+            in_channels=128,
+            fc_out_channels=256,
+            num_classes=len(classes),
+            reg_class_agnostic=True),
         mask_roi_extractor=dict(out_channels=128, featmap_strides=[16]),
         mask_head=dict(
-            num_convs=2, in_channels=128, conv_out_channels=32, num_classes=len(classes))),
+            num_convs=2,
+            in_channels=128,
+            conv_out_channels=32,
+            num_classes=len(classes),
+            class_agnostic=True,
+            norm_cfg=dict(type='BN'))),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
         rpn_proposal=dict(nms_pre=500, max_per_img=150),
@@ -98,7 +110,7 @@ warmup_iters = 100
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=warmup_iters),
     dict(
         type='CosineAnnealingLR',
         by_epoch=False,
@@ -108,7 +120,7 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4),
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
     clip_grad=dict(max_norm=10))
 
 # runtime
