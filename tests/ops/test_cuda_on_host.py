@@ -3,12 +3,12 @@ checked where there is no GPU (in CI there never is). What runs on a GPU is in t
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,31 +17,35 @@ HOST = Path(__file__).with_name('cuda_on_host')
 
 
 @pytest.fixture(scope='module')
-def library(tmp_path_factory):
-    """The op's library with the CUDA kernels in the CPU kernels' place."""
-    path = tmp_path_factory.mktemp('cuda_on_host') / 'roi_plugins_cuda_on_host.so'
-    includes = [f'-I{HOST}', f'-I{CSRC}', *(f'-isystem{p}' for p in cpp_extension.include_paths())]
-    libraries = [f'-L{p}' for p in cpp_extension.library_paths()]
+def package(tmp_path_factory):
+    """A copy of the package whose library has the CUDA kernels in the CPU kernels' place."""
+    root = tmp_path_factory.mktemp('cuda_on_host')
+    ops = root / 'roi_plugins' / 'ops'
+    ops.mkdir(parents=True)
+    (ops.parent / '__init__.py').touch()
+    for source in CSRC.parent.glob('*.py'):
+        shutil.copy(source, ops)
     command = [
         os.environ.get('CXX', 'c++'),
         *('-std=c++17', '-O1', '-fPIC', '-shared', '-ffp-contract=off', '-Wno-unknown-pragmas'),
         *('-Dforward_cpu=forward_cuda', '-Dbackward_cpu=backward_cuda'),
-        *includes,
+        *(f'-I{HOST}', f'-I{CSRC}'),
+        *(f'-isystem{path}' for path in cpp_extension.include_paths()),
         *('-x', 'c++', str(CSRC / 'op.cpp'), str(CSRC / 'cuda' / 'roi_extract.cu')),
-        *libraries,
-        *('-lc10', '-ltorch_cpu', '-o', str(path)),
+        *(f'-L{path}' for path in cpp_extension.library_paths()),
+        *('-lc10', '-ltorch_cpu', '-o', str(ops / '_C.so')),
     ]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-3000:]
-    return path
+    return root
 
 
 # Runs in a process of its own, where this library takes the place of the package's.
 CHECK = """
-import itertools, sys, torch
-from roi_plugins.ops import library
-torch.ops.load_library(sys.argv[1])
-from roi_plugins.ops import reference
+import itertools, torch
+from roi_plugins.ops import extension_is_loaded, reference
+
+assert extension_is_loaded()
 
 forward = torch.ops.roi_plugins.roi_extract
 backward = torch.ops.roi_plugins.roi_extract_backward
@@ -67,7 +71,8 @@ for (region, ratio), reduction, aligned, dtype, layout, deterministic in cases:
     tolerance = dict(rtol=2e-2, atol=2e-2) if dtype == torch.bfloat16 else dict(rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(output, expected, equal_nan=True, **tolerance)
     assert output.stride() == expected.stride()
-    assert torch.equal(winner, expected_winner)
+    if dtype != torch.bfloat16:  # its few digits make near ties, which rounding decides
+        assert torch.equal(winner, expected_winner)
     grad = torch.randn_like(output)
     flat = [images, channels, *[n for s in shapes for n in s]]
     last = layout == torch.channels_last
@@ -87,17 +92,10 @@ print(count, 'cases agree')
 """
 
 
-def test_kernels_agree_with_the_reference(library):
-    environment = {
-        **os.environ,
-        'ROI_PLUGINS_DISABLE_EXTENSION': '1',
-        'ROI_PLUGINS_TEST_OWN_LIBRARY': '1',
-        'PYTHONPATH': str(ROOT),
-        'OMP_NUM_THREADS': '1',
-    }
+def test_kernels_agree_with_the_reference(package):
+    environment = {**os.environ, 'PYTHONPATH': str(package), 'OMP_NUM_THREADS': '1'}
     run = subprocess.run(
-        [sys.executable, '-c', CHECK, str(library)], capture_output=True, text=True, env=environment
+        [sys.executable, '-c', CHECK], capture_output=True, text=True, env=environment, cwd=package
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip() == f'{6 * 2 * 2 * 3 * 2 * 2} cases agree'
-    assert torch.__version__  # the library was built against the torch that ran it

@@ -2,24 +2,16 @@
 // neighbouring threads take neighbouring elements in memory, whichever the layout.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
 #include <limits>
 #include <type_traits>
 
+#include "cuda/launch.h"
 #include "op.h"
 
 namespace roi_plugins {
 namespace {
-
-constexpr int kThreads = 256;
-
-int blocks_for(int64_t elements) {
-  return int(std::min<int64_t>((elements + kThreads - 1) / kThreads, 1 << 20));
-}
 
 // A pyramid of maps in any layout, small enough to be an argument of a kernel.
 template <typename S, typename A>
@@ -273,10 +265,9 @@ void launch_backward(
   const Rois<A> rois(call);
   const Pyramid<typename Sum::type, A> pyramid(call, sums);
   const Index* const winners = call.options.max ? winner.const_data_ptr<Index>() : nullptr;
-  backward_kernel<S, A, Index, Sum>
-      <<<blocks_for(rois.elements()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-          rois, pyramid, grad.const_data_ptr<S>(), winners, sum);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(
+      backward_kernel<S, A, Index, Sum>, rois.elements(), rois, pyramid,
+      grad.const_data_ptr<S>(), winners, sum);
 }
 
 // The largest power of two by which no sum of a cell overflows 62 bits: each output element adds at most
@@ -308,27 +299,26 @@ at::Tensor fixed_point_scale(const at::Tensor& grad) {
 
 void forward_cuda(
     const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
-  const c10::cuda::CUDAGuard guard(output.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const DeviceGuard guard(output.device());
   ROI_DISPATCH_TYPES(output.scalar_type(), {
     using A = accumulation_t<scalar_t>;
     const Rois<A> rois(call);
     const Pyramid<const scalar_t, A> pyramid(call, features);
-    const int blocks = blocks_for(rois.elements());
     if (call.options.max) {
-      maximum_kernel<scalar_t, A, index_t><<<blocks, kThreads, 0, stream>>>(
-          rois, pyramid, output.data_ptr<scalar_t>(), winner.data_ptr<index_t>());
+      launch(
+          maximum_kernel<scalar_t, A, index_t>, rois.elements(), rois, pyramid,
+          output.data_ptr<scalar_t>(), winner.data_ptr<index_t>());
     } else {
-      average_kernel<scalar_t, A>
-          <<<blocks, kThreads, 0, stream>>>(rois, pyramid, output.data_ptr<scalar_t>());
+      launch(
+          average_kernel<scalar_t, A>, rois.elements(), rois, pyramid,
+          output.data_ptr<scalar_t>());
     }
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
 }
 
 std::vector<at::Tensor> backward_cuda(
     const Call& call, const at::Tensor& grad, const at::Tensor& winner) {
-  const c10::cuda::CUDAGuard guard(grad.device());
+  const DeviceGuard guard(grad.device());
   const at::ScalarType type = grad.scalar_type();
   if (!at::globalContext().deterministicAlgorithms()) {
     auto sums = zeroed(call, grad.options().dtype(accumulation_type(type)));
@@ -348,11 +338,9 @@ std::vector<at::Tensor> backward_cuda(
         FixedPointSum<accumulation_t<scalar_t>>{scale.const_data_ptr<double>()});
     for (const at::Tensor& sum : sums) {
       grads.push_back(at::empty_like(sum, grad.options()));
-      from_fixed_point<scalar_t>
-          <<<blocks_for(sum.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-              sum.const_data_ptr<int64_t>(), grads.back().data_ptr<scalar_t>(), sum.numel(),
-              scale.const_data_ptr<double>());
-      C10_CUDA_KERNEL_LAUNCH_CHECK();
+      launch(
+          from_fixed_point<scalar_t>, sum.numel(), sum.const_data_ptr<int64_t>(),
+          grads.back().data_ptr<scalar_t>(), sum.numel(), scale.const_data_ptr<double>());
     }
   });
   return grads;
