@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
+if find_spec('roi_plugins') is None:  # not installed: use this checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.tables import to_markdown, write_comparison

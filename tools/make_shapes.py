@@ -4,6 +4,11 @@
 import argparse
 import sys
 from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec('roi_plugins') is None:  # not installed: use this checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from roi_plugins.datasets import ShapesSpec, generate_shapes
 
