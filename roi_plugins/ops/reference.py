@@ -2,7 +2,7 @@
 there is no kernel. It favours being readable over being fast.
 
 An upright box is the product of two axes, so a method is told by what it does on one of them
-(:func:`_resolve_axis`); `csrc/geometry.h` is its compiled twin and says more.
+(:func:`resolve_axis`); `csrc/geometry.h` is its compiled twin and says more.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def winner_dtype(sampling_ratio: int | None, max_samples: int | None) -> torch.d
 
 
 @dataclass
-class _Axis:
+class Axis:
     """One axis of K RoIs in P bins of at most S samples on the map; a padded sample has no weight."""
 
     low: Tensor  # (K, P, S) cells
@@ -70,8 +70,8 @@ class _Axis:
     before: Tensor  # (K, P) zeros from beyond the map precede the window in scan order
     after: Tensor  # (K, P) ... or follow it
 
-    def row(self, k: int) -> '_Axis':
-        return _Axis(*[getattr(self, name)[k] for name in self.__dataclass_fields__])
+    def row(self, k: int) -> 'Axis':
+        return Axis(*[getattr(self, name)[k] for name in self.__dataclass_fields__])
 
 
 def _round_half_away(x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def _round_half_away(x: Tensor) -> Tensor:
     return torch.where((x - whole).abs() >= 0.5, whole + torch.sign(x), whole)
 
 
-def _resolve_axis(
+def resolve_axis(
     low: Tensor,
     high: Tensor,
     scale: float,
@@ -90,7 +90,7 @@ def _resolve_axis(
     aligned: bool,
     min_samples: int,
     max_samples: int | None,
-) -> _Axis:
+) -> Axis:
     """Where K RoIs from `low` to `high` (K,), in pixels, read an axis of `extent` cells."""
     dtype, device = low.dtype, low.device
     scale = torch.tensor(scale, dtype=dtype, device=device)
@@ -136,7 +136,7 @@ def _resolve_axis(
         weight = valid.to(dtype)
         nothing = torch.zeros_like(begin, dtype=torch.bool)
         length = end - begin
-        return _Axis(
+        return Axis(
             cell, cell, weight, weight * 0, valid, length, length.to(dtype), nothing, nothing
         )
 
@@ -180,7 +180,7 @@ def _resolve_axis(
     inside = valid & (cell < extent - 1)
     high_weight = torch.where(inside, position - cell, 0)
     low_weight = torch.where(valid, 1 - high_weight, 0)
-    return _Axis(
+    return Axis(
         cell,
         torch.clamp(cell + 1, max=extent - 1),
         low_weight,
@@ -208,7 +208,7 @@ def _take(map_: Tensor, dim: int, cells: Tensor, weights: Tensor) -> Tensor:
     return torch.where(weights == 0, 0, map_.index_select(dim, cells) * weights)
 
 
-def _interpolate(map_: Tensor, y: _Axis, x: _Axis) -> Tensor:
+def _interpolate(map_: Tensor, y: Axis, x: Axis) -> Tensor:
     """(C, H, W) at every sample of one RoI: (C, P, Sy, Q, Sx)."""
     rows = _take(map_, 1, y.low.flatten(), y.low_weight.flatten())
     rows = rows + _take(map_, 1, y.high.flatten(), y.high_weight.flatten())
@@ -217,7 +217,7 @@ def _interpolate(map_: Tensor, y: _Axis, x: _Axis) -> Tensor:
     return values.reshape(map_.shape[0], *y.low.shape, *x.low.shape)
 
 
-def _interpolate_adjoint(values: Tensor, map_: Tensor, y: _Axis, x: _Axis) -> None:
+def _interpolate_adjoint(values: Tensor, map_: Tensor, y: Axis, x: Axis) -> None:
     """Adds (C, P, Sy, Q, Sx) gradients of samples to the map (C, H, W) that they were read from."""
     values = values.reshape(map_.shape[0], y.low.numel(), x.low.numel())
     rows = map_.new_zeros(map_.shape[0], y.low.numel(), map_.shape[2])
@@ -227,11 +227,11 @@ def _interpolate_adjoint(values: Tensor, map_: Tensor, y: _Axis, x: _Axis) -> No
     map_.index_add_(1, y.high.flatten(), rows * y.high_weight.flatten()[:, None])
 
 
-def _divisor(y: _Axis, x: _Axis) -> Tensor:
+def _divisor(y: Axis, x: Axis) -> Tensor:
     return torch.clamp(y.count[:, None] * x.count[None], min=1)
 
 
-def _maximum(values: Tensor, y: _Axis, x: _Axis) -> tuple[Tensor, Tensor]:
+def _maximum(values: Tensor, y: Axis, x: Axis) -> tuple[Tensor, Tensor]:
     """The largest of (C, P, Sy, Q, Sx) samples in each bin, and its index in the bin's window; -1 for a
     zero from beyond the map.
     """
@@ -256,7 +256,7 @@ def _maximum(values: Tensor, y: _Axis, x: _Axis) -> tuple[Tensor, Tensor]:
     return torch.where(zero_wins, 0, best), torch.where(zero_wins, -1, winner)
 
 
-def _at_winner(winner: Tensor, grad: Tensor, y: _Axis, x: _Axis) -> Tensor:
+def _at_winner(winner: Tensor, grad: Tensor, y: Axis, x: Axis) -> Tensor:
     """(C, P, Q) gradients at their winners: (C, P, Sy, Q, Sx)."""
     columns = x.valid.shape[1]
     width = torch.clamp(x.length[None, :], min=1)
@@ -286,13 +286,13 @@ class _RoIs:
         self.invalid = ~(in_batch & self.rois[:, 1:].isfinite().all(1))
         how = (region, sampling_ratio, aligned, least, most)
         # A level at a time: what the RoIs of one share is the size of their map.
-        self.axes: dict[int, tuple[_Axis, _Axis]] = {}
+        self.axes: dict[int, tuple[Axis, Axis]] = {}
         for level, (h, w) in enumerate(shapes):
             here = (self.levels == level) & ~self.invalid
             chosen = here.nonzero().flatten()
             boxes = self.rois[chosen]
-            y = _resolve_axis(boxes[:, 2], boxes[:, 4], scales[level], height, h, *how)
-            x = _resolve_axis(boxes[:, 1], boxes[:, 3], scales[level], width, w, *how)
+            y = resolve_axis(boxes[:, 2], boxes[:, 4], scales[level], height, h, *how)
+            x = resolve_axis(boxes[:, 1], boxes[:, 3], scales[level], width, w, *how)
             for i, k in enumerate(chosen.tolist()):
                 self.axes[k] = (y.row(i), x.row(i))
         self.batch = torch.where(in_batch, index, 0).long().tolist()
