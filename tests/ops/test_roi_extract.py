@@ -290,8 +290,10 @@ def as_rois(boxes, dtype=torch.float32, device='cpu'):
     return torch.tensor([(i % 2, *b) for i, b in enumerate(boxes)], dtype=dtype, device=device)
 
 
-def wild_boxes(max_examples):
-    """Drawn boxes, in cells, around a map of 6 x 8 cells and far away from it."""
+def wild_boxes(one_in):
+    """Drawn boxes around a map of 6 x 8 cells and far away from it; one in so many of the profile's
+    number of examples.
+    """
 
     def decorate(test):
         test = given(
@@ -299,17 +301,17 @@ def wild_boxes(max_examples):
             scale=st.sampled_from([1.0, 0.5, 0.3]),
             bins=st.sampled_from([1, 2, 3]),
         )(test)
-        return every_method(settings(max_examples=max_examples)(test))
+        return every_method(settings(max_examples=settings().max_examples // one_in)(test))
 
     return decorate
 
 
-@wild_boxes(max_examples=30)
+@wild_boxes(one_in=4)
 def test_wild_boxes(device, method, boxes, scale, bins):
     check_wild_boxes(roi_extract, device, method, boxes, scale, bins)
 
 
-@wild_boxes(max_examples=6)
+@wild_boxes(one_in=16)
 def test_wild_boxes_in_the_reference(device, method, boxes, scale, bins):
     check_wild_boxes(reference.roi_extract, device, method, boxes, scale, bins)
 
