@@ -1,6 +1,8 @@
 """What every extractor shares: a level for each RoI, then one call of the op for the whole pyramid."""
 
+import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 from torch import Tensor, nn
 
@@ -39,6 +41,10 @@ class RoIExtractor(nn.Module):
         max_samples: int | None = None,
     ):
         super().__init__()
+        # Here and below: where a config is read, rather than at the first image.
+        _check_types(
+            output_size, featmap_strides, sampling_ratio, aligned, min_samples, max_samples
+        )
         self.output_size = tuple(as_pair(output_size))
         self.featmap_strides = list(featmap_strides)
         self.level_rule = level_rule
@@ -51,7 +57,6 @@ class RoIExtractor(nn.Module):
             'max_samples': max_samples,
         }
         self.spatial_scales = [1 / stride for stride in self.featmap_strides]
-        # Here, where a config is read, rather than at the first image.
         check_options(
             self.spatial_scales,
             self.output_size,
@@ -95,3 +100,37 @@ class RoIExtractor(nn.Module):
         return (
             f'output_size={self.output_size}, featmap_strides={self.featmap_strides}, {method}'
         )
+
+
+def _check_types(
+    output_size, featmap_strides, sampling_ratio, aligned, min_samples, max_samples
+) -> None:
+    """What :func:`check_options` takes for granted and a config may not hold."""
+    sides = output_size if isinstance(output_size, Sequence) else [output_size]
+    _expect(
+        all(isinstance(side, int) for side in sides),
+        'output_size',
+        output_size,
+        'a whole number of bins, or two (height, width)',
+    )
+    strides = featmap_strides if isinstance(featmap_strides, Sequence) else []
+    _expect(
+        strides and all(isinstance(s, Real) and 0 < s < math.inf for s in strides),
+        'featmap_strides',
+        featmap_strides,
+        'a list of positive numbers, the input pixels per cell of each map',
+    )
+    number = (int, 'a whole number')
+    number_or_none = (int | None, 'a whole number or None')
+    for name, got, (types, expected) in (
+        ('sampling_ratio', sampling_ratio, number_or_none),
+        ('min_samples', min_samples, number),
+        ('max_samples', max_samples, number_or_none),
+        ('aligned', aligned, (bool, 'True or False')),
+    ):
+        _expect(isinstance(got, types), name, got, expected)
+
+
+def _expect(valid: object, name: str, got: object, expected: str) -> None:
+    if not valid:
+        raise ValueError(f'{name}: got {got!r}, expected {expected}')
