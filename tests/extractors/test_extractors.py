@@ -1,0 +1,324 @@
+"""The extractors: each is the method it is named after, and a module like any other."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+from roi_plugins.extractors import (
+    EXTRACTORS,
+    AdaptiveSampling,
+    AlignAvg,
+    QuantizedPool,
+    RoIExtractor,
+    RoIWarp,
+)
+from roi_plugins.ops import assign_levels_mmdet, roi_extract
+
+STRIDES = [4, 8, 16]
+IMAGE = 256
+OUTPUT_SIZE = (3, 2)
+
+# (extractor, its options, what they mean to the op)
+METHODS = [
+    ('QuantizedPool', {}, dict(region='round', sampling_ratio=None, reduction='max')),
+    (
+        'QuantizedPool',
+        dict(region='floor', reduction='avg'),
+        dict(region='floor', sampling_ratio=None, reduction='avg'),
+    ),
+    (
+        'QuantizedPool',
+        dict(region='bins'),
+        dict(region='bins', sampling_ratio=None, reduction='max'),
+    ),
+    ('RoIWarp', {}, dict(region='round', sampling_ratio=2, reduction='avg')),
+    (
+        'RoIWarp',
+        dict(reduction='max', sampling_ratio=0),
+        dict(region='round', sampling_ratio=0, reduction='max'),
+    ),
+    ('AlignMax', {}, dict(sampling_ratio=2, reduction='max')),
+    ('AlignMax', dict(sampling_ratio=3), dict(sampling_ratio=3, reduction='max')),
+    ('AlignAvg', {}, dict(sampling_ratio=2, reduction='avg')),
+    (
+        'AlignAvg',
+        dict(sampling_ratio=0, aligned=False),
+        dict(sampling_ratio=0, reduction='avg', aligned=False),
+    ),
+    ('AdaptiveSampling', {}, dict(sampling_ratio=0, reduction='avg')),
+    (
+        'AdaptiveSampling',
+        dict(reduction='max', min_samples=2, max_samples=4, aligned=False),
+        dict(sampling_ratio=0, reduction='max', min_samples=2, max_samples=4, aligned=False),
+    ),
+]
+methods = pytest.mark.parametrize(
+    ('name', 'options', 'method'),
+    METHODS,
+    ids=['-'.join([name, *map(str, options.values())]) for name, options, _ in METHODS],
+)
+every_extractor = pytest.mark.parametrize('name', EXTRACTORS)
+
+
+class CentrePoint(RoIExtractor):
+    """What somebody would write who wants an extractor of their own: one sample a bin."""
+
+    def __init__(self, output_size, featmap_strides, reduction='avg', **kwargs):
+        super().__init__(
+            output_size, featmap_strides, sampling_ratio=1, reduction=reduction, **kwargs
+        )
+
+
+def pyramid(device='cpu', channels=3, strides=STRIDES):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, channels, IMAGE // stride, IMAGE // stride) for stride in strides]
+    return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+
+
+def boxes(sides, device='cpu'):
+    """A square RoI of each side, in pixels, at corners that are on no grid."""
+    generator = torch.Generator().manual_seed(1)
+    sides = torch.tensor(sides)[:, None]
+    corners = torch.rand(len(sides), 2, generator=generator) * (IMAGE - sides)
+    index = torch.arange(len(sides))[:, None] % 2
+    return torch.cat([index, corners, corners + sides], dim=1).to(device)
+
+
+def rois_on_every_level(device='cpu'):
+    rois = boxes([0.5, 9.0, 30.0, 111.0, 113.0, 170.0, 223.0, 225.0, 250.0], device)
+    assert set(assign_levels_mmdet(rois, len(STRIDES)).tolist()) == {0, 1, 2}
+    return rois
+
+
+def scales(strides):
+    return [1 / stride for stride in strides]
+
+
+def assert_equal(ours, expected):
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+def test_every_extractor_of_the_table_is_tested():
+    assert {name for name, _, _ in METHODS} == set(EXTRACTORS)
+
+
+@methods
+def test_a_pyramid_is_the_op(device, name, options, method):
+    features, rois = pyramid(device), rois_on_every_level(device)
+    levels = assign_levels_mmdet(rois, len(features))
+    assert_equal(
+        EXTRACTORS[name](OUTPUT_SIZE, STRIDES, **options)(features, rois),
+        roi_extract(features, rois, OUTPUT_SIZE, scales(STRIDES), levels=levels, **method),
+    )
+
+
+@methods
+def test_one_map_is_the_op(device, name, options, method):
+    features, rois = pyramid(device, strides=[8]), rois_on_every_level(device)
+    # An inverted box has no level in a pyramid; one map needs none.
+    rois = torch.cat([rois, rois[-1:, [0, 3, 2, 1, 4]]])
+    assert_equal(
+        EXTRACTORS[name](OUTPUT_SIZE, [8], **options)(features, rois),
+        roi_extract(features[0], rois, OUTPUT_SIZE, 1 / 8, **method),
+    )
+
+
+def test_one_number_is_both_sides_of_the_output():
+    assert AlignAvg(7, STRIDES)(pyramid(), rois_on_every_level()).shape == (9, 3, 7, 7)
+
+
+def test_fewer_maps_are_the_finest():
+    features, rois = pyramid()[:2], rois_on_every_level()
+    assert_equal(
+        AlignAvg(OUTPUT_SIZE, STRIDES)(features, rois),
+        AlignAvg(OUTPUT_SIZE, STRIDES[:2])(features, rois),
+    )
+
+
+def test_more_maps_than_strides():
+    with pytest.raises(ValueError, match=r'features: got 3 maps.*featmap_strides \[4, 8\]'):
+        AlignAvg(OUTPUT_SIZE, [4, 8])(pyramid(), rois_on_every_level())
+
+
+def test_levels_come_from_the_rule_unless_given():
+    features, rois = pyramid(), rois_on_every_level()
+    levels = torch.arange(len(rois)) % 3
+    asked = []
+
+    def rule(rois, num_levels):
+        asked.append(num_levels)
+        return levels
+
+    expected = roi_extract(features, rois, OUTPUT_SIZE, scales(STRIDES), levels=levels)
+    assert_equal(AlignAvg(OUTPUT_SIZE, STRIDES, level_rule=rule)(features, rois), expected)
+    assert asked == [3]
+    assert_equal(AlignAvg(OUTPUT_SIZE, STRIDES)(features, rois, levels), expected)
+
+
+@pytest.mark.parametrize('reduction', ['avg', 'max'])
+class TestBoundsOfAdaptiveSampling:
+    SMALL = boxes([1.0, 5.0, 7.5])  # less than a cell of stride 4 in a bin: one sample
+    LARGE = boxes([100.0, 170.0, 250.0])  # more than 8 cells in a bin
+
+    def assert_fixed(self, rois, sampling_ratio, reduction, **bounds):
+        """The bounds leave a grid of that many samples: same output, same gradient."""
+        adaptive = AdaptiveSampling(OUTPUT_SIZE, [4], reduction=reduction, **bounds)
+        fixed = AlignAvg if reduction == 'avg' else EXTRACTORS['AlignMax']
+        outputs, gradients = [], []
+        for extractor in (adaptive, fixed(OUTPUT_SIZE, [4], sampling_ratio=sampling_ratio)):
+            (feature,) = pyramid(strides=[4])
+            output = extractor([feature.requires_grad_()], rois)
+            output.square().sum().backward()
+            outputs.append(output)
+            gradients.append(feature.grad)
+        torch.testing.assert_close(*outputs)
+        torch.testing.assert_close(*gradients)
+
+    def test_equal_bounds_are_a_fixed_grid(self, reduction):
+        rois = torch.cat([self.SMALL, self.LARGE])
+        self.assert_fixed(rois, 3, reduction, min_samples=3, max_samples=3)
+
+    def test_a_lower_bound_acts_on_small_rois(self, reduction):
+        self.assert_fixed(self.SMALL, 1, reduction)
+        self.assert_fixed(self.SMALL, 4, reduction, min_samples=4)
+
+    def test_an_upper_bound_acts_on_large_rois(self, reduction):
+        with pytest.raises(AssertionError):
+            self.assert_fixed(self.LARGE, 2, reduction)
+        self.assert_fixed(self.LARGE, 2, reduction, max_samples=2)
+
+
+@every_extractor
+def test_every_level_gets_a_gradient(device, name):
+    features = [map_.requires_grad_() for map_ in pyramid(device)]
+    rois = boxes([30.0, 40.0], device)  # level 0
+    EXTRACTORS[name](OUTPUT_SIZE, STRIDES)(features, rois).sum().backward()
+    assert features[0].grad.any()
+    for map_ in features[1:]:
+        assert_equal(map_.grad, torch.zeros_like(map_))
+
+
+@every_extractor
+@pytest.mark.parametrize('num_maps', [1, 3])
+def test_no_rois(device, name, num_maps):
+    features = [map_.requires_grad_() for map_ in pyramid(device)[:num_maps]]
+    output = EXTRACTORS[name](OUTPUT_SIZE, STRIDES)(features, torch.zeros(0, 5, device=device))
+    assert output.shape == (0, 3, *OUTPUT_SIZE)
+    output.sum().backward()
+    for map_ in features:
+        assert_equal(map_.grad, torch.zeros_like(map_))
+
+
+@pytest.mark.parametrize(
+    ('extractor', 'option', 'value'),
+    [
+        (AlignAvg, 'output_size', 0),
+        (AlignAvg, 'output_size', 7.0),
+        (AlignAvg, 'output_size', (7, 7.5)),
+        (AlignAvg, 'output_size', (7, 7, 7)),
+        (AlignAvg, 'featmap_strides', 4),
+        (AlignAvg, 'featmap_strides', []),
+        (AlignAvg, 'featmap_strides', [4, 0]),
+        (AlignAvg, 'featmap_strides', [4, -8]),
+        (AlignAvg, 'featmap_strides', [4, math.inf]),
+        (AlignAvg, 'featmap_strides', ['4']),
+        (AlignAvg, 'sampling_ratio', -1),
+        (AlignAvg, 'sampling_ratio', 2.5),
+        (AlignAvg, 'sampling_ratio', '2'),
+        (AlignAvg, 'sampling_ratio', None),
+        (AlignAvg, 'aligned', 'yes'),
+        (RoIWarp, 'reduction', 'sum'),
+        (RoIWarp, 'sampling_ratio', -2),
+        (QuantizedPool, 'region', 'nearest'),
+        (QuantizedPool, 'region', 'none'),
+        (QuantizedPool, 'reduction', None),
+        (AdaptiveSampling, 'min_samples', 0),
+        (AdaptiveSampling, 'max_samples', 0),
+        (AdaptiveSampling, 'max_samples', 2.5),
+        (AdaptiveSampling, 'max_samples', 'all'),
+    ],
+)
+def test_a_bad_value_is_named_at_construction(extractor, option, value):
+    options = dict(output_size=7, featmap_strides=STRIDES) | {option: value}
+    with pytest.raises(ValueError, match=rf'^[\w, ]*\b{option}\b.*: '):
+        extractor(**options)
+
+
+@pytest.mark.parametrize(
+    ('name', 'option'),
+    [
+        ('AlignAvg', 'sampling_rate'),
+        ('AlignAvg', 'reduction'),
+        ('AlignMax', 'reduction'),
+        ('QuantizedPool', 'sampling_ratio'),
+        ('RoIWarp', 'region'),
+        ('AdaptiveSampling', 'sampling_ratio'),
+    ],
+)
+def test_an_option_of_another_extractor_is_named(name, option):
+    with pytest.raises(TypeError, match=f"'{option}'"):
+        EXTRACTORS[name](7, STRIDES, **{option: 'avg'})
+
+
+@every_extractor
+@pytest.mark.parametrize(
+    'copied',
+    [copy.deepcopy, lambda extractor: pickle.loads(pickle.dumps(extractor))],
+    ids=['deepcopy', 'pickle'],
+)
+def test_copies(name, copied):
+    extractor = EXTRACTORS[name](OUTPUT_SIZE, STRIDES)
+    features, rois = pyramid(), rois_on_every_level()
+    assert_equal(copied(extractor)(features, rois), extractor(features, rois))
+
+
+@every_extractor
+def test_a_checkpoint_holds_nothing_of_it(name):
+    """So that checkpoints move freely between extractors, in both directions."""
+    assert not EXTRACTORS[name](OUTPUT_SIZE, STRIDES).state_dict()
+
+
+@every_extractor
+def test_repr_says_how_it_reads(name):
+    text = repr(EXTRACTORS[name](OUTPUT_SIZE, STRIDES))
+    assert all(part in text for part in (f'{name}(', '(3, 2)', '[4, 8, 16]', 'sampling_ratio='))
+
+
+@every_extractor
+def test_compiles_without_a_graph_break(device, name):
+    extractor = EXTRACTORS[name](OUTPUT_SIZE, STRIDES)
+    results = []
+    for run in (extractor, torch.compile(extractor, fullgraph=True, backend='aot_eager')):
+        features = [map_.requires_grad_() for map_ in pyramid(device)]
+        output = run(features, rois_on_every_level(device))
+        output.square().sum().backward()
+        results.append([output, *(map_.grad for map_ in features)])
+    assert_equal(*results)
+
+
+@every_extractor
+def test_exports_for_any_number_of_rois(name):
+    extractor, features = EXTRACTORS[name](OUTPUT_SIZE, STRIDES), pyramid()
+    num_rois = torch.export.Dim('num_rois', min=2)
+    program = torch.export.export(
+        extractor,
+        (features, rois_on_every_level()),
+        dynamic_shapes={'features': [None] * 3, 'rois': {0: num_rois}},
+    )
+    fewer = rois_on_every_level()[2:7]
+    assert_equal(program.module()(features, fewer), extractor(features, fewer))
+
+
+def test_one_of_your_own_is_a_class():
+    extractor = pickle.loads(pickle.dumps(CentrePoint(OUTPUT_SIZE, STRIDES, reduction='max')))
+    features, rois = pyramid(), rois_on_every_level()
+    # With one sample a bin there is nothing to reduce.
+    torch.testing.assert_close(
+        extractor(features, rois),
+        AlignAvg(OUTPUT_SIZE, STRIDES, sampling_ratio=1)(features, rois),
+    )
+    with pytest.raises(ValueError, match='reduction'):
+        CentrePoint(OUTPUT_SIZE, STRIDES, reduction='median')
