@@ -16,6 +16,9 @@ from cases import METHODS, align, pool, random_map, random_rois
 
 from roi_plugins.ops import layers, library, roi_extract
 
+# TorchScript is on its way out, but the peers' layers script, so these do.
+pytestmark = pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')
+
 FORWARD = torch.ops.roi_plugins.roi_extract.default
 BACKWARD = torch.ops.roi_plugins.roi_extract_backward.default
 
