@@ -54,6 +54,10 @@ class MMDetRoIExtractor(BaseModule):
                 f'{", ".join(unknown)}: no option of {type(self).__name__}; its options are '
                 f'output_size, out_channels, featmap_strides, finest_scale, {", ".join(known)}'
             )
+        if not (isinstance(finest_scale, (int, float)) and finest_scale > 0):
+            raise ValueError(
+                f'finest_scale: got {finest_scale!r}, expected a positive number of pixels'
+            )
         self.extractor = self.extractor_type(
             output_size,
             featmap_strides,
