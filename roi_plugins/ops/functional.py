@@ -1,6 +1,7 @@
 """The one function of the op."""
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -91,13 +92,18 @@ def as_pyramid(
     """One map with one scale as a pyramid of one; a pyramid as it is."""
     if isinstance(features, Tensor):
         features = [features]
+    elif not isinstance(features, (list, tuple)):
+        raise TypeError(f'features: got {type(features).__name__}, expected a tensor or a list of them')
     elif levels is None:
         raise ValueError(
             f'levels: got None for a list of {len(features)} maps, expected the (K,) index of '
             "each RoI's map"
         )
-    if isinstance(spatial_scale, (int, float)):
+    if not isinstance(spatial_scale, (list, tuple)):
         spatial_scale = [spatial_scale]
+    for scale in spatial_scale:
+        if not isinstance(scale, Real):
+            raise TypeError(f'spatial_scale: got {scale!r}, expected a number, or a list with one a map')
     if levels is not None and levels.dtype.is_floating_point:
         # A fraction or NaN is no level; -1 is outside every pyramid.
         whole = torch.where(levels == torch.floor(levels), levels, -1.0)
@@ -107,6 +113,8 @@ def as_pyramid(
 
 def as_pair(output_size: int | Sequence[int]) -> list[int]:
     """(height, width) of a size given as one number or two."""
-    if isinstance(output_size, int):
-        return [output_size, output_size]
-    return list(output_size)
+    pair = output_size if isinstance(output_size, (list, tuple)) else [output_size] * 2
+    for size in pair:
+        if not isinstance(size, Integral):
+            raise TypeError(f'output_size: got {output_size!r}, expected a whole number or two of them')
+    return [int(size) for size in pair]

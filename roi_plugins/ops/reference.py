@@ -34,8 +34,11 @@ def roi_extract(
     from .functional import as_pair, as_pyramid
 
     maps, scales, levels = as_pyramid(features, spatial_scale, levels)
-    return extract(
-        maps,
+    check_inputs(maps, rois, levels, len(scales))  # before the cast, which integers would survive
+    # One cast for all RoIs: PyTorch adds up the gradients of half maps in float32, as the kernels do.
+    wide = [map_.to(_accumulation(map_.dtype)) for map_ in maps]
+    output, _ = extract(
+        wide,
         rois,
         levels,
         scales,
@@ -46,7 +49,9 @@ def roi_extract(
         aligned,
         min_samples,
         max_samples,
-    )[0]
+    )
+    # Nothing of each map, so that one that no RoI reads has a gradient, of zeros.
+    return (output + sum(map_[:0].sum() for map_ in wide)).to(maps[0].dtype)
 
 
 def winner_dtype(sampling_ratio: int | None, max_samples: int | None) -> torch.dtype:
