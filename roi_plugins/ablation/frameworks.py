@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,7 +37,9 @@ class Framework:
 
 
 def _mmdet_resolve(config: Path, options: Mapping[str, Any]) -> dict:
-    from mmengine.config import Config
+    with warnings.catch_warnings():  # MMEngine's own, of no use to who runs a plan
+        warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+        from mmengine.config import Config
 
     # The modules of custom_imports register things; they do not change what the config says.
     cfg = Config.fromfile(config, import_custom_modules=False)
