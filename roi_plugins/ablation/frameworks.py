@@ -37,12 +37,12 @@ class Framework:
 
 
 def _mmdet_resolve(config: Path, options: Mapping[str, Any]) -> dict:
-    with warnings.catch_warnings():  # MMEngine's own, of no use to who runs a plan
+    with warnings.catch_warnings():  # by which MMEngine finds configs; of no use to who runs a plan
         warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
         from mmengine.config import Config
 
-    # The modules of custom_imports register things; they do not change what the config says.
-    cfg = Config.fromfile(config, import_custom_modules=False)
+        # The modules of custom_imports register things; they do not change what the config says.
+        cfg = Config.fromfile(config, import_custom_modules=False)
     cfg.merge_from_dict(dict(options))
     return cfg.to_dict()
 
