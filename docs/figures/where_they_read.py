@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from roi_plugins.ops.reference import resolve_axis
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402  after the backend is chosen
+import matplotlib.pyplot as plt
 
 STRIDE, CELLS, BINS = 16, 12, 3
 BOX = (29.0, 37.0, 165.0, 118.0)  # x1, y1, x2, y2 in pixels

@@ -8,11 +8,18 @@ program it is its own training and test.
 
 import json
 import re
+import signal
 import sys
 import time
 from pathlib import Path
 
 from roi_plugins.ablation.frameworks import Framework
+
+
+def hear_signals():
+    """For a started process: what runs in the background, or under nohup, inherits deafness to these."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def resolve(config, options):

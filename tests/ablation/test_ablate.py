@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_framework import FAKE
+from fake_framework import FAKE, hear_signals
 
 from roi_plugins.ablation.frameworks import FRAMEWORKS
 
@@ -151,6 +151,7 @@ def test_a_signal_leaves_everything_resumable(ablate, write_plan, tmp_path, numb
     process = subprocess.Popen(
         [sys.executable, '-c', PROGRAM, str(TOOL), plan],
         env={**os.environ, 'PYTHONPATH': f'{TOOL.parents[1]}:{Path(__file__).parent}'},
+        preexec_fn=hear_signals,
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_framework import FAKE
+from fake_framework import FAKE, hear_signals
 from rich.console import Console
 
 from roi_plugins.ablation import runner
@@ -176,6 +176,7 @@ def start(tmp_path):
             subprocess.Popen(
                 [sys.executable, '-c', PROGRAM, str(tmp_path / 'plan.pkl')],
                 env={**os.environ, 'PYTHONPATH': f'{ROOT}:{Path(__file__).parent}'},
+                preexec_fn=hear_signals,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
