@@ -21,8 +21,9 @@ demo: setup
 	@$(PY) tools/make_shapes.py data/shapes
 	@$(PY) tools/ablate.py $(PLAN) --work-dir $(WORK_DIR)
 
+# Two processes of one thread each: threads of two processes on the same cores wait for each other.
 test: setup
-	@$(PY) -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 lint: setup
 	@$(PY) -m ruff check

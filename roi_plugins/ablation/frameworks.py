@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,10 +40,12 @@ class Framework:
 
 
 def _mmdet_resolve(config: Path, options: Mapping[str, Any]) -> dict:
-    from mmengine.config import Config
+    with warnings.catch_warnings():  # by which MMEngine finds configs; of no use to who runs a plan
+        warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+        from mmengine.config import Config
 
-    # The modules of custom_imports register things; they do not change what the config says.
-    cfg = Config.fromfile(config, import_custom_modules=False)
+        # The modules of custom_imports register things; they do not change what the config says.
+        cfg = Config.fromfile(config, import_custom_modules=False)
     cfg.merge_from_dict(dict(options))
     return cfg.to_dict()
 

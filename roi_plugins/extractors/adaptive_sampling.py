@@ -1,6 +1,7 @@
 """RoIAlign whose grid grows with the RoI."""
 
-from .base import RoIExtractor
+from ..ops import assign_levels_mmdet
+from .base import LevelRule, RoIExtractor
 
 
 class AdaptiveSampling(RoIExtractor):
@@ -11,7 +12,7 @@ class AdaptiveSampling(RoIExtractor):
         reduction: ``'avg'`` or ``'max'`` over the samples of a bin.
         min_samples, max_samples: bounds of the grid, per axis; without ``max_samples`` there is none.
         aligned: as for :class:`AlignAvg`.
-        kwargs: see :class:`RoIExtractor`.
+        level_rule: see :class:`RoIExtractor`.
     """
 
     def __init__(
@@ -22,7 +23,8 @@ class AdaptiveSampling(RoIExtractor):
         min_samples: int = 1,
         max_samples: int | None = None,
         aligned: bool = True,
-        **kwargs,
+        *,
+        level_rule: LevelRule = assign_levels_mmdet,
     ):
         super().__init__(
             output_size,
@@ -32,5 +34,5 @@ class AdaptiveSampling(RoIExtractor):
             min_samples=min_samples,
             max_samples=max_samples,
             aligned=aligned,
-            **kwargs,
+            level_rule=level_rule,
         )

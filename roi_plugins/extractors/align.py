@@ -1,6 +1,7 @@
 """RoIAlign (Mask R-CNN, section 3): bilinear samples of the box as it is, nothing rounded."""
 
-from .base import RoIExtractor
+from ..ops import assign_levels_mmdet
+from .base import LevelRule, RoIExtractor
 
 
 class AlignAvg(RoIExtractor):
@@ -11,13 +12,19 @@ class AlignAvg(RoIExtractor):
             default.
         aligned: shift by half a cell, so that a cell's value sits at its centre; ``False`` is the legacy
             convention without.
-        kwargs: see :class:`RoIExtractor`.
+        level_rule: see :class:`RoIExtractor`.
     """
 
     reduction = 'avg'
 
     def __init__(
-        self, output_size, featmap_strides, sampling_ratio: int = 2, aligned: bool = True, **kwargs
+        self,
+        output_size,
+        featmap_strides,
+        sampling_ratio: int = 2,
+        aligned: bool = True,
+        *,
+        level_rule: LevelRule = assign_levels_mmdet,
     ):
         super().__init__(
             output_size,
@@ -25,7 +32,7 @@ class AlignAvg(RoIExtractor):
             sampling_ratio=sampling_ratio,
             reduction=self.reduction,
             aligned=aligned,
-            **kwargs,
+            level_rule=level_rule,
         )
 
 

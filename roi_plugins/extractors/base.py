@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 
 from torch import Tensor, nn
 
@@ -108,7 +108,7 @@ def _check_types(
     """What :func:`check_options` takes for granted and a config may not hold."""
     sides = output_size if isinstance(output_size, Sequence) else [output_size]
     _expect(
-        all(isinstance(side, int) for side in sides),
+        all(isinstance(side, Integral) for side in sides),
         'output_size',
         output_size,
         'a whole number of bins, or two (height, width)',
@@ -120,8 +120,8 @@ def _check_types(
         featmap_strides,
         'a list of positive numbers, the input pixels per cell of each map',
     )
-    number = (int, 'a whole number')
-    number_or_none = (int | None, 'a whole number or None')
+    number = (Integral, 'a whole number')
+    number_or_none = (Integral | None, 'a whole number or None')
     for name, got, (types, expected) in (
         ('sampling_ratio', sampling_ratio, number_or_none),
         ('min_samples', min_samples, number),

@@ -1,6 +1,7 @@
 """Quantised pooling: the box, or its bins, snap to whole cells."""
 
-from .base import RoIExtractor
+from ..ops import assign_levels_mmdet
+from .base import LevelRule, RoIExtractor
 
 
 class QuantizedPool(RoIExtractor):
@@ -11,11 +12,17 @@ class QuantizedPool(RoIExtractor):
             nearest cells, then the bins outwards. ``'floor'`` (textbooks): every length down.
             ``'bins'`` (MMCV's ``RoIPool``): the bins alone.
         reduction: ``'max'``, or ``'avg'``, over the cells of a bin.
-        kwargs: see :class:`RoIExtractor`.
+        level_rule: see :class:`RoIExtractor`.
     """
 
     def __init__(
-        self, output_size, featmap_strides, region: str = 'round', reduction: str = 'max', **kwargs
+        self,
+        output_size,
+        featmap_strides,
+        region: str = 'round',
+        reduction: str = 'max',
+        *,
+        level_rule: LevelRule = assign_levels_mmdet,
     ):
         super().__init__(
             output_size,
@@ -23,5 +30,5 @@ class QuantizedPool(RoIExtractor):
             region=region,
             sampling_ratio=None,
             reduction=reduction,
-            **kwargs,
+            level_rule=level_rule,
         )

@@ -1,6 +1,7 @@
 """RoIWarp: bilinear samples of a quantised box."""
 
-from .base import RoIExtractor
+from ..ops import assign_levels_mmdet
+from .base import LevelRule, RoIExtractor
 
 
 class RoIWarp(RoIExtractor):
@@ -10,11 +11,17 @@ class RoIWarp(RoIExtractor):
     Args:
         reduction: ``'avg'`` or ``'max'`` over the samples of a bin.
         sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI.
-        kwargs: see :class:`RoIExtractor`.
+        level_rule: see :class:`RoIExtractor`.
     """
 
     def __init__(
-        self, output_size, featmap_strides, reduction: str = 'avg', sampling_ratio: int = 2, **kwargs
+        self,
+        output_size,
+        featmap_strides,
+        reduction: str = 'avg',
+        sampling_ratio: int = 2,
+        *,
+        level_rule: LevelRule = assign_levels_mmdet,
     ):
         super().__init__(
             output_size,
@@ -22,5 +29,5 @@ class RoIWarp(RoIExtractor):
             region='round',
             sampling_ratio=sampling_ratio,
             reduction=reduction,
-            **kwargs,
+            level_rule=level_rule,
         )

@@ -92,14 +92,14 @@ def as_pyramid(
     """One map with one scale as a pyramid of one; a pyramid as it is."""
     if isinstance(features, Tensor):
         features = [features]
-    elif not isinstance(features, (list, tuple)):
+    elif not isinstance(features, Sequence):
         raise TypeError(f'features: got {type(features).__name__}, expected a tensor or a list of them')
     elif levels is None:
         raise ValueError(
             f'levels: got None for a list of {len(features)} maps, expected the (K,) index of '
             "each RoI's map"
         )
-    if not isinstance(spatial_scale, (list, tuple)):
+    if not isinstance(spatial_scale, Sequence):
         spatial_scale = [spatial_scale]
     for scale in spatial_scale:
         if not isinstance(scale, Real):
@@ -113,7 +113,7 @@ def as_pyramid(
 
 def as_pair(output_size: int | Sequence[int]) -> list[int]:
     """(height, width) of a size given as one number or two."""
-    pair = output_size if isinstance(output_size, (list, tuple)) else [output_size] * 2
+    pair = output_size if isinstance(output_size, Sequence) else [output_size] * 2
     for size in pair:
         if not isinstance(size, Integral):
             raise TypeError(f'output_size: got {output_size!r}, expected a whole number or two of them')

@@ -355,6 +355,7 @@ def load(name, cfg):
 
 
 def inputs():
+    np.random.seed(0)  # the semantic map comes from it
     return demo_mm_inputs(
         batch_size=1,
         image_shapes=[(3, 96, 128)],

@@ -207,6 +207,12 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='is about CPU
 
 
 @without_gpu
+def test_an_unknown_extractor_is_named_and_ours_are_listed(config, tmp_path):
+    options = {'model.roi_head.bbox_roi_extractor.type': 'AlignMeanRoIExtractor'}
+    with pytest.raises(RunError, match=r'(?s)AlignMeanRoIExtractor.*AlignMaxRoIExtractor.*custom_imports'):
+        train(config, work_dir=tmp_path, cfg_options=options)
+
+
 def test_what_needs_a_gpu_is_refused_without_one(config, tmp_path, monkeypatch):
     with pytest.raises(RunError, match='--amp'):
         train(config, work_dir=tmp_path, amp=True)

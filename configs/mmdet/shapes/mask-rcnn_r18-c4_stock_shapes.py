@@ -103,7 +103,7 @@ test_evaluator = dict(
     metric=['bbox', 'segm'])
 
 # schedule
-max_iters = 900
+max_iters = 450
 warmup_iters = 100
 
 # No validation on the way: on two cores it would take the time of many steps.

@@ -194,7 +194,7 @@ def check_options(pooler_type: str, options: Sequence[str], name: str = '') -> N
 
 def pooler_options(pooler_type: str) -> list[str]:
     """Names of the options that a type has beyond what every pooler takes."""
-    taken = {'output_size', 'featmap_strides', 'sampling_ratio'}
+    taken = {'output_size', 'featmap_strides', 'sampling_ratio', 'level_rule'}
     return [name for name in _parameters(pooler_type) if name not in taken]
 
 

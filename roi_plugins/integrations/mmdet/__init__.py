@@ -70,9 +70,8 @@ class MMDetRoIExtractor(BaseModule):
     @classmethod
     def options(cls) -> list[str]:
         """Names of the options beyond those that every extractor takes."""
-        parameters = inspect.signature(cls.extractor_type).parameters.values()
-        taken = {'output_size', 'featmap_strides'}
-        return [p.name for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in taken]
+        shared = ('output_size', 'featmap_strides', 'level_rule')
+        return [name for name in inspect.signature(cls.extractor_type).parameters if name not in shared]
 
     @property
     def num_inputs(self) -> int:

@@ -37,6 +37,7 @@ from roi_plugins.evaluation import (
     write_run,
     written_aside,
 )
+from roi_plugins.extractors import EXTRACTORS
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -227,7 +228,16 @@ def _run(cfg: Config, phase: str) -> None:
     _join_processes(cfg)
     allow_mmengine_checkpoints()
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
-    runner = build(cfg)
+    try:
+        runner = build(cfg)
+    except KeyError as error:
+        # MMEngine names the type it does not know, but not those that there are.
+        if 'RoIExtractor is not in' not in str(error):
+            raise
+        raise RunError(
+            f'{error.args[0]}\nOurs are {", ".join(f"{name}RoIExtractor" for name in EXTRACTORS)}, found '
+            "through custom_imports = dict(imports=['roi_plugins.integrations.mmdet'])"
+        ) from error
     try:
         getattr(runner, phase)()
     except pickle.UnpicklingError as error:

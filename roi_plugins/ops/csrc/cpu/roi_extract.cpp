@@ -150,18 +150,74 @@ struct Rows {
   }
 };
 
-// Rows of `channels` for each bin, into the (channels, bins) block of an NCHW output, or back.
+// to[j][i] = from[i][j], in tiles that stay in the first-level cache. The strides are of the rows.
 template <typename From, typename To>
-void transpose(const From* from, To* to, int64_t rows, int64_t columns, int64_t row_stride) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) to[j * rows + i] = from[i * row_stride + j];
+void transpose(
+    const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t rows,
+    int64_t columns) {
+  constexpr int64_t kTile = 16;
+  for (int64_t i0 = 0; i0 < rows; i0 += kTile) {
+    const int64_t i1 = std::min(i0 + kTile, rows);
+    for (int64_t j0 = 0; j0 < columns; j0 += kTile) {
+      const int64_t j1 = std::min(j0 + kTile, columns);
+      for (int64_t j = j0; j < j1; ++j) {
+        for (int64_t i = i0; i < i1; ++i) to[j * to_stride + i] = To(from[i * from_stride + j]);
+      }
+    }
   }
+}
+
+constexpr int64_t kCells = 512;  // of a map that a thread transposes at a time
+
+// A map as dense NHWC. PyTorch's own conversion takes several times as long.
+template <typename S>
+at::Tensor as_channels_last(const at::Tensor& map) {
+  if (map.is_contiguous(at::MemoryFormat::ChannelsLast)) return map;
+  const at::Tensor dense = map.contiguous();
+  const at::Tensor result =
+      at::empty(map.sizes(), map.options().memory_format(at::MemoryFormat::ChannelsLast));
+  const int64_t channels = map.size(1), cells = map.size(2) * map.size(3);
+  const int64_t chunks = (cells + kCells - 1) / kCells;
+  const S* const from = dense.const_data_ptr<S>();
+  S* const to = result.data_ptr<S>();
+  at::parallel_for(0, map.size(0) * chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t image = t / chunks * channels * cells, cell = t % chunks * kCells;
+      transpose(
+          from + image + cell, cells, to + image + cell * channels, channels, channels,
+          std::min(kCells, cells - cell));
+    }
+  });
+  return result;
+}
+
+// Sums, dense NHWC, as a gradient of the type and in the layout that are wanted.
+template <typename S>
+at::Tensor as_gradient(const at::Tensor& sum, at::ScalarType type, bool channels_last) {
+  using A = accumulation_t<S>;
+  if (channels_last || sum.is_contiguous()) return sum.to(type);
+  const at::Tensor result = at::empty(sum.sizes(), sum.options().dtype(type));
+  const int64_t channels = sum.size(1), cells = sum.size(2) * sum.size(3);
+  const int64_t chunks = (cells + kCells - 1) / kCells;
+  const A* const from = sum.const_data_ptr<A>();
+  S* const to = result.data_ptr<S>();
+  at::parallel_for(0, sum.size(0) * chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t image = t / chunks * channels * cells, cell = t % chunks * kCells;
+      transpose(
+          from + image + cell * channels, channels, to + image + cell, cells,
+          std::min(kCells, cells - cell), channels);
+    }
+  });
+  return result;
 }
 
 template <typename S, typename Index>
 void forward(
-    const Call& call, at::TensorList maps, at::Tensor& output, at::Tensor& winner) {
+    const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
   using A = accumulation_t<S>;
+  std::vector<at::Tensor> maps;
+  for (const at::Tensor& map : features) maps.push_back(as_channels_last<S>(map));
   const Rows<A> rois{call};
   const Options& options = call.options;
   const bool channels_last = call.channels_last;
@@ -198,8 +254,8 @@ void forward(
         }
       });
       if (!channels_last) {
-        transpose(rows, to, bin_count, channels, channels);
-        if (options.max) transpose(winners, winner_to, bin_count, channels, channels);
+        transpose(rows, channels, to, bin_count, bin_count, channels);
+        if (options.max) transpose(winners, channels, winner_to, bin_count, bin_count, channels);
       }
     }
   });
@@ -231,10 +287,10 @@ void backward(
       const Index* winners = options.max ? winner_data + k * block + first : nullptr;
       if (!channels_last) {
         const int64_t from = k * block + first * bin_count;
-        transpose(grad_data + from, grad_rows.data(), count, bin_count, bin_count);
+        transpose(grad_data + from, bin_count, grad_rows.data(), count, count, bin_count);
         rows = grad_rows.data();
         if (options.max) {
-          transpose(winner_data + from, winner_rows.data(), count, bin_count, bin_count);
+          transpose(winner_data + from, bin_count, winner_rows.data(), count, count, bin_count);
           winners = winner_rows.data();
         }
       }
@@ -253,6 +309,7 @@ void backward(
       });
     }
   });
+  for (at::Tensor& sum : sums) sum = as_gradient<S>(sum, grad.scalar_type(), channels_last);
 }
 
 #define ROI_DISPATCH_TYPES(type, function, ...) \
@@ -268,11 +325,7 @@ void backward(
 
 void forward_cpu(
     const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
-  std::vector<at::Tensor> maps;
-  for (const at::Tensor& map : features) {
-    maps.push_back(map.contiguous(at::MemoryFormat::ChannelsLast));
-  }
-  ROI_DISPATCH_TYPES(output.scalar_type(), forward, call, maps, output, winner);
+  ROI_DISPATCH_TYPES(output.scalar_type(), forward, call, features, output, winner);
 }
 
 std::vector<at::Tensor> backward_cpu(
@@ -287,7 +340,6 @@ std::vector<at::Tensor> backward_cpu(
         dense.memory_format(at::MemoryFormat::ChannelsLast)).zero_());
   }
   ROI_DISPATCH_TYPES(type, backward, call, grad, winner, sums);
-  for (at::Tensor& sum : sums) sum = sum.to(type).contiguous(call.format());
   return sums;
 }
 
