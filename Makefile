@@ -1,12 +1,16 @@
 # make demo   sets up what is missing, then trains and compares the extractors on generated images
 # make test   sets up what is missing, then runs all tests
+# make demo FRAMEWORK=detectron2   the same in Detectron2; the default is mmdet
 # Both are safe to repeat; what is there already is not done again.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-PLAN ?= configs/ablations/embedded.yaml
-WORK_DIR ?= work_dirs/embedded
+FRAMEWORK ?= mmdet
+PLAN_mmdet := configs/ablations/embedded.yaml
+PLAN_detectron2 := configs/ablations/embedded_detectron2.yaml
+PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
+WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
 .PHONY: demo test setup lint clean
 

@@ -271,7 +271,9 @@ def _no_detections(coco: COCO) -> COCO:
 
 def _versions(framework: str) -> dict[str, str]:
     versions = {'python': platform.python_version(), 'roi_plugins': __version__}
-    for name in (framework, 'mmengine', 'mmcv', 'torch', 'torchvision', 'numpy', 'pycocotools'):
+    # The distribution of a package may have another name, as builds of detectron2 have.
+    distributions = metadata.packages_distributions().get(framework, [framework])
+    for name in (*distributions, 'mmengine', 'mmcv', 'torch', 'torchvision', 'numpy', 'pycocotools'):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions

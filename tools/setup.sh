@@ -44,7 +44,7 @@ make_venv() {
 install_requirements() {
   # --no-deps: requirements.txt is the whole closure, and holds the headless build of OpenCV, which needs
   # no system libraries, where MMEngine's own list asks for the other.
-  grep -v '^mmcv==' requirements.txt >"$LOGS/requirements.txt"
+  grep -v -e '^mmcv==' -e '^sal-detectron2==' requirements.txt >"$LOGS/requirements.txt"
   "$PY" -m pip install --no-deps -r "$LOGS/requirements.txt"
 }
 
@@ -68,10 +68,20 @@ print(f"-{platform.machine()}" + ("-cuda" if torch.cuda.is_available() else ""))
   "$PY" -c 'import mmcv.ops'
 }
 
+install_detectron2() {
+  # The wheel is tagged for Python 3.10, and its Python code runs on later ones. Its compiled part does
+  # not load there, which costs rotated boxes and deformable convolutions.
+  "$PY" -m pip install --no-deps --only-binary=:all: --python-version 3.10 --implementation cp --abi none \
+    --upgrade --target "$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+    "$(grep '^sal-detectron2==' requirements.txt)"
+  "$PY" -c 'import detectron2.modeling'
+}
+
 install_package() {
   PATH="$PWD/$VENV/bin:$PATH" ROI_PLUGINS_REQUIRE_EXTENSION=1 "$PY" -m pip install \
     --no-build-isolation --no-deps -e .
-  "$PY" -c 'import roi_plugins.integrations.mmdet
+  "$PY" -c 'import roi_plugins.integrations.detectron2
+import roi_plugins.integrations.mmdet
 from roi_plugins.ops import extension_is_loaded
 assert extension_is_loaded(), "the compiled op was built but does not load"'
 }
@@ -97,5 +107,6 @@ step requirements 'installing the pinned requirements, about 5 GB, two to three 
   "$(digest requirements.txt)" install_requirements
 step mmcv "compiling MMCV's operators, about 11 minutes on two cores (kept for other checkouts)" \
   "$headers" "$(digest requirements.txt)" install_mmcv
+step detectron2 'installing Detectron2' "$network" "$(digest requirements.txt)" install_detectron2
 step package 'compiling the RoI op and installing the package, one to three minutes' "$headers" \
   "$sources-$(digest requirements.txt)" install_package

@@ -6,8 +6,11 @@ Nothing here imports a framework's models: an ablation runs them in processes of
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,9 +96,56 @@ def _mmdet_progress(log: str) -> tuple[str, float] | None:
     if not matches:
         return None
     phase, done, total, *eta = matches[-1]
-    days, hours, minutes, seconds = (int(part or 0) for part in eta)
-    left = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-    return f'{phase} {done}/{total}', left.total_seconds()
+    return f'{phase} {done}/{total}', _seconds(*eta)
+
+
+def _detectron2_resolve(config: Path, options: Mapping[str, Any]) -> dict:
+    from detectron2.config import CfgNode, LazyConfig
+
+    from roi_plugins.integrations.detectron2.runs import read_config
+
+    cfg = read_config(config, _detectron2_arguments(config, options))
+    if isinstance(cfg, CfgNode):
+        return {'config': cfg.dump()}
+    with tempfile.TemporaryDirectory() as folder:  # it is written to files alone
+        LazyConfig.save(cfg, os.path.join(folder, 'config.yaml'))
+        return {'config': Path(folder, 'config.yaml').read_text(encoding='utf-8')}
+
+
+def _detectron2_commands(config: Path, run_dir: Path, options: Mapping[str, Any]) -> list[list[str]]:
+    runs = [sys.executable, '-m', 'roi_plugins.integrations.detectron2.runs']
+    arguments = _detectron2_arguments(config, {**options, 'OUTPUT_DIR': str(run_dir)})
+    return [[*runs, '--config-file', str(config), '--resume', *arguments]]
+
+
+_LAZY_NAMES = {'SEED': 'train.seed', 'OUTPUT_DIR': 'train.output_dir'}
+
+
+def _detectron2_arguments(config: Path, options: Mapping[str, Any]) -> list[str]:
+    if config.suffix != '.py':
+        return [part for key, value in options.items() for part in (key, str(value))]
+    return [f'{_LAZY_NAMES.get(key, key)}={json.dumps(value)}' for key, value in options.items()]
+
+
+_DETECTRON2_LINE = re.compile(
+    r'(?:eta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)  (iter): (\d+)'
+    r'|Inference done (\d+/\d+)\..*? ETA=(?:(\d+) days?, )?(\d+):(\d\d):(\d\d))'
+)
+
+
+def _detectron2_progress(log: str) -> tuple[str, float] | None:
+    matches = _DETECTRON2_LINE.findall(log)
+    if not matches:
+        return None
+    *train_eta, iter_, step, images, days, hours, minutes, seconds = matches[-1]
+    what = f'train {step}' if iter_ else f'test {images}'
+    eta = train_eta if iter_ else (days, hours, minutes, seconds)
+    return what, _seconds(*eta)
+
+
+def _seconds(*parts: str) -> float:
+    days, hours, minutes, seconds = (int(part or 0) for part in parts)
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
 
 
 FRAMEWORKS = {
@@ -104,5 +154,11 @@ FRAMEWORKS = {
         commands=_mmdet_commands,
         seed_option='randomness.seed',
         progress=_mmdet_progress,
+    ),
+    'detectron2': Framework(
+        resolve=_detectron2_resolve,
+        commands=_detectron2_commands,
+        seed_option='SEED',  # train.seed of a LazyConfig
+        progress=_detectron2_progress,
     ),
 }

@@ -29,7 +29,7 @@ def assign_levels_detectron2(
     boxes: Tensor,
     min_level: int,
     max_level: int,
-    canonical_box_size: float = 224,
+    canonical_box_size: float = 224.0,
     canonical_level: int = 4,
 ) -> Tensor:
     """Detectron2's rule (FPN, equation 1): ``floor(canonical_level + log2(sqrt(area) /

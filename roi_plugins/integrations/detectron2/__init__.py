@@ -1,0 +1,28 @@
+"""The extractors in Detectron2: a pooler, and RoI heads that take it through ``POOLER_TYPE``.
+
+YAML: after ``add_roi_plugins_config(cfg)``, name one of the RoI heads and a type::
+
+    MODEL:
+      ROI_HEADS: {NAME: RoIPluginsStandardROIHeads}     # or ...CascadeROIHeads, ...Res5ROIHeads
+      ROI_BOX_HEAD: {POOLER_TYPE: AlignMax}
+
+LazyConfig: ``model.roi_heads.box_pooler = L(build_pooler)(..., pooler_type='AlignMax')``.
+"""
+
+from .config import add_roi_plugins_config
+from .poolers import POOLER_TYPES, RoIPluginsPooler, build_pooler
+from .roi_heads import (
+    RoIPluginsCascadeROIHeads,
+    RoIPluginsRes5ROIHeads,
+    RoIPluginsStandardROIHeads,
+)
+
+__all__ = [
+    'POOLER_TYPES',
+    'RoIPluginsCascadeROIHeads',
+    'RoIPluginsPooler',
+    'RoIPluginsRes5ROIHeads',
+    'RoIPluginsStandardROIHeads',
+    'add_roi_plugins_config',
+    'build_pooler',
+]

@@ -1,0 +1,219 @@
+"""The extractors behind the call of Detectron2's ``ROIPooler``."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import List, Optional, Tuple  # noqa: UP035  TorchScript reads these
+
+import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from ...extractors import EXTRACTORS, RoIExtractor, RoIWarp
+from ...ops import assign_levels_detectron2
+
+POOLER_TYPES: dict[str, Callable[..., RoIExtractor]] = {
+    **{name: type_ for name, type_ in EXTRACTORS.items() if type_ is not RoIWarp},
+    'RoIWarpMax': functools.partial(RoIWarp, reduction='max'),
+    'RoIWarpAvg': functools.partial(RoIWarp, reduction='avg'),
+}
+"""What ``POOLER_TYPE`` may name besides Detectron2's own: ``(output_size, strides, **options)``."""
+
+STOCK_POOLER_TYPES = ('ROIAlign', 'ROIAlignV2', 'ROIPool', 'ROIAlignRotated')
+
+
+class RoIPluginsPooler(nn.Module):
+    """Stands where ``ROIPooler`` stands, with one of our extractors inside.
+
+    The level rule and the errors' occasions are ``ROIPooler``'s. The whole pyramid is one call of the op,
+    which does not wait for the GPU, and the output need not be square.
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        scales: cells per input pixel of each map, ``1 / stride``, finest first: powers of two, each half
+            of the one before.
+        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI. ``QuantizedPool`` and
+            ``AdaptiveSampling`` have no use for it, as ``ROIPool`` has none.
+        pooler_type: one of ``POOLER_TYPES``.
+        canonical_box_size: sqrt(area), in pixels, of a box that reads ``canonical_level``.
+        canonical_level: log2 of the stride that such a box reads.
+        options: those of the extractor, see :mod:`roi_plugins.extractors`.
+
+    Raises:
+        TypeError: an option that the type does not have; those it has are listed.
+        ValueError: a type that does not exist, or an argument of a value without meaning.
+    """
+
+    output_size: Tuple[int, int]  # noqa: UP006
+    _output_size: List[int]  # noqa: UP006
+    _scales: List[float]  # noqa: UP006
+    _sampling_ratio: Optional[int]  # noqa: UP045
+    _max_samples: Optional[int]  # noqa: UP045
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        scales: Sequence[float],
+        sampling_ratio: int,
+        pooler_type: str,
+        canonical_box_size: float = 224,
+        canonical_level: int = 4,
+        **options,
+    ):
+        super().__init__()
+        check_pooler_type(pooler_type)
+        check_options(pooler_type, options)
+        if 'sampling_ratio' in _parameters(pooler_type):
+            options['sampling_ratio'] = sampling_ratio
+        # An omegaconf list is none of the sequences that the extractors know.
+        size = output_size if isinstance(output_size, int) else list(output_size)
+        extractor = POOLER_TYPES[pooler_type](size, [1 / scale for scale in scales], **options)
+        self.min_level, self.max_level = _pyramid_levels(scales)
+        if not canonical_box_size > 0:
+            raise ValueError(
+                f'canonical_box_size: got {canonical_box_size!r}, expected a positive number of pixels'
+            )
+        self.pooler_type = pooler_type
+        self.output_size = extractor.output_size
+        self.canonical_box_size = float(canonical_box_size)
+        self.canonical_level = canonical_level
+        # One by one, for TorchScript has no dict of mixed values.
+        self._output_size = list(extractor.output_size)
+        self._scales = extractor.spatial_scales
+        self._region = extractor.method['region']
+        self._sampling_ratio = extractor.method['sampling_ratio']
+        self._reduction = extractor.method['reduction']
+        self._aligned = extractor.method['aligned']
+        self._min_samples = extractor.method['min_samples']
+        self._max_samples = extractor.method['max_samples']
+
+    def forward(self, x: List[Tensor], box_lists: List[Boxes]) -> Tensor:  # noqa: UP006
+        """
+        Args:
+            x: one ``(N, C, H, W)`` map a scale.
+            box_lists: the N images' boxes ``(x1, y1, x2, y2)``, in pixels of the input images.
+
+        Returns:
+            ``(M, C, height, width)`` for the M boxes of all images, in their order.
+        """
+        if len(x) != len(self._scales):
+            raise ValueError(f'x: got {len(x)} maps, expected {len(self._scales)}, one a scale')
+        if len(box_lists) != x[0].shape[0]:
+            raise ValueError(
+                f'box_lists: got {len(box_lists)} lists of boxes, expected {x[0].shape[0]}, one an image'
+            )
+        # A batch without an image still has to give each map its gradient.
+        rows = [x[0].new_zeros([0, 5])]
+        if len(box_lists) > 0:
+            rows = []
+            for i, boxes in enumerate(box_lists):
+                corners = boxes.tensor
+                if corners.shape[1] != 4:
+                    raise ValueError(
+                        f'box_lists[{i}]: got boxes of {corners.shape[1]} numbers, expected upright '
+                        'ones of 4; for rotated ones there is the POOLER_TYPE ROIAlignRotated'
+                    )
+                rows.append(torch.cat([torch.full_like(corners[:, :1], i), corners], dim=1))
+        rois = torch.cat(rows, dim=0)
+        levels: Optional[Tensor] = None  # noqa: UP045
+        if len(x) > 1:
+            levels = assign_levels_detectron2(
+                rois, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+            )
+        return torch.ops.roi_plugins.roi_extract(
+            x,
+            rois,
+            levels,
+            self._scales,
+            self._output_size,
+            self._region,
+            self._sampling_ratio,
+            self._reduction,
+            self._aligned,
+            self._min_samples,
+            self._max_samples,
+        )[0]
+
+    def extra_repr(self) -> str:
+        return (
+            f'pooler_type={self.pooler_type}, output_size={self.output_size}, scales={self._scales}, '
+            f'region={self._region}, sampling_ratio={self._sampling_ratio}, '
+            f'reduction={self._reduction}, aligned={self._aligned}, '
+            f'min_samples={self._min_samples}, max_samples={self._max_samples}'
+        )
+
+
+def build_pooler(
+    output_size: int | Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    pooler_type: str,
+    canonical_box_size: float = 224,
+    canonical_level: int = 4,
+    **options,
+) -> nn.Module:
+    """A pooler of any type, ours or Detectron2's own: ``L(build_pooler)(...)`` in a LazyConfig.
+
+    Arguments and errors are those of :class:`RoIPluginsPooler`.
+    """
+    check_pooler_type(pooler_type)
+    check_options(pooler_type, options)
+    pooler = RoIPluginsPooler if pooler_type in POOLER_TYPES else ROIPooler
+    return pooler(
+        output_size,
+        scales,
+        sampling_ratio,
+        pooler_type,
+        canonical_box_size,
+        canonical_level,
+        **options,
+    )
+
+
+def check_pooler_type(pooler_type: str, name: str = 'pooler_type') -> None:
+    """Raises ValueError on a type that does not exist, ``name`` being where it was given."""
+    if pooler_type not in POOLER_TYPES and pooler_type not in STOCK_POOLER_TYPES:
+        raise ValueError(
+            f'{name}: got {pooler_type!r}, expected one of {", ".join(POOLER_TYPES)}, or of '
+            f"Detectron2's own {', '.join(STOCK_POOLER_TYPES)}"
+        )
+
+
+def check_options(pooler_type: str, options: Sequence[str], name: str = '') -> None:
+    """Raises TypeError on options that the type does not have, ``name`` being where they were given."""
+    known = pooler_options(pooler_type)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise TypeError(
+            f'{", ".join(name + option for option in unknown)}: no option of {pooler_type}; '
+            f'its options are {", ".join(known) or "none"}'
+        )
+
+
+def pooler_options(pooler_type: str) -> list[str]:
+    """Names of the options that a type has beyond what every pooler takes."""
+    taken = {'output_size', 'featmap_strides', 'sampling_ratio', 'level_rule'}
+    return [name for name in _parameters(pooler_type) if name not in taken]
+
+
+def _parameters(pooler_type: str) -> list[str]:
+    if pooler_type not in POOLER_TYPES:
+        return []
+    make = POOLER_TYPES[pooler_type]
+    fixed = make.keywords if isinstance(make, functools.partial) else {}
+    parameters = inspect.signature(make).parameters.values()
+    return [p.name for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in fixed]
+
+
+def _pyramid_levels(scales: Sequence[float]) -> tuple[int, int]:
+    """log2 of the finest and of the coarsest stride."""
+    levels = [-math.log2(scale) for scale in scales]
+    first = round(levels[0])
+    if first < 0 or levels != list(range(first, first + len(levels))):
+        raise ValueError(
+            f'scales: got {list(scales)}, expected powers of two from 1 down, each half of the one '
+            'before, which the level rule takes for granted'
+        )
+    return first, first + len(levels) - 1

@@ -1,0 +1,408 @@
+"""Training and evaluation of Detectron2 configs, YAML or LazyConfig, with the options of ``train_net.py``.
+
+What differs from Detectron2's own tools: an evaluation leaves COCO predictions and ``metrics.json`` in
+the output folder (see :mod:`roi_plugins.evaluation`), once, at the end; the figures of the training go
+to ``training.json`` instead; nothing that was computed before is overwritten; and without a GPU the
+processes that ``--num-gpus`` asks for work on the CPU.
+
+``python -m roi_plugins.integrations.detectron2.runs`` is the same as ``tools/detectron2/train_net.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import (
+    AMPTrainer,
+    SimpleTrainer,
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    hooks,
+    launch,
+)
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from omegaconf import DictConfig, OmegaConf
+
+from roi_plugins.evaluation import (
+    METRICS_FILE,
+    PREDICTION_FILES,
+    EvaluationError,
+    write_json,
+    write_run,
+    written_aside,
+)
+
+from . import add_roi_plugins_config, datasets  # noqa: F401  registers the shapes
+
+MODULE = 'roi_plugins.integrations.detectron2.runs'
+
+
+class RunError(RuntimeError):
+    """A run that cannot be started as asked; the message names the cause and what to do."""
+
+
+@dataclass
+class Run:
+    """What a training and an evaluation need of a config, whichever its language.
+
+    Attributes:
+        cfg: the config as Detectron2 knows it.
+        output_dir: where everything goes.
+        weights: what the model starts from, or is evaluated with; ``''``: random weights.
+        test_datasets: names of the datasets to evaluate on.
+        model, train_loader, test_loader: build them.
+        optimizer, scheduler: ``(model) ->`` and ``(optimizer) ->`` what Detectron2's trainers take.
+        max_iter, checkpoints: the steps of the training; options of ``PeriodicCheckpointer``.
+        amp, ddp, log_period: mixed precision; options of DistributedDataParallel; steps a log line.
+    """
+
+    cfg: CfgNode | DictConfig
+    output_dir: Path
+    weights: str
+    test_datasets: Sequence[str]
+    model: Callable[[], torch.nn.Module]
+    train_loader: Callable[[], Any]
+    test_loader: Callable[[], Any]
+    optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer]
+    scheduler: Callable[[torch.optim.Optimizer], Any]
+    max_iter: int
+    checkpoints: Mapping[str, Any]
+    amp: bool
+    ddp: Mapping[str, Any]
+    log_period: int
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's, but the file that names the last checkpoint is never half-written."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with written_aside(Path(self.save_dir) / 'last_checkpoint') as aside:
+            aside.write_text(last_filename_basename, encoding='utf-8')
+
+
+class Predictions(DatasetEvaluator):
+    """Gathers predictions of all processes in COCO's format; it computes no figure."""
+
+    def __init__(self, dataset: str):
+        ids = MetadataCatalog.get(dataset).get('thing_dataset_id_to_contiguous_id', {})
+        self._category_ids = {contiguous: id_ for id_, contiguous in ids.items()}
+
+    def reset(self) -> None:
+        self._found: list[dict] = []
+        self._masks = False
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output['instances'].to('cpu')
+            # Even where no mask is predicted, its file tells that masks were asked for.
+            self._masks |= instances.has('pred_masks')
+            for found in instances_to_coco_json(instances, image['image_id']):
+                label = found['category_id']
+                found['category_id'] = self._category_ids.get(label, label)
+                self._found.append(found)
+
+    def evaluate(self) -> dict[str, list[dict]] | None:
+        """Results lists under ``bbox`` and ``segm``; None in processes other than the first."""
+        gathered = comm.gather((self._found, self._masks))
+        if not comm.is_main_process():
+            return None
+        found = list(itertools.chain.from_iterable(found for found, _ in gathered))
+        fields = {'bbox': 'bbox'}
+        if any(masks for _, masks in gathered):
+            fields['segm'] = 'segmentation'
+        common = ('image_id', 'category_id', 'score')
+        return {
+            iou_type: [{key: result[key] for key in (*common, field)} for result in found]
+            for iou_type, field in fields.items()
+        }
+
+
+def read_config(path: str | Path, options: Sequence[str] = ()) -> CfgNode | DictConfig:
+    """A config with the options of a command line: ``KEY VALUE`` pairs for YAML, ``key=value`` for Python.
+
+    Raises:
+        RunError: the file is missing or cannot be read; or an option does not exist.
+    """
+    path = str(path)
+    if not os.path.isfile(path):
+        raise RunError(f'--config-file: the config {path!r} does not exist')
+    try:
+        return _read_lazy(path, options) if path.endswith('.py') else _read_yaml(path, options)
+    except (AssertionError, KeyError, ValueError, FileNotFoundError, ImportError) as error:
+        message = error.args[0] if error.args else error
+        raise RunError(f'the config {path} cannot be read: {message}') from error
+
+
+def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
+    cfg = get_cfg()
+    add_roi_plugins_config(cfg)
+    cfg.merge_from_file(path)
+    if len(options) % 2:
+        raise RunError(f'options: got {" ".join(options)!r}, expected pairs KEY VALUE')
+    for key in options[::2]:
+        node = cfg
+        for part in key.split('.'):
+            if not isinstance(node, CfgNode) or part not in node:
+                known = ', '.join(sorted(node)) if isinstance(node, CfgNode) else 'no parts'
+                raise RunError(f'options: there is no {key}; where {part} stands there is {known}')
+            node = node[part]
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def _read_lazy(path: str, options: Sequence[str]) -> DictConfig:
+    cfg = LazyConfig.load(path)
+    for option in options:
+        key, equals, _ = option.partition('=')
+        if not equals:
+            raise RunError(f'options: got {option!r}, expected key=value for a LazyConfig')
+        # A new leaf is fine: it is how a LazyConfig is given an argument that its callable has.
+        parent = key.lstrip('+').rpartition('.')[0]
+        if parent and OmegaConf.select(cfg, parent) is None:
+            raise RunError(f'options: there is no {parent} in the config for {option!r}')
+    return LazyConfig.apply_overrides(cfg, list(options))
+
+
+def describe(cfg: CfgNode | DictConfig) -> Run:
+    """The run that a config says; without a GPU, on the CPU."""
+    return _describe_yaml(cfg) if isinstance(cfg, CfgNode) else _describe_lazy(cfg)
+
+
+def _describe_yaml(cfg: CfgNode) -> Run:
+    for name, node in (('TEST.AUG', cfg.TEST.AUG), ('TEST.PRECISE_BN', cfg.TEST.PRECISE_BN)):
+        if node.ENABLED:
+            raise RunError(f"{name}.ENABLED is True, which this tool cannot do; Detectron2's can")
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = 'cpu'
+    return Run(
+        cfg=cfg,
+        output_dir=Path(cfg.OUTPUT_DIR),
+        weights=cfg.MODEL.WEIGHTS,
+        test_datasets=cfg.DATASETS.TEST,
+        model=lambda: build_model(cfg),
+        train_loader=lambda: build_detection_train_loader(cfg),
+        test_loader=lambda: build_detection_test_loader(cfg, cfg.DATASETS.TEST[0]),
+        optimizer=lambda model: build_optimizer(cfg, model),
+        scheduler=lambda optimizer: build_lr_scheduler(cfg, optimizer),
+        max_iter=cfg.SOLVER.MAX_ITER,
+        checkpoints={'period': cfg.SOLVER.CHECKPOINT_PERIOD},
+        amp=cfg.SOLVER.AMP.ENABLED,
+        ddp={'broadcast_buffers': False},
+        log_period=20,
+    )
+
+
+def _describe_lazy(cfg: DictConfig) -> Run:
+    def optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
+        cfg.optimizer.params.model = model
+        return instantiate(cfg.optimizer)
+
+    if not torch.cuda.is_available():
+        cfg.train.device = 'cpu'
+    names = OmegaConf.select(cfg, 'dataloader.test.dataset.names', default=[])
+    return Run(
+        cfg=cfg,
+        output_dir=Path(cfg.train.output_dir),
+        weights=cfg.train.init_checkpoint,
+        test_datasets=[names] if isinstance(names, str) else list(names),
+        model=lambda: instantiate(cfg.model).to(cfg.train.device),
+        train_loader=lambda: instantiate(cfg.dataloader.train),
+        test_loader=lambda: instantiate(cfg.dataloader.test),
+        optimizer=optimizer,
+        # The hook makes a schedule of it that knows where the training stands.
+        scheduler=lambda optimizer: instantiate(cfg.lr_multiplier),
+        max_iter=cfg.train.max_iter,
+        checkpoints=cfg.train.checkpointer,
+        amp=cfg.train.amp.enabled,
+        ddp=cfg.train.ddp,
+        log_period=cfg.train.log_period,
+    )
+
+
+def train(run: Run, resume: bool) -> torch.nn.Module:
+    """Trains up to ``run.max_iter``; with ``resume``, from the last checkpoint, if there is one."""
+    model = run.model()
+    optimizer = run.optimizer(model)
+    loader = run.train_loader()
+    wrapped = _distributed(model, run.ddp)
+    trainer = (AMPTrainer if run.amp else SimpleTrainer)(wrapped, loader, optimizer)
+    checkpointer = Checkpointer(wrapped, str(run.output_dir), trainer=trainer)
+    trainer.register_hooks(
+        [hooks.IterationTimer(), hooks.LRScheduler(optimizer, run.scheduler(optimizer))]
+    )
+    if comm.is_main_process():
+        writers = [
+            CommonMetricPrinter(run.max_iter),
+            # Not metrics.json, Detectron2's name for it: that is the result.
+            JSONWriter(str(run.output_dir / 'training.json')),
+        ]
+        if find_spec('tensorboard'):
+            writers.append(TensorboardXWriter(str(run.output_dir)))
+        trainer.register_hooks(
+            [
+                hooks.PeriodicCheckpointer(checkpointer, **run.checkpoints),
+                hooks.PeriodicWriter(writers, period=run.log_period),
+            ]
+        )
+    checkpointer.resume_or_load(run.weights, resume=resume)
+    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    if start < run.max_iter:
+        trainer.train(start, run.max_iter)
+    return model
+
+
+def evaluate(
+    run: Run, model: torch.nn.Module, *, config: str, checkpoint: str, command: Sequence[str]
+) -> dict[str, Any] | None:
+    """Leaves predictions and ``metrics.json`` in ``run.output_dir``.
+
+    Returns:
+        The content of ``metrics.json``; None in processes other than the first.
+    """
+    (dataset,) = run.test_datasets
+    loader = run.test_loader()  # reads the dataset, whose category ids Predictions takes
+    predictions = inference_on_dataset(model, loader, Predictions(dataset))
+    if not comm.is_main_process():
+        return None
+    # Aside first: one that is stopped half-way leaves an earlier result as it was.
+    aside = run.output_dir / 'predictions.partial'
+    shutil.rmtree(aside, ignore_errors=True)  # of an evaluation that was stopped
+    aside.mkdir(parents=True)
+    for iou_type, results in predictions.items():
+        write_json(aside / PREDICTION_FILES[iou_type], results)
+    (run.output_dir / METRICS_FILE).unlink(missing_ok=True)
+    for name in PREDICTION_FILES.values():
+        if (aside / name).exists():
+            os.replace(aside / name, run.output_dir / name)
+        else:
+            (run.output_dir / name).unlink(missing_ok=True)
+    aside.rmdir()
+    return write_run(
+        run.output_dir,
+        framework='detectron2',
+        config=config,
+        checkpoint=checkpoint,
+        ann_file=MetadataCatalog.get(dataset).json_file,
+        command=command,
+    )
+
+
+def _distributed(model: torch.nn.Module, options: Mapping[str, Any]) -> torch.nn.Module:
+    """As ``create_ddp_model``, which takes for granted that each process has a GPU."""
+    if next(model.parameters()).device.type == 'cpu':
+        options = {**options, 'device_ids': None}
+    return create_ddp_model(model, **options)
+
+
+def _check(run: Run, args: argparse.Namespace) -> None:
+    """Raises RunError where the run cannot be, before any process is started."""
+    for name in run.test_datasets:
+        annotations = MetadataCatalog.get(name).get('json_file')
+        if annotations is None:
+            raise RunError(f'the test dataset {name!r} is not one in COCO format with annotations')
+        if not os.path.isfile(annotations):
+            raise RunError(
+                f'the test dataset {name} is not there: {annotations} does not exist. Put it there, or '
+                'say where it is: DETECTRON2_DATASETS is the folder of coco/, ROI_PLUGINS_SHAPES the '
+                'one of the generated images'
+            )
+    if len(run.test_datasets) != 1:
+        raise RunError(
+            f'DATASETS.TEST: got {list(run.test_datasets)}, expected one dataset, whose result it is'
+        )
+    if args.eval_only:
+        if not run.weights:
+            raise RunError('--eval-only: MODEL.WEIGHTS (train.init_checkpoint) names no checkpoint')
+        if '://' not in run.weights and not os.path.isfile(run.weights):
+            raise RunError(f'--eval-only: the checkpoint {run.weights} does not exist')
+    elif not args.resume and (run.output_dir / 'last_checkpoint').exists():
+        raise RunError(
+            f'{run.output_dir} holds the checkpoints of an earlier training: give --resume to '
+            'continue it, or another OUTPUT_DIR (train.output_dir)'
+        )
+    try:
+        found = json.loads((run.output_dir / METRICS_FILE).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return
+    if _identity(found['command']) != _identity(_command(args)):
+        raise RunError(
+            f'{run.output_dir} holds the result of another run ({" ".join(found["command"])}). Give '
+            f'another OUTPUT_DIR (train.output_dir), or move its {METRICS_FILE} and predictions away'
+        )
+
+
+def _command(args: argparse.Namespace) -> list[str]:
+    command = ['python', '-m', MODULE, '--num-gpus', str(args.num_gpus)]
+    command += ['--num-machines', str(args.num_machines), '--config-file', args.config_file]
+    return [*command, *(['--eval-only'] if args.eval_only else []), *args.opts]
+
+
+def _identity(command: Sequence[str]) -> Sequence[str]:
+    """What decides the result: not how many processes made it."""
+    return command[command.index('--config-file') :] if '--config-file' in command else command
+
+
+def _work(args: argparse.Namespace) -> None:
+    """What each process does."""
+    run = describe(read_config(args.config_file, args.opts))
+    default_setup(run.cfg, args)
+    if args.eval_only:
+        model, checkpoint = run.model(), run.weights
+        DetectionCheckpointer(model).load(checkpoint)
+    else:
+        model = train(run, args.resume)
+        comm.synchronize()  # for the first process to have written the last checkpoint
+        last = (run.output_dir / 'last_checkpoint').read_text(encoding='utf-8').strip()
+        checkpoint = str(run.output_dir / last)
+    result = evaluate(
+        run, model, config=args.config_file, checkpoint=checkpoint, command=_command(args)
+    )
+    for iou_type, metrics in (result or {}).get('metrics', {}).items():
+        print(iou_type, *(f'{name} {value:.3f}' for name, value in metrics.items()), sep='  ')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: trains, then evaluates; with ``--eval-only``, evaluates."""
+    args = default_argument_parser().parse_args(argv)
+    try:
+        _check(describe(read_config(args.config_file, args.opts)), args)
+        launch(
+            _work,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url='auto' if args.num_machines == 1 else args.dist_url,
+            args=(args,),
+        )
+    except (RunError, EvaluationError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
