@@ -7,10 +7,10 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from . import reference
 from .checks import check_inputs, check_options
+from .reference import is_channels_last, memory_format
 
 _EXTENSION = Path(__file__).with_name('_C.so')
 
@@ -120,15 +120,6 @@ def _fake_backward(grad, winner, rois, levels, feature_shapes, channels_last, sp
         )
         for i in range(len(spatial_scale))
     ]
-
-
-def is_channels_last(map_: Tensor) -> bool:
-    """Whether the output takes the ``channels_last`` layout from this map."""
-    return map_.is_contiguous(memory_format=torch.channels_last) and not map_.is_contiguous()
-
-
-def memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _setup_context(ctx, inputs, output):

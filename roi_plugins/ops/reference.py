@@ -61,6 +61,15 @@ def winner_dtype(sampling_ratio: int | None, max_samples: int | None) -> torch.d
     return torch.uint8 if small else torch.int32
 
 
+def is_channels_last(map_: Tensor) -> bool:
+    """Whether the output takes the ``channels_last`` layout from this map."""
+    return map_.is_contiguous(memory_format=torch.channels_last) and not map_.is_contiguous()
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 @dataclass
 class Axis:
     """One axis of K RoIs in P bins of at most S samples on the map; a padded sample has no weight."""
@@ -336,12 +345,7 @@ def extract(
             row = first.new_full(size, torch.nan if invalid else 0, dtype=dtype)
         rows.append(row.to(first.dtype))
         winners.append(winner.to(index_dtype))
-    channels_last = first.is_contiguous(memory_format=torch.channels_last)
-    format_ = (
-        torch.channels_last
-        if channels_last and not first.is_contiguous()
-        else torch.contiguous_format
-    )
+    format_ = memory_format(is_channels_last(first))
     output = torch.stack(rows) if rows else first.new_zeros(0, *size)
     if reduction == 'avg':
         winner = torch.empty(0, dtype=index_dtype, device=first.device)
@@ -378,5 +382,5 @@ def extract_backward(
             values = (row / _divisor(y, x))[:, :, None, :, None]
             values = values.expand(-1, -1, y.low.shape[1], -1, x.low.shape[1])
         _interpolate_adjoint(values, sums[table.level[k]][table.batch[k]], y, x)
-    format_ = torch.channels_last if channels_last else torch.contiguous_format
+    format_ = memory_format(channels_last)
     return [map_.to(grad.dtype).contiguous(memory_format=format_) for map_ in sums]
