@@ -138,7 +138,7 @@ def by_path(paths):
 
 
 def test_there_are_configs():
-    assert len({stock_sibling(path) for path in CONFIGS}) == 8
+    assert len({stock_sibling(path) for path in CONFIGS}) == 9
     mmdet = {
         (extractor_name(path), path.stem.replace('-caffe', '').rpartition('_1x')[0])
         for path in (ROOT / 'mmdet').glob('*rcnn*/*.py')
@@ -151,10 +151,18 @@ def test_there_are_configs():
     assert ours == mmdet
 
 
-@by_path(path for path in CONFIGS if path.suffix == '.yaml')
+@by_path(CONFIGS)
 def test_poolers_are_those_the_name_says(path):
     cfg = load(path)
     type_, ratio, options = EXTRACTORS[extractor_name(path)]
+    if not isinstance(cfg, CfgNode):
+        for name in ('box_pooler', 'mask_pooler'):
+            pooler = cfg.model.roi_heads[name]
+            assert (type_, ratio) == (pooler.pooler_type, pooler.sampling_ratio)
+            given = pooler.keys() - {'_target_', 'output_size', 'scales'}
+            assert given == {'pooler_type', 'sampling_ratio', *map(str.lower, options)}
+            assert all(pooler[name.lower()] == value for name, value in options.items())
+        return
     for head in used_heads(cfg):
         node = cfg.MODEL[head]
         assert (type_, ratio) == (node.POOLER_TYPE, node.POOLER_SAMPLING_RATIO)
