@@ -1,0 +1,118 @@
+"""ONNX: what the op is in standard operators, for PyTorch's own exporter.
+
+    torch.onnx.export(model, args, dynamo=True, custom_translation_table=roi_plugins.onnx.TRANSLATION_TABLE)
+
+Only methods that ONNX can say are exported; any other is an error that gives the reason
+(`docs/deployment.md` has the list, and where the answers differ). Needs ``onnx`` and ``onnxscript``.
+"""
+
+import math
+
+import torch
+
+from . import ops  # noqa: F401  registers torch.ops.roi_plugins
+
+try:
+    from onnxscript import DOUBLE, FLOAT, INT64
+    from onnxscript import opset18 as op
+except ImportError as error:
+    raise ImportError(
+        f'roi_plugins.onnx: {error}; the ONNX export needs two more packages: pip install onnx onnxscript'
+    ) from error
+
+
+def _roi_extract(
+    features,
+    rois,
+    levels,
+    spatial_scale,
+    output_size,
+    region,
+    sampling_ratio,
+    reduction,
+    aligned,
+    min_samples,
+    max_samples,
+):
+    """The graph of one call of the op, by the arguments of its schema."""
+    _check(features, region, sampling_ratio, reduction, min_samples, max_samples)
+
+    def pool(map_, rois, scale):
+        """(k, C, height, width) float32 of the RoIs (k, 5), all on one map."""
+        map_ = op.Cast(map_, to=FLOAT.dtype)
+        if sampling_ratio is None:
+            return op.MaxRoiPool(map_, rois, pooled_shape=output_size, spatial_scale=scale)
+        batch_index = op.Squeeze(op.Slice(rois, axes=[1], starts=[0], ends=[1]), axes=[1])
+        start, end = (op.Slice(rois, axes=[1], starts=[at], ends=[at + 2]) for at in (1, 3))
+        if region == 'round':
+            # RoIWarp is the aligned RoIAlign of the box that Fast R-CNN's rounding gives, in cells.
+            start, end = (_round_half_away(op.Mul(corner, scale)) for corner in (start, end))
+            end = op.Add(op.Max(start, end), 1.0)
+        elif aligned and sampling_ratio == 0:
+            # A side without length has no samples; onnxruntime stops at a negative number of them.
+            end = op.Max(start, end)
+        half_pixel = aligned or region == 'round'
+        return op.RoiAlign(
+            map_,
+            op.Concat(start, end, axis=1),
+            op.Cast(batch_index, to=INT64.dtype),
+            coordinate_transformation_mode='half_pixel' if half_pixel else 'output_half_pixel',
+            output_height=output_size[0],
+            output_width=output_size[1],
+            sampling_ratio=sampling_ratio,
+            spatial_scale=1.0 if region == 'round' else scale,
+        )
+
+    # Boxes are never half, and half maps are averaged in float32.
+    rois = op.Cast(rois, to=FLOAT.dtype)
+    # As in the op, a RoI with a coordinate that is no number is NaN, and no other suffers from it:
+    # onnxruntime would stop, or read anything.
+    no_number = op.Cast(op.Or(op.IsNaN(rois), op.IsInf(rois)), to=FLOAT.dtype)
+    no_number = op.Greater(op.ReduceSum(no_number, axes=[1], keepdims=1), 0.0)
+    rois = op.Where(no_number, 0.0, rois)
+    if levels is None:
+        output = pool(features[0], rois, spatial_scale[0])
+    else:
+        levels = op.Cast(levels, to=INT64.dtype)
+        size = op.Constant(value_ints=output_size)
+        shape = op.Concat(op.Shape(rois, end=1), op.Shape(features[0], start=1, end=2), size, axis=0)
+        output = op.Expand(0.0, shape)  # what a RoI on no level keeps
+        for level, (map_, scale) in enumerate(zip(features, spatial_scale, strict=True)):
+            rows = op.Transpose(op.NonZero(op.Equal(levels, level)), perm=[1, 0])
+            output = op.ScatterND(output, rows, pool(map_, op.GatherND(rois, rows), scale))
+    output = op.Where(op.Unsqueeze(no_number, axes=[2, 3]), math.nan, output)
+    # Of the op's two results only the first: the winners serve the gradient.
+    return (op.CastLike(output, features[0]),)
+
+
+def _round_half_away(x):
+    """C's ``round``, where ONNX's own rounds half to even."""
+    size = op.Abs(x)
+    whole = op.Floor(size)
+    whole = op.Where(op.GreaterOrEqual(op.Sub(size, whole), 0.5), op.Add(whole, 1.0), whole)
+    return op.Mul(op.Sign(x), whole)
+
+
+def _check(features, region, sampling_ratio, reduction, min_samples, max_samples) -> None:
+    """Raises NotImplementedError where no standard operator computes the same."""
+    if features[0].dtype == DOUBLE.dtype:
+        reason = 'ONNX holds the scale in float32; export the model in float32: model.float()'
+    elif sampling_ratio is None and (region, reduction) != ('round', 'max'):
+        reason = "its only one over whole cells, MaxRoiPool, is the maximum with region 'round'"
+    elif sampling_ratio is not None and reduction == 'max':
+        reason = (
+            "the maximum of onnxruntime's RoiAlign is taken over weighted taps, not over interpolated "
+            'samples (microsoft/onnxruntime#6146)'
+        )
+    elif sampling_ratio == 0 and (min_samples, max_samples) != (1, None):
+        reason = "RoiAlign's size-adaptive grid has no bounds but min_samples=1, max_samples=None"
+    else:
+        return
+    raise NotImplementedError(
+        f'roi_extract with region={region!r}, sampling_ratio={sampling_ratio}, reduction={reduction!r}, '
+        f'min_samples={min_samples}, max_samples={max_samples} on {features[0].dtype} maps has no equal '
+        f'among the standard ONNX operators: {reason}. Those that have: docs/deployment.md'
+    )
+
+
+TRANSLATION_TABLE = {torch.ops.roi_plugins.roi_extract.default: _roi_extract}
