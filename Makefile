@@ -1,7 +1,8 @@
 # make demo   sets up what is missing, then trains and compares the extractors on generated images
 # make test   sets up what is missing, then runs all tests
+# make sanitize   the op's tests with the address and undefined-behaviour sanitizers
 # make demo FRAMEWORK=detectron2   the same in Detectron2; the default is mmdet
-# Both are safe to repeat; what is there already is not done again.
+# All are safe to repeat; what is there already is not done again.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ PLAN_detectron2 := configs/ablations/embedded_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test setup lint clean
+.PHONY: demo test sanitize setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -24,6 +25,10 @@ demo: setup
 # Two processes of one thread each: threads of two processes on the same cores wait for each other.
 test: setup
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
+# Five to ten minutes on two cores; the library in use is left as it is.
+sanitize: setup
+	@VENV=$(VENV) bash tools/sanitize.sh
 
 lint: setup
 	@$(PY) -m ruff check

@@ -8,11 +8,13 @@ Environment:
     ROI_PLUGINS_CUDA  `0` leaves the CUDA kernels out, `1` makes their absence an error; by default
         they are built where an nvcc of torch's CUDA major version is found.
     ROI_PLUGINS_REQUIRE_EXTENSION  `1` makes a failed build of the op an error.
+    ROI_PLUGINS_CXXFLAGS  further flags for the C++ compiler, after ours: those of a sanitizer, say.
     TORCH_CUDA_ARCH_LIST  as for every torch extension; `8.0;9.0+PTX` if unset.
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,6 +77,7 @@ def extension():
     # Contraction off: geometry must round as the contract says on every target; the accumulation loops
     # ask for fused multiply-adds themselves.
     flags = {'cxx': ['-O3', '-g0', '-std=c++17', '-ffp-contract=off', '-Wall', '-Wno-psabi']}
+    flags['cxx'] += shlex.split(os.environ.get('ROI_PLUGINS_CXXFLAGS', ''))
     sources = [CSRC / 'op.cpp', *sorted(CSRC.glob('cpu/*.cpp'))]
     build = cpp_extension.CppExtension
     if with_cuda:
