@@ -30,6 +30,10 @@ test: setup
 sanitize: setup
 	@VENV=$(VENV) bash tools/sanitize.sh
 
+# Into a directory that is new each time: results are never overwritten.
+benchmark: setup
+	@$(PY) tools/benchmark.py --out work_dirs/benchmark/$$(date +%Y%m%d-%H%M%S)
+
 lint: setup
 	@$(PY) -m ruff check
 

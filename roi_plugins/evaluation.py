@@ -284,10 +284,10 @@ def _hardware() -> str:
 
     if torch.cuda.is_available():
         return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
-    return f'{os.cpu_count()} x {_cpu_name()}'
+    return f'{os.cpu_count()} x {cpu_name()}'
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     with contextlib.suppress(OSError):
         for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
             if line.startswith('model name'):

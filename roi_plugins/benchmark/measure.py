@@ -1,0 +1,287 @@
+"""Times and memory of the op and its peers, taken side by side in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from roi_plugins.benchmark.cases import BACKWARD, FORWARD, LAYOUTS, Case
+from roi_plugins.benchmark.peers import PEERS
+
+OURS = 'roi_plugins'
+PEER_DTYPES = {'cpu': ('float32',), 'cuda': ('float32', 'float16', 'bfloat16')}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: rounds, in each of which every contender runs, until both are reached."""
+
+    seconds: float
+    min_rounds: int
+
+
+FULL = Effort(seconds=15, min_rounds=7)
+QUICK = Effort(seconds=2, min_rounds=3)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way of doing a case's work.
+
+    Attributes:
+        variant: '' as a user calls it; ``'deterministic'``, under the deterministic algorithms of
+            torch; ``'cuda graph'``, the op alone (levels given) replayed with a cold second-level cache.
+        call: does the work once.
+    """
+
+    name: str
+    layout: str
+    dtype: str
+    call: Callable[[], object]
+    variant: str = ''
+
+
+def measure_case(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
+    """Measures a case.
+
+    Returns:
+        A record for JSON: under ``'measurements'`` a record a contender, with ``'seconds'`` (a list of
+        samples), ``'floor_seconds'``, ``'peak_bytes'`` (of memory beyond the inputs, while it runs
+        once; None where it cannot be had) and ``'synchronises'`` (the host with the GPU; None on the
+        CPU); under ``'left_out'`` the reasons why peers were not measured; under ``'targets'`` the
+        case's, as (peer, layout, dtype, ratio).
+    """
+    rois = case.make_rois().to(device)
+    left_out: dict[str, str] = {}
+    contenders = _our_contenders(case, rois, device) + _peer_contenders(case, rois, device, left_out)
+    samples = interleave(contenders, device, effort)
+    bandwidth = copy_bandwidth(device)
+    floor = {dtype: case.floor_bytes(rois, _itemsize(dtype)) for dtype in PEER_DTYPES['cuda']}
+    measurements = [
+        {
+            'name': contender.name,
+            'layout': contender.layout,
+            'dtype': contender.dtype,
+            'variant': contender.variant,
+            'seconds': seconds,
+            'floor_seconds': floor[contender.dtype] / bandwidth,
+            'peak_bytes': _run_in(contender, lambda c: peak_extra_bytes(c.call, device)),
+            'synchronises': synchronises(contender.call) if device.type == 'cuda' else None,
+        }
+        for contender, seconds in zip(contenders, samples, strict=True)
+    ]
+    if device.type == 'cuda' and case.step == FORWARD:
+        measurements += [
+            {
+                'name': OURS,
+                'layout': layout,
+                'dtype': dtype,
+                'variant': 'cuda graph',
+                'seconds': replay_seconds(case, layout, dtype, rois),
+                'floor_seconds': floor[dtype] / bandwidth,
+                'peak_bytes': None,
+                'synchronises': None,
+            }
+            for layout in LAYOUTS
+            for dtype in case.dtypes
+        ]
+    return {
+        'name': case.name,
+        'step': case.step,
+        'copy_bytes_per_second': bandwidth,
+        'targets': [[*key, ratio] for key, ratio in case.targets.items()],
+        'measurements': measurements,
+        'left_out': left_out,
+    }
+
+
+def interleave(
+    contenders: list[Contender], device: torch.device, effort: Effort
+) -> list[list[float]]:
+    """Seconds a call, by contender. They take turns, so that noise on the machine hits all of them."""
+    # One call on the CPU is long enough for its clock; on a GPU launches run ahead of the work.
+    number = 1 if device.type == 'cpu' else 20
+    repeats = []
+    for contender in contenders:
+        _run_in(contender, lambda c: time_calls(c.call, 1, device))  # warm up
+        seconds = _run_in(contender, lambda c: time_calls(c.call, number, device))
+        repeats.append(min(max(int(0.02 / (number * seconds)), 1), 10))  # turns of about 20 ms
+    samples: list[list[float]] = [[] for _ in contenders]
+    rounds, start = 0, time.perf_counter()
+    while rounds < effort.min_rounds or time.perf_counter() - start < effort.seconds:
+        rounds += 1
+        for contender, repeat, seconds in zip(contenders, repeats, samples, strict=True):
+            seconds += _run_in(
+                contender,
+                lambda c, repeat=repeat: [time_calls(c.call, number, device) for _ in range(repeat)],
+            )
+    return samples
+
+
+def time_calls(call: Callable[[], object], number: int, device: torch.device) -> float:
+    """Seconds a call, over ``number`` calls in a row."""
+    _synchronize(device)
+    start = time.perf_counter()
+    for _ in range(number):
+        call()
+    _synchronize(device)
+    return (time.perf_counter() - start) / number
+
+
+@functools.cache
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written a second by a copy that fits no cache, into memory that is there already."""
+    source = torch.ones(2**26 if device.type == 'cpu' else 2**28, device=device)
+    target = torch.ones_like(source)
+    seconds = sorted(time_calls(lambda: target.copy_(source), 1, device) for _ in range(11))
+    return 2 * source.nbytes / seconds[5]
+
+
+def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
+    """The most memory that one call holds beyond what was held before; its result is included.
+
+    On a GPU what torch's allocator gave out; on Linux the growth of the resident set, which catches
+    every allocation; elsewhere None.
+    """
+    gc.collect()
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        # Without this, memory that malloc kept from earlier calls would be used and not be seen.
+        ctypes.CDLL(None).malloc_trim(0)
+        with open('/proc/self/clear_refs', 'w') as file:
+            file.write('5')  # the peak is now the present size
+        before = _status_bytes('VmRSS')
+        result = call()
+        peak = _status_bytes('VmHWM')
+        del result
+        return max(peak - before, 0)
+    except (OSError, AttributeError):
+        return None
+
+
+def synchronises(call: Callable[[], object]) -> bool:
+    """Whether a call makes the host wait for the GPU."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        call()
+    except RuntimeError as error:
+        if 'synchronizing CUDA operation' not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    return False
+
+
+def replay_seconds(case: Case, layout: str, dtype: str, rois: torch.Tensor) -> list[float]:
+    """GPU seconds of the op alone, replayed from a CUDA graph; each time the second-level cache is cold."""
+    from roi_plugins.ops import assign_levels_mmdet
+
+    features = case.make_features(layout, dtype, rois.device)
+    levels = assign_levels_mmdet(rois, len(features))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # capture asks for a warm-up on a stream of its own
+        for _ in range(3):
+            case.extract(features, rois, levels)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        case.extract(features, rois, levels)
+
+    from triton.testing import do_bench  # writes a buffer of several times the cache before every call
+
+    return [1e-3 * milliseconds for milliseconds in do_bench(graph.replay, return_mode='all')]
+
+
+def _our_contenders(case: Case, rois: torch.Tensor, device: torch.device) -> list[Contender]:
+    contenders = []
+    for layout in LAYOUTS:
+        for dtype in case.dtypes:
+            features = case.make_features(layout, dtype, device)
+            call = _prepare(lambda maps: case.extract(maps, rois), features, case.step)
+            contenders.append(Contender(OURS, layout, dtype, call))
+            if device.type == 'cuda' and case.step == BACKWARD:
+                contenders.append(Contender(OURS, layout, dtype, call, 'deterministic'))
+    return contenders
+
+
+def _peer_contenders(
+    case: Case, rois: torch.Tensor, device: torch.device, left_out: dict[str, str]
+) -> list[Contender]:
+    contenders = []
+    for dtype in PEER_DTYPES[device.type]:
+        features = case.make_features('NCHW', dtype, device)
+        for name in case.peers:
+            if left_out.get(name, '').startswith('not installed'):
+                continue
+            try:
+                # torchvision takes boxes in the dtype of the maps alone; the others cast them so.
+                extract = PEERS[name](case, rois.to(features[0].dtype))
+                call = _prepare(extract, features, case.step)
+                call()
+            except ImportError as error:
+                left_out[name] = f'not installed ({error})'
+            except RuntimeError as error:
+                left_out[f'{name}, {dtype}'] = str(error).partition('\n')[0]
+            else:
+                contenders.append(Contender(name, 'NCHW', dtype, call))
+    return contenders
+
+
+def _prepare(extract, features: list[torch.Tensor], step: str) -> Callable[[], object]:
+    if step == FORWARD:
+        return lambda: extract(features)
+    # A level that no RoI reads has no gradient in some peers.
+    grad_of = functools.partial(torch.autograd.grad, allow_unused=True)
+    features = [map_.detach().requires_grad_() for map_ in features]
+    output = extract(features)
+    grad = torch.randn_like(output)
+    if step == BACKWARD:
+        return lambda: grad_of(output, features, grad, retain_graph=True)
+    return lambda: grad_of(extract(features), features, grad)
+
+
+def _run_in(contender: Contender, function: Callable[[Contender], Any]) -> Any:
+    # Entered outside of what is timed: the switch itself costs the host some time.
+    with _deterministic() if contender.variant == 'deterministic' else contextlib.nullcontext():
+        return function(contender)
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def _itemsize(dtype: str) -> int:
+    return getattr(torch, dtype).itemsize
+
+
+def _status_bytes(key: str) -> int:
+    with open('/proc/self/status', encoding='utf-8') as file:
+        for line in file:
+            if line.startswith(key + ':'):
+                return 1024 * int(line.split()[1])
+    raise OSError(f'/proc/self/status has no {key}')

@@ -1,0 +1,265 @@
+"""The results of a benchmark: kept as JSON, case by case, and shown as Markdown and as a figure."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+import roi_plugins
+from roi_plugins.benchmark.cases import MAX_DETERMINISTIC_RATIO, MAX_FLOOR_RATIO
+from roi_plugins.benchmark.measure import OURS
+from roi_plugins.evaluation import cpu_name, read_json, write_json, written_aside
+from roi_plugins.ops.library import extension_is_loaded
+
+JSON, MARKDOWN, FIGURE = 'benchmark.json', 'benchmark.md', 'benchmark.png'
+
+# Okabe and Ito's, as in the figures of a comparison.
+_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')
+
+
+class BenchmarkError(ValueError):
+    """Results that cannot be kept where they should be; the message says why and what to do."""
+
+
+def start_record(device: torch.device, quick: bool) -> dict[str, Any]:
+    """A record without cases: where and with what the cases will be measured."""
+    extension = Path(roi_plugins.__file__).parent / 'ops' / '_C.so'
+    kernels = 'none: the PyTorch reference runs'
+    if extension_is_loaded():
+        kernels = 'sha256 ' + hashlib.sha256(extension.read_bytes()).hexdigest()[:12]
+    versions = {'python': platform.python_version(), 'roi_plugins': roi_plugins.__version__}
+    for name in ('torch', 'torchvision', 'mmcv', 'mmdet'):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    # Builds of detectron2 go by several names.
+    for name in metadata.packages_distributions().get('detectron2', []):
+        versions[name] = metadata.version(name)
+    return {
+        'format': 1,
+        'machine': {
+            'cpu': cpu_name(),
+            'cores': os.cpu_count(),
+            'instructions': torch.backends.cpu.get_cpu_capability(),
+            'gpu': torch.cuda.get_device_name(device) if device.type == 'cuda' else None,
+            'cuda': torch.version.cuda if device.type == 'cuda' else None,
+        },
+        'versions': versions,
+        'kernels': kernels,
+        'device': device.type,
+        'threads': torch.get_num_threads(),
+        'quick': quick,
+        'cases': [],
+    }
+
+
+def resume_record(record: dict[str, Any], out: str | Path) -> dict[str, Any]:
+    """The record in the directory ``out`` to which cases can be added; ``record`` itself if none is there.
+
+    Raises:
+        BenchmarkError: the results there were measured elsewhere or otherwise, or are not ours.
+    """
+    path = Path(out) / JSON
+    if not path.exists():
+        if taken := [name for name in (MARKDOWN, FIGURE) if (path.parent / name).exists()]:
+            raise BenchmarkError(
+                f'{out}: has {" and ".join(taken)} but no {JSON}; name another directory'
+            )
+        return record
+    kept = read_json(path, 'benchmark')
+    if not isinstance(kept, dict) or not isinstance(kept.get('cases'), list):
+        raise BenchmarkError(f'{path}: not results of a benchmark; name another directory')
+    for key, value in record.items():
+        if key != 'cases' and kept.get(key) != value:
+            raise BenchmarkError(
+                f'{out}: holds results with another {key} ({kept.get(key)}; now {value}), '
+                'with which new ones do not belong in one table; name another directory'
+            )
+    return kept
+
+
+def write_report(record: dict[str, Any], out: str | Path) -> None:
+    """Writes ``benchmark.json``, ``.md`` and ``.png``; each file is replaced as a whole."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / JSON, record)
+    picture = f'\n![How many times faster than each peer]({FIGURE})\n'
+    with written_aside(out / MARKDOWN) as aside:
+        aside.write_text(to_markdown(record) + picture, encoding='utf-8')
+    with written_aside(out / FIGURE) as aside:
+        plot_ratios(record).savefig(aside, format='png')
+
+
+def to_markdown(record: dict[str, Any]) -> str:
+    """Where it was measured, the ratios to the peers, and every measurement."""
+    parts = ['\n'.join(_headline(record))]
+    if ratios := [row for case in record['cases'] for row in _ratio_rows(case)]:
+        columns = dict.fromkeys(row['ours'] for row in ratios)
+        table: dict[tuple[str, str], dict[str, str]] = {}
+        for row in ratios:
+            cells = table.setdefault((row['case'], row['peer']), dict.fromkeys(columns, ''))
+            cells[row['ours']] = _ratio_text(row)
+        rows = [[case, peer, *cells.values()] for (case, peer), cells in table.items()]
+        parts.append('## Times faster than the peer\n\n' + _table(['case', 'peer', *columns], rows, 2))
+    if aims := [row for case in record['cases'] for row in _aim_rows(case)]:
+        header = ['case', 'what', 'ratio', 'aim', '']
+        parts.append('## Other aims\n\n' + _table(header, aims, 2))
+    if rows := [row for case in record['cases'] for row in _measurement_rows(case)]:
+        header = ['case', 'what ran', 'median, ms', 'quartiles', 'runs', 'x floor', 'peak, MiB']
+        if record['device'] == 'cuda':
+            header.append('host waits')
+        rows = [row[: len(header)] for row in rows]
+        parts.append('## Measurements\n\n' + _table(header, rows, 2))
+    left_out = [
+        f'- {case["name"]}: {name}: {reason}'
+        for case in record['cases']
+        for name, reason in case['left_out'].items()
+    ]
+    if left_out:
+        parts.append('## Left out\n\n' + '\n'.join(left_out))
+    return '\n\n'.join(parts) + '\n'
+
+
+def plot_ratios(record: dict[str, Any]) -> Figure:
+    """How many times faster than each peer, a bar for each layout and dtype of the op; aims as marks."""
+    ratios = [row for case in record['cases'] for row in _ratio_rows(case)]
+    labels = list(dict.fromkeys((row['case'], row['peer']) for row in ratios))
+    ours = list(dict.fromkeys(row['ours'] for row in ratios))
+    height = 0.8 / max(len(ours), 1)
+    figure = Figure(
+        figsize=(9, 1.6 + 0.22 * len(labels) * max(len(ours), 2)), dpi=150, layout='constrained'
+    )
+    axes = figure.subplots()
+    for index, variant in enumerate(ours):
+        rows = [row for row in ratios if row['ours'] == variant]
+        y = np.array([labels.index((row['case'], row['peer'])) for row in rows])
+        y = y + (index - (len(ours) - 1) / 2) * height
+        bars = axes.barh(
+            y, [row['ratio'] for row in rows], height, color=_COLORS[index % 4], label=variant
+        )
+        axes.bar_label(bars, [f'{row["ratio"]:.1f}' for row in rows], padding=3, fontsize=7)
+        aimed = [(at, row['target']) for at, row in zip(y, rows, strict=True) if row['target']]
+        if aimed:
+            at, target = np.array(aimed).T
+            axes.vlines(target, at - height / 2, at + height / 2, color='black', linewidth=2)
+    axes.plot([], [], '|', color='black', markeredgewidth=2, label='aim')
+    axes.axvline(1, color='0.5', linewidth=0.8)
+    axes.set_xscale('log')
+    axes.set_xlabel('times faster than the peer (log scale)')
+    axes.set_yticks(range(len(labels)), [f'{case}\n{peer}' for case, peer in labels], fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_axisbelow(True)
+    axes.grid(axis='x', color='0.9', linewidth=0.8)
+    axes.spines[['top', 'right']].set_visible(False)
+    figure.legend(loc='outside lower center', ncols=len(ours) + 1, frameon=False)
+    return figure
+
+
+def _headline(record: dict[str, Any]) -> Iterator[str]:
+    machine = record['machine']
+    if machine['gpu']:
+        yield f'- GPU: {machine["gpu"]}, CUDA {machine["cuda"]}'
+    yield f'- CPU: {machine["cores"]} x {machine["cpu"]}, {machine["instructions"]}'
+    yield f'- Threads: {record["threads"]}'
+    yield '- Versions: ' + ', '.join(f'{name} {v}' for name, v in record['versions'].items())
+    yield f'- Kernels: {record["kernels"]}'
+    if record['quick']:
+        yield '- Measured with `--quick`: few runs, so the medians are rough.'
+    speeds = [case['copy_bytes_per_second'] for case in record['cases']]
+    if speeds := [speed / 1e9 for speed in speeds if speed is not None]:
+        yield f'- Copy bandwidth, which makes the floor: {min(speeds):.1f} to {max(speeds):.1f} GB/s'
+    for command in dict.fromkeys(case['command'] for case in record['cases']):
+        yield f'- Command: `{command}`'
+
+
+def _ratio_rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """For each peer and each way to call the op: how many times slower the peer is.
+
+    The peer runs in the op's dtype if that is float32, otherwise in the fastest that it supports.
+    """
+    targets = {tuple(key): ratio for *key, ratio in case['targets']}
+    plain = [m for m in case['measurements'] if not m['variant']]
+    ours = [m for m in plain if m['name'] == OURS]
+    for name in dict.fromkeys(m['name'] for m in plain if m['name'] != OURS):
+        for our in ours:
+            peers = [m for m in plain if m['name'] == name]
+            if our['dtype'] == 'float32':
+                peers = [m for m in peers if m['dtype'] == 'float32']
+            if not peers:
+                continue
+            peer = min(peers, key=_median)
+            yield {
+                'case': case['name'],
+                'peer': name,
+                'ours': f'{our["layout"]} {our["dtype"]}',
+                'ratio': _median(peer) / _median(our),
+                'peer_dtype': peer['dtype'],
+                'target': targets.get((name, our['layout'], our['dtype'])),
+            }
+
+
+def _ratio_text(row: dict[str, Any]) -> str:
+    text = f'{row["ratio"]:.1f}x'
+    if not row['ours'].endswith(row['peer_dtype']):
+        text += f' (peer in {row["peer_dtype"]})'
+    if row['target']:
+        text += f', aim {row["target"]:g}x: {"met" if row["ratio"] >= row["target"] else "not met"}'
+    return text
+
+
+def _aim_rows(case: dict[str, Any]) -> Iterator[list[str]]:
+    ours = {
+        (m['layout'], m['dtype'], m['variant']): m
+        for m in case['measurements']
+        if m['name'] == OURS
+    }
+    for (layout, dtype, variant), m in ours.items():
+        if variant == 'cuda graph' and layout == 'channels_last':
+            ratio = _median(m) / m['floor_seconds']
+            yield _aim_row(case, f'{layout} {dtype}, replayed / floor', ratio, MAX_FLOOR_RATIO)
+        if variant == 'deterministic':
+            ratio = _median(m) / _median(ours[layout, dtype, ''])
+            what = f'{layout} {dtype}, deterministic / atomic'
+            yield _aim_row(case, what, ratio, MAX_DETERMINISTIC_RATIO)
+
+
+def _aim_row(case: dict[str, Any], what: str, ratio: float, most: float) -> list[str]:
+    met = 'met' if ratio <= most else 'not met'
+    return [case['name'], what, f'{ratio:.2f}', f'at most {most:g}', met]
+
+
+def _measurement_rows(case: dict[str, Any]) -> Iterator[list[str]]:
+    for m in case['measurements']:
+        low, middle, high = 1e3 * np.quantile(m['seconds'], [0.25, 0.5, 0.75])
+        what = ' '.join(filter(None, (m['name'], m['layout'], m['dtype'], m['variant'])))
+        floor, peak = m['floor_seconds'], m['peak_bytes']
+        yield [
+            case['name'],
+            what,
+            f'{middle:.3g}' if middle < 100 else f'{middle:.0f}',
+            f'{low:.3g} to {high:.3g}' if high < 100 else f'{low:.0f} to {high:.0f}',
+            str(len(m['seconds'])),
+            '' if floor is None else f'{1e-3 * middle / floor:.1f}',
+            '' if peak is None else f'{peak / 2**20:.0f}',
+            {None: '', True: 'yes', False: 'no'}[m['synchronises']],
+        ]
+
+
+def _median(measurement: dict[str, Any]) -> float:
+    return float(np.median(measurement['seconds']))
+
+
+def _table(header: list[str], rows: list[list[str]], text_columns: int) -> str:
+    align = ['left'] * text_columns + ['right'] * (len(header) - text_columns)
+    return tabulate(rows, header, tablefmt='pipe', colalign=align, disable_numparse=True)

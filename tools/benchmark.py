@@ -1,0 +1,110 @@
+"""Measures the op beside its peers, prints the tables, and keeps them with a figure.
+
+    python tools/benchmark.py --quick
+    python tools/benchmark.py --threads 2 --out docs/benchmarks/NAME
+    python tools/benchmark.py --cases 'align-avg-*' train-step
+
+With --out, a case that DIR holds already is not measured again: what was interrupted goes on with the
+same command, and a new measurement takes a new directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+if find_spec('roi_plugins') is None:  # not installed: use this checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from roi_plugins.benchmark import train_step
+from roi_plugins.benchmark.cases import CASES
+from roi_plugins.benchmark.measure import FULL, QUICK, measure_case
+from roi_plugins.benchmark.report import (
+    BenchmarkError,
+    resume_record,
+    start_record,
+    to_markdown,
+    write_report,
+)
+from roi_plugins.evaluation import EvaluationError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--quick', action='store_true', help='about a minute; rough medians')
+    parser.add_argument(
+        '--device',
+        choices=tuple(CASES),
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='default: cuda where there is a GPU (default here: %(default)s)',
+    )
+    parser.add_argument(
+        '--threads', type=_positive, help="CPU threads of torch (default: torch's own choice)"
+    )
+    parser.add_argument(
+        '--cases', nargs='+', metavar='NAME', help='cases to run, e.g. pyramid-* (default: all)'
+    )
+    parser.add_argument(
+        '--out', metavar='DIR', help='keep benchmark.json, benchmark.md and benchmark.png there'
+    )
+    args = parser.parse_args(arguments)
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('--device: cuda, but torch sees no CUDA GPU here; use --device cpu')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    effort = QUICK if args.quick else FULL
+    measures = {
+        case.name: partial(measure_case, case, device, effort) for case in CASES[args.device]
+    }
+    measures[train_step.NAME] = partial(train_step.measure_train_step, device, effort)
+    patterns = args.cases or ['*']
+    for pattern in patterns:
+        if not fnmatch.filter(measures, pattern):
+            parser.error(f'--cases: {pattern}: no such case; there are {", ".join(measures)}')
+    given = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(['python', 'tools/benchmark.py', *given])
+    try:
+        record = start_record(device, args.quick)
+        if args.out:
+            record = resume_record(record, args.out)
+        for name in _remaining(record, measures, patterns):
+            print(f'{name} ...', file=sys.stderr)
+            now = datetime.now().astimezone().isoformat(timespec='seconds')
+            record['cases'].append({**measures[name](), 'command': command, 'time': now})
+            if args.out:
+                write_report(record, args.out)
+    except (BenchmarkError, EvaluationError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(to_markdown(record), end='')
+    return 0
+
+
+def _remaining(record: dict, measures: dict, patterns: list[str]) -> list[str]:
+    done = {case['name'] for case in record['cases']}
+    chosen = [name for name in measures if any(fnmatch.fnmatch(name, p) for p in patterns)]
+    for name in done.intersection(chosen):
+        print(f'{name}: is there already; to measure it again name another directory', file=sys.stderr)
+    return [name for name in chosen if name not in done]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'{text!r}; expected a positive number')
+    return int(text)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
