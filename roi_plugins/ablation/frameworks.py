@@ -6,13 +6,14 @@ Nothing here imports a framework's models: an ablation runs them in processes of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -39,9 +40,16 @@ class Framework:
     progress: Callable[[str], tuple[str, float] | None]
 
 
-def _mmdet_resolve(config: Path, options: Mapping[str, Any]) -> dict:
-    with warnings.catch_warnings():  # by which MMEngine finds configs; of no use to who runs a plan
+@contextlib.contextmanager
+def _pkg_resources_allowed() -> Iterator[None]:
+    """Both frameworks find configs by it; that it is deprecated is of no use to who runs a plan."""
+    with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+        yield
+
+
+def _mmdet_resolve(config: Path, options: Mapping[str, Any]) -> dict:
+    with _pkg_resources_allowed():
         from mmengine.config import Config
 
         # The modules of custom_imports register things; they do not change what the config says.
@@ -104,7 +112,8 @@ def _detectron2_resolve(config: Path, options: Mapping[str, Any]) -> dict:
 
     from roi_plugins.integrations.detectron2.runs import read_config
 
-    cfg = read_config(config, _detectron2_arguments(config, options))
+    with _pkg_resources_allowed():
+        cfg = read_config(config, _detectron2_arguments(config, options))
     if isinstance(cfg, CfgNode):
         return {'config': cfg.dump()}
     with tempfile.TemporaryDirectory() as folder:  # it is written to files alone

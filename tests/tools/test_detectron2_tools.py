@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
@@ -20,6 +21,8 @@ from roi_plugins.integrations.detectron2.runs import main
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / 'configs/detectron2/shapes'
+YAML_CELLS = SHAPES / 'mask-rcnn_r50w16-c4_{extractor}_shapes.yaml'
+LAZY_CELLS = SHAPES / 'mask-rcnn_r18-c4_{extractor}_shapes.py'
 LAZY = ROOT / 'configs/detectron2/mask_rcnn/mask-rcnn_r50-fpn_1x_align-max_coco.py'
 COCO = 'ROI_PLUGINS_TINY_COCO'
 OPTIONS = {
@@ -35,16 +38,26 @@ OPTIONS = {
     'TEST.DETECTIONS_PER_IMAGE': 5,
     'SEED': 0,
 }
+LAZY_OPTIONS = {
+    'train.max_iter': 4,
+    'train.checkpointer.period': 2,
+    'dataloader.train.total_batch_size': 2,
+    'dataloader.train.num_workers': 0,
+    'dataloader.test.num_workers': 0,
+    'model.proposal_generator.post_nms_topk': [150, 20],
+    'model.roi_heads.box_predictor.test_score_thresh': 0.0,
+    'model.roi_heads.box_predictor.test_topk_per_image': 5,
+}
 
 
 def config(extractor='stock'):
-    return SHAPES / f'mask-rcnn_r50w16-c4_{extractor}_shapes.yaml'
+    return str(YAML_CELLS).format(extractor=extractor)
 
 
 def arguments(output_dir, extractor='stock', *flags, **changes):
     options = {**OPTIONS, 'OUTPUT_DIR': output_dir, **changes}
     pairs = [str(part) for pair in options.items() for part in pair]
-    return ['--config-file', str(config(extractor)), *flags, *pairs]
+    return ['--config-file', config(extractor), *flags, *pairs]
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +137,7 @@ def test_eval_only(trained, tmp_path, capsys):
     assert main(same) == 0  # again: the same result
     other = arguments(tmp_path, 'align-max', '--eval-only', **{'MODEL.WEIGHTS': checkpoint})
     assert main(other) == 2
-    assert json.loads((tmp_path / 'metrics.json').read_text())['config'] == str(config())
+    assert json.loads((tmp_path / 'metrics.json').read_text())['config'] == config()
 
 
 def test_cells_of_one_seed_start_alike(data, tmp_path):
@@ -158,7 +171,7 @@ def test_cells_of_one_seed_start_alike(data, tmp_path):
 )
 def test_what_cannot_be_run_is_said(data, tmp_path, capsys, argv, message):
     if '--config-file' not in argv:
-        argv = ['--config-file', str(config()), *argv]
+        argv = ['--config-file', config(), *argv]
     if len(argv) % 2 == 0:
         argv += ['OUTPUT_DIR', str(tmp_path / 'out')]
     assert main(argv) == 2
@@ -195,22 +208,16 @@ def test_two_processes_on_the_cpu(data, tmp_path):
 
 def test_an_ablation_runs_its_cells(data, tmp_path):
     plan = tmp_path / 'plan.yaml'
-    options = {k: v for k, v in OPTIONS.items() if k != 'SEED'} | {'INPUT.MIN_SIZE_TRAIN': [64]}
     plan.write_text(
         json.dumps(
             {
                 'name': 'small',
                 'work_dir': str(tmp_path / 'runs'),
                 'baseline': 'stock',
-                'configs': {
-                    'mask': {
-                        'framework': 'detectron2',
-                        'path': str(SHAPES / 'mask-rcnn_r50w16-c4_{extractor}_shapes.yaml'),
-                    }
-                },
+                'configs': {'mask': {'framework': 'detectron2', 'path': str(LAZY_CELLS)}},
                 'extractors': ['stock', 'quantized-pool'],
                 'seeds': [0],
-                'cfg_options': options,
+                'cfg_options': LAZY_OPTIONS,
             }
         )
     )
@@ -232,6 +239,16 @@ def test_cells_of_lazy_configs():
     ((*_, resume, seed, steps_, _, output),) = framework.commands(LAZY, Path('a/b'), options)
     assert (resume, seed, steps_) == ('--resume', 'train.seed=3', 'train.max_iter=7')
     assert output == 'train.output_dir="a/b"'
+
+
+def test_cells_of_yaml_configs():
+    framework = FRAMEWORKS['detectron2']
+    path, options = Path(config()), {'SEED': 3, 'INPUT.MIN_SIZE_TRAIN': [64, 96]}
+    read = yaml.safe_load(framework.resolve(path, options)['config'])
+    assert (read['SEED'], read['INPUT']['MIN_SIZE_TRAIN']) == (3, [64, 96])
+    ((*_, resume, key, seed, size, sizes, name, output),) = framework.commands(path, Path('a/b'), options)
+    assert (resume, key, seed, size, sizes) == ('--resume', 'SEED', '3', 'INPUT.MIN_SIZE_TRAIN', '[64, 96]')
+    assert (name, output) == ('OUTPUT_DIR', 'a/b')
 
 
 def test_progress_of_a_cell():

@@ -78,13 +78,14 @@ dataloader.test.update(batch_size=8, num_workers=1)
 
 # schedule
 train = model_zoo.get_config('common/train.py').train
-train.max_iter = 450
+train.max_iter = 500
 train.checkpointer.update(period=200, max_to_keep=2)
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1, end_value=0),
     warmup_factor=0.05,
-    warmup_length=100 / 450,
+    warmup_length=100 / 500,
     rescale_interval=True,
 )
 optimizer = model_zoo.get_config('common/optim.py').AdamW
-optimizer.update(lr=2e-3, weight_decay=0.01)
+# So short a training must soon forget the large gradients of its first steps.
+optimizer.update(lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01)
