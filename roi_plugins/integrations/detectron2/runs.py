@@ -1,9 +1,10 @@
 """Training and evaluation of Detectron2 configs, YAML or LazyConfig, with the options of ``train_net.py``.
 
 What differs from Detectron2's own tools: an evaluation leaves COCO predictions and ``metrics.json`` in
-the output folder (see :mod:`roi_plugins.evaluation`), once, at the end; the figures of the training go
-to ``training.json`` instead; nothing that was computed before is overwritten; and without a GPU the
-processes that ``--num-gpus`` asks for work on the CPU.
+the output folder (see :mod:`roi_plugins.evaluation`), once, at the end; the figures of the training,
+and of evaluations during it (``TEST.EVAL_PERIOD``, ``train.eval_period``), go to ``training.json``
+instead; nothing that was computed before is overwritten; and without a GPU the processes that
+``--num-gpus`` asks for work on the CPU.
 
 ``python -m roi_plugins.integrations.detectron2.runs`` is the same as ``tools/detectron2/train_net.py``.
 """
@@ -14,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +50,7 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from omegaconf import DictConfig, OmegaConf
 
 from roi_plugins.evaluation import (
+    METRICS,
     METRICS_FILE,
     PREDICTION_FILES,
     EvaluationError,
@@ -55,6 +58,7 @@ from roi_plugins.evaluation import (
     write_run,
     written_aside,
 )
+from roi_plugins.evaluation import evaluate as compute_metrics
 
 from . import add_roi_plugins_config, datasets  # noqa: F401  registers the shapes
 
@@ -78,6 +82,7 @@ class Run:
         optimizer, scheduler: ``(model) ->`` and ``(optimizer) ->`` what Detectron2's trainers take.
         max_iter, checkpoints: the steps of the training; options of ``PeriodicCheckpointer``.
         amp, ddp, log_period: mixed precision; options of DistributedDataParallel; steps a log line.
+        eval_period: steps between evaluations during the training; ``0``: none.
     """
 
     cfg: CfgNode | DictConfig
@@ -94,6 +99,7 @@ class Run:
     amp: bool
     ddp: Mapping[str, Any]
     log_period: int
+    eval_period: int
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -213,6 +219,7 @@ def _describe_yaml(cfg: CfgNode) -> Run:
         amp=cfg.SOLVER.AMP.ENABLED,
         ddp={'broadcast_buffers': False},
         log_period=20,
+        eval_period=cfg.TEST.EVAL_PERIOD,
     )
 
 
@@ -240,6 +247,7 @@ def _describe_lazy(cfg: DictConfig) -> Run:
         amp=cfg.train.amp.enabled,
         ddp=cfg.train.ddp,
         log_period=cfg.train.log_period,
+        eval_period=cfg.train.eval_period,
     )
 
 
@@ -254,6 +262,10 @@ def train(run: Run, resume: bool) -> torch.nn.Module:
     trainer.register_hooks(
         [hooks.IterationTimer(), hooks.LRScheduler(optimizer, run.scheduler(optimizer))]
     )
+    # Of all processes, and before the figures are written, so that those of an evaluation are.
+    trainer.register_hooks(
+        [hooks.EvalHook(run.eval_period, lambda: _metrics(run, model), eval_after_train=False)]
+    )
     if comm.is_main_process():
         writers = [
             CommonMetricPrinter(run.max_iter),
@@ -267,6 +279,11 @@ def train(run: Run, resume: bool) -> torch.nn.Module:
                 hooks.PeriodicCheckpointer(checkpointer, **run.checkpoints),
                 hooks.PeriodicWriter(writers, period=run.log_period),
             ]
+        )
+    if resume and len(set(comm.all_gather(checkpointer.has_checkpoint()))) > 1:
+        raise RunError(
+            f'--resume: not every machine sees the last checkpoint in {run.output_dir}, which has to '
+            'be on storage that they share'
         )
     checkpointer.resume_or_load(run.weights, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
@@ -283,9 +300,7 @@ def evaluate(
     Returns:
         The content of ``metrics.json``; None in processes other than the first.
     """
-    (dataset,) = run.test_datasets
-    loader = run.test_loader()  # reads the dataset, whose category ids Predictions takes
-    predictions = inference_on_dataset(model, loader, Predictions(dataset))
+    predictions = _predict(run, model)
     if not comm.is_main_process():
         return None
     # Aside first: one that is stopped half-way leaves an earlier result as it was.
@@ -306,9 +321,36 @@ def evaluate(
         framework='detectron2',
         config=config,
         checkpoint=checkpoint,
-        ann_file=MetadataCatalog.get(dataset).json_file,
+        ann_file=_ann_file(run),
         command=command,
     )
+
+
+def _predict(run: Run, model: torch.nn.Module) -> dict[str, list[dict]]:
+    """What :class:`Predictions` gathers; nothing in processes other than the first."""
+    (dataset,) = run.test_datasets
+    loader = run.test_loader()  # reads the dataset, whose category ids Predictions takes
+    return inference_on_dataset(model, loader, Predictions(dataset))
+
+
+def _metrics(run: Run, model: torch.nn.Module) -> dict[str, dict[str, float]]:
+    """What an evaluation during the training shows: the figures that ``metrics.json`` would have."""
+    metrics = {}
+    for iou_type, predictions in _predict(run, model).items():
+        found = compute_metrics(_ann_file(run), predictions, iou_type)
+        metrics[iou_type] = {name: found[name] for name in METRICS}
+    _print(metrics)
+    return metrics
+
+
+def _print(metrics: Mapping[str, Mapping[str, float]]) -> None:
+    for iou_type, found in metrics.items():
+        print(iou_type, *(f'{name} {value:.3f}' for name, value in found.items()), sep='  ')
+
+
+def _ann_file(run: Run) -> str:
+    (dataset,) = run.test_datasets
+    return MetadataCatalog.get(dataset).json_file
 
 
 def _distributed(model: torch.nn.Module, options: Mapping[str, Any]) -> torch.nn.Module:
@@ -316,6 +358,33 @@ def _distributed(model: torch.nn.Module, options: Mapping[str, Any]) -> torch.nn
     if next(model.parameters()).device.type == 'cpu':
         options = {**options, 'device_ids': None}
     return create_ddp_model(model, **options)
+
+
+def _check_processes(args: argparse.Namespace) -> None:
+    """Raises RunError on numbers of machines and processes that make no sense together."""
+    if args.num_machines < 1:
+        raise RunError(f'--num-machines: got {args.num_machines}, expected at least 1')
+    # On one machine, 0 is Detectron2's other word for one process.
+    fewest = 0 if args.num_machines == 1 else 1
+    if args.num_gpus < fewest:
+        raise RunError(
+            f'--num-gpus: got {args.num_gpus}, expected at least {fewest} on each machine; where there '
+            'is no GPU it is the number of processes on the CPU'
+        )
+    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
+        raise RunError(
+            f'--num-gpus: got {args.num_gpus}, but this machine has {torch.cuda.device_count()}'
+        )
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise RunError(
+            f'--machine-rank: got {args.machine_rank}, expected 0 to {args.num_machines - 1}, for '
+            f'--num-machines is {args.num_machines}'
+        )
+    if args.num_machines > 1 and not re.fullmatch(r'tcp://.+:\d+|file://.+', args.dist_url):
+        raise RunError(
+            f'--dist-url: got {args.dist_url!r}, expected tcp://HOST:PORT, the same on all machines: '
+            'an address of the machine of rank 0 and a port that is free there'
+        )
 
 
 def _check(run: Run, args: argparse.Namespace) -> None:
@@ -375,20 +444,22 @@ def _work(args: argparse.Namespace) -> None:
         DetectionCheckpointer(model).load(checkpoint)
     else:
         model = train(run, args.resume)
-        comm.synchronize()  # for the first process to have written the last checkpoint
-        last = (run.output_dir / 'last_checkpoint').read_text(encoding='utf-8').strip()
-        checkpoint = str(run.output_dir / last)
+        checkpoint = ''  # the first process alone names it: it has written it, maybe elsewhere
+        if comm.is_main_process():
+            last = (run.output_dir / 'last_checkpoint').read_text(encoding='utf-8').strip()
+            checkpoint = str(run.output_dir / last)
     result = evaluate(
         run, model, config=args.config_file, checkpoint=checkpoint, command=_command(args)
     )
-    for iou_type, metrics in (result or {}).get('metrics', {}).items():
-        print(iou_type, *(f'{name} {value:.3f}' for name, value in metrics.items()), sep='  ')
+    if result is not None:
+        _print(result['metrics'])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: trains, then evaluates; with ``--eval-only``, evaluates."""
     args = default_argument_parser().parse_args(argv)
     try:
+        _check_processes(args)
         _check(describe(read_config(args.config_file, args.opts)), args)
         launch(
             _work,
