@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,14 +46,19 @@ def measure_train_step(device: torch.device, effort: Effort) -> dict[str, Any]:
         f'model.roi_head.{head}_roi_extractor.roi_layer.sampling_ratio': 2 for head in ('bbox', 'mask')
     }
     try:
-        contenders = [
-            Contender(name, 'NCHW', 'float32', _make_step(config, options, device))
-            for name, config, options in (
-                (OURS, 'align-avg', {}),
-                (_PEER, 'stock', points),
-                (_PEER_ADAPTIVE, 'stock', {}),
-            )
-        ]
+        from mmengine.logging import MMLogger
+
+        # A line for each weight, and COCO's greetings, would hide the table.
+        MMLogger.get_current_instance().setLevel('WARNING')
+        with contextlib.redirect_stdout(io.StringIO()):
+            contenders = [
+                Contender(name, 'NCHW', 'float32', _make_step(config, options, device))
+                for name, config, options in (
+                    (OURS, 'align-avg', {}),
+                    (_PEER, 'stock', points),
+                    (_PEER_ADAPTIVE, 'stock', {}),
+                )
+            ]
     except ImportError as error:
         record['left_out'][NAME] = f'mmdet is not installed ({error})'
         return record
