@@ -9,12 +9,14 @@
       mask_rcnn_r18:                      # one or more, each under a name of its own
         framework: mmdet
         path: ../mmdet/shapes/mask-rcnn_r18-c4_{extractor}_shapes.py   # relative to this file
+        cfg_options: {train_cfg.max_iters: 100}   # optional: config options of its cells
     extractors: [quantized-pool, align-max, align-avg, adaptive]
     seeds: [0, 1, 2]
-    cfg_options: {train_cfg.max_iters: 100}   # optional: config options given to every cell
+    cfg_options: {default_hooks.logger.interval: 10}   # optional: those of all cells
 
 ``{extractor}`` in a path stands for the name of each extractor. A cell is one config with one
-extractor and one seed.
+extractor and one seed. The options of a config win over those of all cells; where a plan holds
+configs of both frameworks, whose options have different names, they go to the configs.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Cell:
     config: Path
     extractor: str
     seed: int
+    cfg_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -60,7 +63,6 @@ class Plan:
     work_dir: Path
     baseline: str
     cells: tuple[Cell, ...]
-    cfg_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_plan(path: str | os.PathLike) -> Plan:
@@ -82,16 +84,16 @@ def load_plan(path: str | os.PathLike) -> Plan:
         raise PlanError(f'{path}: {error}') from None
 
 
-def check_cfg_options(options: Any) -> dict[str, Any]:
+def check_cfg_options(options: Any, where: str = 'cfg_options') -> dict[str, Any]:
     """Checks config options, ``{'dotted.key': value}`` with scalars or lists for values."""
     if not isinstance(options, Mapping):
-        raise PlanError(f'cfg_options is {options!r}; expected a mapping of dotted keys to values')
+        raise PlanError(f'{where} is {options!r}; expected a mapping of dotted keys to values')
     for key, value in options.items():
         if not isinstance(key, str):
-            raise PlanError(f'cfg_options: the key {key!r} is not a string')
+            raise PlanError(f'{where}: the key {key!r} is not a string')
         if isinstance(value, Mapping):
             raise PlanError(
-                f'cfg_options: {key} is a mapping; write one dotted key for each value, '
+                f'{where}: {key} is a mapping; write one dotted key for each value, '
                 f'e.g. {key}.{next(iter(value), "name")}'
             )
     return dict(options)
@@ -116,8 +118,12 @@ def _parse(tree: Any, folder: Path) -> Plan:
         )
     if not isinstance(tree['configs'], Mapping) or not tree['configs']:
         raise PlanError(f'configs is {tree["configs"]!r}; expected a mapping of names to configs')
+    common = check_cfg_options(tree.get('cfg_options', {}))
+    options = {}
     for name, config in tree['configs'].items():
         _check_config(name, config, several=len(extractors) > 1)
+        own = check_cfg_options(config.get('cfg_options', {}), f'configs.{name}.cfg_options')
+        options[name] = {**common, **own}
     cells = tuple(
         Cell(
             config_name=name,
@@ -125,6 +131,7 @@ def _parse(tree: Any, folder: Path) -> Plan:
             config=_config_path(folder, config['path'], extractor),
             extractor=extractor,
             seed=seed,
+            cfg_options=options[name],
         )
         for seed in seeds
         for name, config in tree['configs'].items()
@@ -141,7 +148,6 @@ def _parse(tree: Any, folder: Path) -> Plan:
         work_dir=Path(tree['work_dir']),
         baseline=tree['baseline'],
         cells=cells,
-        cfg_options=check_cfg_options(tree.get('cfg_options', {})),
     )
 
 
@@ -149,7 +155,7 @@ def _check_config(name: Any, config: Any, several: bool) -> None:
     if not _is_name(name):
         raise PlanError(f'configs: {name!r} is not a name of letters, digits, - and _')
     where = f'configs.{name}'
-    _check_keys(config, where, required=('framework', 'path'))
+    _check_keys(config, where, required=('framework', 'path'), optional=('cfg_options',))
     if config['framework'] not in FRAMEWORKS:
         raise PlanError(
             f'{where}.framework is {config["framework"]!r}; expected one of {", ".join(FRAMEWORKS)}'

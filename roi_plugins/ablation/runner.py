@@ -87,7 +87,7 @@ def prepare(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> list[
         AblationError: a run directory holds results of something else than its cell now says, or a
             config cannot be read.
     """
-    return [_prepare(cell, plan, work_dir, cfg_options) for cell in plan.cells]
+    return [_prepare(cell, work_dir, cfg_options) for cell in plan.cells]
 
 
 def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Console) -> list[Job]:
@@ -119,10 +119,10 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
         return failed
 
 
-def _prepare(cell: Cell, plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> Job:
+def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any]) -> Job:
     framework = FRAMEWORKS[cell.framework]
     run_dir = work_dir / cell.name
-    options = {**plan.cfg_options, **cfg_options, framework.seed_option: cell.seed}
+    options = {**cell.cfg_options, **cfg_options, framework.seed_option: cell.seed}
     try:
         resolved = framework.resolve(cell.config, options)
         commands = framework.commands(cell.config, run_dir, options)

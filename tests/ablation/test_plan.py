@@ -53,7 +53,7 @@ def test_cells_are_ordered_by_seed_and_named(write_plan, tmp_path):
     assert plan.cells[2].framework == 'mmdet'
     assert (plan.name, plan.baseline) == ('small', 'align-avg')
     assert plan.work_dir == Path('work_dirs/small')
-    assert plan.cfg_options == {'train_cfg.max_iters': 100}
+    assert all(cell.cfg_options == {'train_cfg.max_iters': 100} for cell in plan.cells)
 
 
 def test_config_paths_are_relative_to_the_plan(write_plan, tmp_path, monkeypatch):
@@ -62,6 +62,16 @@ def test_config_paths_are_relative_to_the_plan(write_plan, tmp_path, monkeypatch
     assert load_plan(path.relative_to(tmp_path)).cells[0].config == Path(
         'configs/mask_align-max.py'
     )
+
+
+def test_a_configs_own_options_win_over_the_plans(write_plan):
+    own = {'train_cfg.max_iters': 7, 'optim_wrapper.optimizer.lr': 0.1}
+    configs = {**PLAN['configs'], 'mask': {**PLAN['configs']['mask'], 'cfg_options': own}}
+    common = {'train_cfg.max_iters': 100, 'randomness.deterministic': True}
+    plan = load_plan(write_plan(configs=configs, cfg_options=common))
+    for cell in plan.cells:
+        expected = {**common, **own} if cell.config_name == 'mask' else common
+        assert cell.cfg_options == expected
 
 
 ONE_CONFIG = PLAN['configs']['mask']
@@ -88,6 +98,10 @@ ONE_CONFIG = PLAN['configs']['mask']
         ({'configs': {'a': {**ONE_CONFIG, 'path': '{extractor}.py'}}}, 'there is no config'),
         ({'cfg_options': {'train_cfg': {'max_iters': 1}}}, r'e\.g\. train_cfg\.max_iters'),
         ({'cfg_options': [1]}, 'cfg_options is .*expected a mapping'),
+        (
+            {'configs': {'a': {**ONE_CONFIG, 'cfg_options': {'train': {'max_iter': 1}}}}},
+            r'configs\.a\.cfg_options: train is a mapping.*train\.max_iter',
+        ),
     ],
 )
 def test_a_mistake_is_named_with_the_file(write_plan, changes, message):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,8 @@ def test_a_cell_without_metrics_has_failed(make_plan, monkeypatch):
 
 def test_options_reach_every_cell_and_win(make_plan, tmp_path):
     plan = make_plan({'max': {'steps': 5}})
-    plan = Plan(plan.name, plan.work_dir, plan.baseline, plan.cells, {'steps': 3})
+    cells = tuple(replace(cell, cfg_options={'steps': 3}) for cell in plan.cells)
+    plan = replace(plan, cells=cells)
     assert run(plan, {'steps': 2})[0] == []
     assert steps(plan, 'tiny.max.seed0') == [1, 2]
 
