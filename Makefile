@@ -1,5 +1,6 @@
 # make demo   sets up what is missing, then trains and compares the extractors on generated images
 # make test   sets up what is missing, then runs all tests
+# make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
 # make sanitize   the op's tests with the address and undefined-behaviour sanitizers
 # make demo FRAMEWORK=detectron2   the same in Detectron2; the default is mmdet
 # All are safe to repeat; what is there already is not done again.
@@ -13,7 +14,7 @@ PLAN_detectron2 := configs/ablations/embedded_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test sanitize setup lint clean
+.PHONY: demo test benchmark sanitize setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh

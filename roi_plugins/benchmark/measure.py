@@ -229,9 +229,7 @@ def _peer_contenders(
             if left_out.get(name, '').startswith('not installed'):
                 continue
             try:
-                # torchvision takes boxes in the dtype of the maps alone; the others cast them so.
-                extract = PEERS[name](case, rois.to(features[0].dtype))
-                call = _prepare(extract, features, case.step)
+                call = _prepare(PEERS[name](case, rois), features, case.step)
                 call()
             except ImportError as error:
                 left_out[name] = f'not installed ({error})'

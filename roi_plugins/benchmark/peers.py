@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from roi_plugins.benchmark.cases import Case
@@ -33,8 +34,13 @@ def _torchvision_multi_scale(case: Case, rois: Tensor) -> Extract:
 
     names = [str(level) for level in range(len(case.strides))]
     pooler = MultiScaleRoIAlign(names, case.output_size, case.method['sampling_ratio'])
-    boxes, sizes = _boxes_by_image(case, rois), [case.image_size] * case.images
-    return lambda maps: pooler(dict(zip(names, maps, strict=True)), boxes, sizes)
+    sizes = [case.image_size] * case.images
+    # It takes boxes in the dtype of the maps alone.
+    boxes = {
+        dtype: _boxes_by_image(case, rois.to(dtype))
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+    return lambda maps: pooler(dict(zip(names, maps, strict=True)), boxes[maps[0].dtype], sizes)
 
 
 def _mmcv_roi_align(case: Case, rois: Tensor) -> Extract:

@@ -144,10 +144,13 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
         rows = [row for row in ratios if row['ours'] == variant]
         y = np.array([labels.index((row['case'], row['peer'])) for row in rows])
         y = y + (index - (len(ours) - 1) / 2) * height
-        bars = axes.barh(
-            y, [row['ratio'] for row in rows], height, color=_COLORS[index % 4], label=variant
-        )
-        axes.bar_label(bars, [f'{row["ratio"]:.1f}' for row in rows], padding=3, fontsize=7)
+        color = _COLORS[index % len(_COLORS)]
+        axes.barh(y, [row['ratio'] for row in rows], height, color=color, label=variant)
+        for at, row in zip(y, rows, strict=True):  # beside the panel, where no mark is
+            axes.text(
+                1.01, at, f'{row["ratio"]:.1f}', transform=axes.get_yaxis_transform(), va='center',
+                fontsize=7, color=color,
+            )  # fmt: skip
         aimed = [(at, row['target']) for at, row in zip(y, rows, strict=True) if row['target']]
         if aimed:
             at, target = np.array(aimed).T
@@ -155,8 +158,10 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
     axes.plot([], [], '|', color='black', markeredgewidth=2, label='aim')
     axes.axvline(1, color='0.5', linewidth=0.8)
     axes.set_xscale('log')
+    axes.xaxis.set_major_formatter('{x:g}')
     axes.set_xlabel('times faster than the peer (log scale)')
-    axes.set_yticks(range(len(labels)), [f'{case}\n{peer}' for case, peer in labels], fontsize=8)
+    names = [f'{case}\n{peer}' for case, peer in labels]
+    axes.set_yticks(range(len(labels)), names, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_axisbelow(True)
@@ -204,6 +209,7 @@ def _ratio_rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 'peer': name,
                 'ours': f'{our["layout"]} {our["dtype"]}',
                 'ratio': _median(peer) / _median(our),
+                'dtype': our['dtype'],
                 'peer_dtype': peer['dtype'],
                 'target': targets.get((name, our['layout'], our['dtype'])),
             }
@@ -211,7 +217,7 @@ def _ratio_rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _ratio_text(row: dict[str, Any]) -> str:
     text = f'{row["ratio"]:.1f}x'
-    if not row['ours'].endswith(row['peer_dtype']):
+    if row['peer_dtype'] != row['dtype']:
         text += f' (peer in {row["peer_dtype"]})'
     if row['target']:
         text += f', aim {row["target"]:g}x: {"met" if row["ratio"] >= row["target"] else "not met"}'
