@@ -11,9 +11,9 @@ COPY=build/sanitize
 # float-cast-overflow is in neither group: coordinates become indices by such casts.
 FLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all'
 
+rm -rf "$COPY"
 mkdir -p "$COPY"
-rm -rf "$COPY/roi_plugins" "$COPY/tests"
-cp -rp roi_plugins tests setup.py setup.cfg pyproject.toml README.md "$COPY"
+cp -r roi_plugins tests setup.py setup.cfg pyproject.toml README.md "$COPY"
 cd "$COPY"
 rm -f roi_plugins/ops/_C.so
 
@@ -40,11 +40,10 @@ library() { "$CXX" -print-file-name="$1"; }
 export LD_PRELOAD="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so)"
 # Leaks: Python frees little at its end. Fresh memory is filled with NaN, so that reading it shows. A report
 # goes to a file, because pytest holds what a dying test wrote.
-rm -f report.*
 export ASAN_OPTIONS=detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1073741824:log_path=$PWD/report
 export UBSAN_OPTIONS=print_stacktrace=1:log_path=$PWD/report
 export OMP_NUM_THREADS=1
-if ! python -m pytest -n 2 -r fE tests/ops "$@"; then
+if ! python -m pytest -n 2 -x -r fE tests/ops "$@"; then
   cat report.* 2>/dev/null >&2
   exit 1
 fi
