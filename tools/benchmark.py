@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--quick', action='store_true', help='about a minute; rough medians')
+    parser.add_argument('--quick', action='store_true', help='a minute or two; rough medians')
     parser.add_argument(
         '--device',
         choices=tuple(CASES),

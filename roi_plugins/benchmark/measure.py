@@ -17,6 +17,7 @@ from roi_plugins.benchmark.cases import BACKWARD, FORWARD, LAYOUTS, Case
 from roi_plugins.benchmark.peers import PEERS
 
 OURS = 'roi_plugins'
+_TURN = 0.02  # seconds, about, before the next contender runs
 PEER_DTYPES = {'cpu': ('float32',), 'cuda': ('float32', 'float16', 'bfloat16')}
 
 
@@ -29,7 +30,7 @@ class Effort:
 
 
 FULL = Effort(seconds=15, min_rounds=7)
-QUICK = Effort(seconds=2, min_rounds=3)
+QUICK = Effort(seconds=1, min_rounds=3)
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,10 @@ def interleave(
     number = 1 if device.type == 'cpu' else 20
     repeats = []
     for contender in contenders:
-        _run_in(contender, lambda c: time_calls(c.call, 1, device))  # warm up
-        seconds = _run_in(contender, lambda c: time_calls(c.call, number, device))
-        repeats.append(min(max(int(0.02 / (number * seconds)), 1), 10))  # turns of about 20 ms
+        seconds = _run_in(contender, lambda c: time_calls(c.call, 1, device))  # warms up too
+        if seconds < _TURN:  # otherwise one call fills a turn, however long the next takes
+            seconds = _run_in(contender, lambda c: time_calls(c.call, number, device))
+        repeats.append(min(max(int(_TURN / (number * seconds)), 1), 10))
     samples: list[list[float]] = [[] for _ in contenders]
     rounds, start = 0, time.perf_counter()
     while rounds < effort.min_rounds or time.perf_counter() - start < effort.seconds:
