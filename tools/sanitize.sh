@@ -24,7 +24,7 @@ if ! ROI_PLUGINS_CXXFLAGS=$FLAGS LDFLAGS=$FLAGS \
   tail -n 20 build.log >&2
   exit 1
 fi
-if ! nm -D roi_plugins/ops/_C.so | grep -q __asan_report; then
+if ! nm -D roi_plugins/ops/_C.so | grep __asan_report >/dev/null; then  # -q would end nm early
   echo "$COPY/roi_plugins/ops/_C.so was built without the sanitizers; see ROI_PLUGINS_CXXFLAGS in setup.py" >&2
   exit 1
 fi
