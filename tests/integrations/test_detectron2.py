@@ -19,6 +19,7 @@ from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.modeling.roi_heads import StandardROIHeads, build_roi_heads
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, Keypoints, RotatedBoxes
 from detectron2.utils.events import EventStorage
+from detectron2.utils.testing import assert_instances_allclose
 
 from roi_plugins.extractors import EXTRACTORS
 from roi_plugins.integrations.detectron2 import (
@@ -248,6 +249,31 @@ def test_a_smaller_image_pools_the_same():
     torch.testing.assert_close(pool([smaller], [Boxes(torch.tensor([[5.0, 5, 10, 10]]))]), output)
 
 
+@pytest.mark.parametrize('sampling_ratio', [1, 2, 3])
+def test_aligns_as_an_average_of_grid_sample(sampling_ratio):
+    side, size = 30, 5
+    image = torch.rand(1, 2, side, side, generator=generator())
+    box = torch.tensor([4.3, 10.0, 20.1, 22.6])
+    steps = (torch.arange(size * sampling_ratio) + 0.5) / (size * sampling_ratio)
+    xs, ys = (box[i] + steps * (box[i + 2] - box[i]) for i in (0, 1))
+    grid = torch.stack(torch.meshgrid(xs, ys, indexing='xy'), dim=-1) / side * 2 - 1
+    samples = torch.nn.functional.grid_sample(image, grid[None], align_corners=False)
+    expected = torch.nn.functional.avg_pool2d(samples, sampling_ratio)
+    output = pooler('AlignAvg', [1.0], sampling_ratio, size)([image], [Boxes(box[None])])
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_whole_sampling_ratio_may_be_a_float():
+    """As in Detectron2's test of a batch without images."""
+    output = build_pooler(14, (1.0,), 0.0, 'AlignAvg')([torch.rand(0, 32, 32, 32)], [])
+    assert output.shape == (0, 32, 14, 14)
+    boxes = BOX_LISTS['boxes']
+    assert torch.equal(
+        pooler('AlignMax', sampling_ratio=2.0)(maps(), boxes),
+        pooler('AlignMax', sampling_ratio=2)(maps(), boxes),
+    )
+
+
 # ------------------------------------------------------------------- errors
 
 
@@ -279,6 +305,7 @@ def test_an_unknown_option_is_named(type_, known):
     [
         ('sampling_ratio', -1),
         ('sampling_ratio', '2'),
+        ('sampling_ratio', 0.5),
         ('output_size', 0),
         ('scales', [1 / 4, 1 / 16]),
         ('scales', [1 / 8, 1 / 4]),
@@ -452,6 +479,48 @@ def test_every_type_learns(kind, type_):
     assert gradient.isfinite().all() and gradient.any()
 
 
+def losses_and_gradients(cfg, kind):
+    """Of a training step from one checkpoint, with the same proposals sampled."""
+    model = load(cfg, kind).train()
+    target = Instances((96, 128))
+    target.gt_boxes = Boxes(torch.tensor([[8.0, 8, 60, 50], [70, 20, 120, 90]]))
+    target.gt_classes = torch.tensor([0, 0])
+    target.gt_masks = BitMasks(torch.ones(2, 96, 128, dtype=torch.bool))
+    target.gt_keypoints = Keypoints(torch.tensor([30.0, 30, 2]).expand(2, 17, 3))
+    torch.manual_seed(0)
+    with EventStorage():
+        losses = model([image() | {'instances': target}])
+    sum(losses.values()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: loss.detach() for name, loss in losses.items()}, gradients
+
+
+@every_kind
+def test_learns_as_stock(kind):
+    expected, expected_gradients = losses_and_gradients(config(kind, plugin=False), kind)
+    losses, gradients = losses_and_gradients(config(kind, type_='AlignAvg'), kind)
+    assert 'loss_mask' in losses
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        error = (gradient - expected_gradients[name]).norm()
+        assert error <= 1e-3 * expected_gradients[name].norm() + 1e-6, name
+
+
+def test_a_mask_head_that_reads_the_maps_itself():
+    """PointRend has no mask pooler; that of its boxes may still be ours."""
+    from detectron2.projects.point_rend import PointRendMaskHead, add_pointrend_config
+
+    cfg = config('standard', type_='AlignMax')
+    add_pointrend_config(cfg)
+    cfg.MODEL.KEYPOINT_ON = False
+    cfg.MODEL.ROI_MASK_HEAD.NAME = 'PointRendMaskHead'
+    cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ''
+    heads = build_roi_heads(cfg, SHAPES)
+    assert isinstance(heads.box_pooler, RoIPluginsPooler)
+    assert isinstance(heads.mask_head, PointRendMaskHead) and heads.mask_pooler is None
+
+
 def test_options_of_the_node_reach_the_pooler():
     cfg = config('standard', type_='AlignAvg')
     cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.ALIGNED = False
@@ -557,6 +626,63 @@ def test_exports(type_, scales):
         assert torch.equal(exported(features, *others), model(features, *others))
 
 
+@pytest.mark.parametrize(
+    ('type_', 'dynamic'), [('AlignMax', False), *((type_, True) for type_ in POOLER_TYPES)]
+)
+def test_compiles_without_a_graph_break(type_, dynamic):
+    torch.compiler.reset()
+    model = OnTensors(pooler(type_))
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend='aot_eager')
+    cases = ('boxes', 'one-image-without') if dynamic else ('boxes',)
+    for boxes in (BOX_LISTS[case] for case in cases):
+        runs = []
+        for run in (compiled, model):
+            features = maps()
+            output = run(features, *(b.tensor for b in boxes))
+            output.square().sum().backward()
+            runs.append([output, *(f.grad for f in features)])
+        torch.testing.assert_close(*runs)
+
+
+class BoxAndMaskBranch(torch.nn.Module):
+    """RoI heads between their proposals and their NMS.
+
+    What is around it reads values of tensors (`if not valid_mask.all()`), which torch.export refuses:
+    no detector of Detectron2's goes through it as a whole.
+    """
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, features, boxes):
+        heads = self.heads
+        pooled = heads.box_head(heads.box_pooler(features, [Boxes(boxes)]))
+        masks = heads.mask_head.layers(heads.mask_pooler(features, [Boxes(boxes)]))
+        return (*heads.box_predictor(pooled), masks)
+
+
+@every_type
+def test_roi_heads_export_for_any_number_of_boxes(type_):
+    cfg = config('standard', type_=type_)
+    model = BoxAndMaskBranch(build_roi_heads(cfg, SHAPES).eval())
+    features = [
+        torch.rand(1, 8, 128 // spec.stride, 128 // spec.stride, generator=generator())
+        for spec in SHAPES.values()
+    ]
+    number = torch.export.Dim('number', min=2, max=1000)
+    with torch.no_grad():
+        exported = torch.export.export(
+            model,
+            (features, random_boxes(10, image=128).tensor),
+            dynamic_shapes=([{}] * len(features), {0: number}),
+        ).module()
+        for count in (2, 10, 33):
+            boxes = random_boxes(count, seed=count, image=128).tensor
+            for found, wanted in zip(exported(features, boxes), model(features, boxes), strict=True):
+                torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize('type_', ['ROIAlignV2', 'AlignMax'])
 def test_a_whole_model_traces(type_):
     """As Detectron2 exports its models; its own type shows what of it is Detectron2's."""
@@ -604,3 +730,38 @@ def test_roi_heads_script():
             (found,), _ = scripted(images, features, [new_instances.from_instances(proposal)])
             assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
             assert torch.equal(found.pred_masks, expected.pred_masks)
+
+
+def test_roi_heads_script_for_several_images_and_one_map():
+    """Also where every head reads the one map of a stride."""
+    shapes = {'res4': ShapeSpec(channels=8, stride=16)}
+    cfg = config('standard', type_='AlignAvg')
+    cfg.MODEL.KEYPOINT_ON = False
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ['res4']
+    heads = build_roi_heads(cfg, shapes).eval()
+    features = {'res4': torch.rand(2, 8, 4, 8, generator=generator())}
+    sizes = [(40, 100), (64, 128)]
+    images = ImageList(torch.zeros(2, 3, 64, 128), sizes)
+    proposals = []
+    for i, size in enumerate(sizes):
+        proposal = Instances(size)
+        proposal.proposal_boxes = random_boxes(5 + i, seed=i, image=60)
+        proposal.objectness_logits = torch.rand(5 + i, generator=generator(i))
+        proposals.append(proposal)
+    fields = {
+        'objectness_logits': torch.Tensor,
+        'proposal_boxes': Boxes,
+        'pred_classes': torch.Tensor,
+        'scores': torch.Tensor,
+        'pred_masks': torch.Tensor,
+        'pred_boxes': Boxes,
+    }
+    with torch.no_grad():
+        expected, _ = heads(images, features, proposals)
+        with freeze_training_mode(heads), patch_instances(fields) as new_instances:
+            scripted = torch.jit.script(heads)
+            converted = [new_instances.from_instances(proposal) for proposal in proposals]
+            found, _ = scripted(images, features, converted)
+            for ours, eager in zip(found, expected, strict=True):
+                assert len(eager) > 0
+                assert_instances_allclose(eager, ours, rtol=0)

@@ -66,7 +66,9 @@ class RoIPluginsPooler(nn.Module):
         check_pooler_type(pooler_type)
         check_options(pooler_type, options)
         if 'sampling_ratio' in _parameters(pooler_type):
-            options['sampling_ratio'] = sampling_ratio
+            # As ROIPooler does, take a whole number that is written as a float.
+            whole = isinstance(sampling_ratio, float) and sampling_ratio.is_integer()
+            options['sampling_ratio'] = int(sampling_ratio) if whole else sampling_ratio
         # An omegaconf list is none of the sequences that the extractors know.
         size = output_size if isinstance(output_size, int) else list(output_size)
         extractor = POOLER_TYPES[pooler_type](size, [1 / scale for scale in scales], **options)

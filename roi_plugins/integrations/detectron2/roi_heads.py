@@ -9,6 +9,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from torch import nn
+from torch.jit import Final
 
 from .config import HEADS
 from .poolers import POOLER_TYPES, RoIPluginsPooler, check_options, check_pooler_type
@@ -37,6 +38,11 @@ class _AnyPooler:
 @ROI_HEADS_REGISTRY.register()
 class RoIPluginsStandardROIHeads(_AnyPooler, StandardROIHeads):
     """``StandardROIHeads`` with a pooler of any type in each of its heads."""
+
+    # Constants of TorchScript, as Detectron2 makes them of its own class: a subclass inherits none. By
+    # them a model without masks or keypoints is scripted without those branches.
+    mask_on: Final[bool]
+    keypoint_on: Final[bool]
 
 
 @ROI_HEADS_REGISTRY.register()

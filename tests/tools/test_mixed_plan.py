@@ -1,0 +1,95 @@
+"""One plan with a config of each framework: one run, one table."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('detectron2', reason='Detectron2 is not installed')
+pytest.importorskip('mmdet', reason='MMDetection is not installed')
+pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
+
+from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
+
+ROOT = Path(__file__).resolve().parents[2]
+EXTRACTORS = ['align-avg']
+STEPS = 2
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp('shapes')
+    generate_shapes(root, ShapesSpec(num_train=4, num_val=3, image_size=64))
+    return root
+
+
+def mmdet_options(data):
+    options = {
+        'train_cfg.max_iters': STEPS,
+        'default_hooks.checkpoint.interval': STEPS,
+        'test_evaluator.ann_file': str(data / 'annotations/instances_val.json'),
+    }
+    for loader in ('train_dataloader', 'test_dataloader'):
+        options[f'{loader}.dataset.data_root'] = f'{data}/'
+        options[f'{loader}.batch_size'] = 2
+        options[f'{loader}.num_workers'] = 0
+        options[f'{loader}.persistent_workers'] = False
+    return options
+
+
+DETECTRON2_OPTIONS = {
+    'train.max_iter': STEPS,
+    'dataloader.train.total_batch_size': 2,
+    'dataloader.train.num_workers': 0,
+    'dataloader.test.num_workers': 0,
+    'model.proposal_generator.post_nms_topk': [150, 20],
+}
+
+
+def run(tool, *arguments, data):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {'OMP_NUM_THREADS': '1', 'ROI_PLUGINS_SHAPES': str(data)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f'{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
+    return done.stdout
+
+
+def test_both_frameworks_side_by_side(data, tmp_path):
+    configs = {
+        framework: {
+            'framework': framework,
+            'path': str(ROOT / f'configs/{framework}/shapes/mask-rcnn_r18-c4_{{extractor}}_shapes.py'),
+            'cfg_options': options,
+        }
+        for framework, options in (('mmdet', mmdet_options(data)), ('detectron2', DETECTRON2_OPTIONS))
+    }
+    plan = {
+        'name': 'mixed',
+        'work_dir': str(tmp_path / 'runs'),
+        'baseline': 'align-avg',
+        'configs': configs,
+        'extractors': EXTRACTORS,
+        'seeds': [0],
+    }
+    path = tmp_path / 'plan.yaml'
+    path.write_text(json.dumps(plan))
+    run('ablate.py', path, data=data)
+    runs = [tmp_path / f'runs/{f}.{e}.seed0' for f in configs for e in EXTRACTORS]
+    for run_dir in runs:
+        metrics = json.loads((run_dir / 'metrics.json').read_text())
+        assert metrics['framework'] == run_dir.name.partition('.')[0]
+        assert metrics['metrics'].keys() == {'bbox', 'segm'}
+
+    results = tmp_path / 'results'
+    table = run('compare.py', *runs, '--baseline', 'align-avg', '--output', results, data=data)
+    rows = [line for line in table.splitlines() if any(e in line for e in EXTRACTORS)]
+    for framework in configs:
+        for extractor in EXTRACTORS:
+            assert any(framework in row and extractor in row for row in rows), table
