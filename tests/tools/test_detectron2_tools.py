@@ -179,6 +179,25 @@ def test_what_cannot_be_run_is_said(data, tmp_path, capsys, argv, message):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize(
+    'argv',
+    [
+        ['--config-file', config('align-max'), 'MODEL.ROI_HEADS.NAME', 'StandardROIHeads'],
+        [
+            *('--config-file', str(LAZY_CELLS).format(extractor='align-max')),
+            'model.roi_heads.box_pooler._target_=detectron2.modeling.poolers.ROIPooler',
+        ],
+    ],
+    ids=['yaml', 'lazy'],
+)
+def test_a_type_of_ours_in_what_is_detectron2s_is_explained(data, tmp_path, capsys, argv):
+    output_dir = ['OUTPUT_DIR', str(tmp_path)] if len(argv) == 4 else [f'train.output_dir={tmp_path}']
+    assert main([*argv, *output_dir]) == 2
+    error = capsys.readouterr().err
+    assert 'Unknown pooler type: AlignMax' in error
+    assert 'RoIPluginsStandardROIHeads' in error and 'L(build_pooler)' in error
+
+
 def test_data_that_is_not_there(tmp_path, capsys):
     register_shapes(str(tmp_path / 'nowhere'))
     assert main(arguments(tmp_path / 'out')) == 2

@@ -60,7 +60,15 @@ from roi_plugins.evaluation import (
 )
 from roi_plugins.evaluation import evaluate as compute_metrics
 
-from . import add_roi_plugins_config, datasets  # noqa: F401  registers the shapes
+from . import (
+    POOLER_TYPES,
+    RoIPluginsCascadeROIHeads,
+    RoIPluginsRes5ROIHeads,
+    RoIPluginsStandardROIHeads,
+    add_roi_plugins_config,
+    datasets,  # noqa: F401  registers the shapes
+)
+from .poolers import STOCK_POOLER_TYPES
 
 MODULE = 'roi_plugins.integrations.detectron2.runs'
 
@@ -253,7 +261,7 @@ def _describe_lazy(cfg: DictConfig) -> Run:
 
 def train(run: Run, resume: bool) -> torch.nn.Module:
     """Trains up to ``run.max_iter``; with ``resume``, from the last checkpoint, if there is one."""
-    model = run.model()
+    model = _build(run)
     optimizer = run.optimizer(model)
     loader = run.train_loader()
     wrapped = _distributed(model, run.ddp)
@@ -324,6 +332,22 @@ def evaluate(
         ann_file=_ann_file(run),
         command=command,
     )
+
+
+def _build(run: Run) -> torch.nn.Module:
+    """The model of a run; a ``POOLER_TYPE`` that Detectron2's own heads do not know is a RunError."""
+    try:
+        return run.model()
+    except ValueError as error:
+        # It names the type, but neither those that there are, nor that ours need heads of ours.
+        if 'Unknown pooler type' not in str(error):
+            raise
+        heads = [RoIPluginsStandardROIHeads, RoIPluginsCascadeROIHeads, RoIPluginsRes5ROIHeads]
+        raise RunError(
+            f"{error}. Detectron2's own are {', '.join(STOCK_POOLER_TYPES)}; {', '.join(POOLER_TYPES)} "
+            f'work with MODEL.ROI_HEADS.NAME {" or ".join(head.__name__ for head in heads)}, '
+            'and in a LazyConfig with L(build_pooler)'
+        ) from error
 
 
 def _predict(run: Run, model: torch.nn.Module) -> dict[str, list[dict]]:
@@ -440,7 +464,7 @@ def _work(args: argparse.Namespace) -> None:
     run = describe(read_config(args.config_file, args.opts))
     default_setup(run.cfg, args)
     if args.eval_only:
-        model, checkpoint = run.model(), run.weights
+        model, checkpoint = _build(run), run.weights
         DetectionCheckpointer(model).load(checkpoint)
     else:
         model = train(run, args.resume)
