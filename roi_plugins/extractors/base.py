@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from torch import Tensor, nn
 
 from ..ops import assign_levels_mmdet, roi_extract
-from ..ops.checks import check_options
+from ..ops.checks import check_options, expect
 from ..ops.functional import as_pair
 
 LevelRule = Callable[[Tensor, int], Tensor]
@@ -107,17 +107,17 @@ def _check_types(
 ) -> None:
     """What :func:`check_options` takes for granted and a config may not hold."""
     sides = output_size if isinstance(output_size, Sequence) else [output_size]
-    _expect(
+    expect(
         all(isinstance(side, Integral) for side in sides),
         'output_size',
-        output_size,
+        repr(output_size),
         'a whole number of bins, or two (height, width)',
     )
     strides = featmap_strides if isinstance(featmap_strides, Sequence) else []
-    _expect(
+    expect(
         strides and all(isinstance(s, Real) and 0 < s < math.inf for s in strides),
         'featmap_strides',
-        featmap_strides,
+        repr(featmap_strides),
         'a list of positive numbers, the input pixels per cell of each map',
     )
     number = (Integral, 'a whole number')
@@ -128,9 +128,4 @@ def _check_types(
         ('max_samples', max_samples, number_or_none),
         ('aligned', aligned, (bool, 'True or False')),
     ):
-        _expect(isinstance(got, types), name, got, expected)
-
-
-def _expect(valid: object, name: str, got: object, expected: str) -> None:
-    if not valid:
-        raise ValueError(f'{name}: got {got!r}, expected {expected}')
+        expect(isinstance(got, types), name, repr(got), expected)

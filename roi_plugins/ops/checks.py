@@ -16,8 +16,8 @@ PAIRS = (
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def _expect(condition: bool, name: str, got: object, expected: str, error=ValueError) -> None:
-    if not condition:
+def expect(valid: object, name: str, got: object, expected: str, error=ValueError) -> None:
+    if not valid:
         raise error(f'{name}: got {got}, expected {expected}')
 
 
@@ -31,33 +31,33 @@ def check_options(
     max_samples: int | None,
 ) -> None:
     """Raises ValueError on an option that has no meaning, or on two that have none together."""
-    _expect(
+    expect(
         len(output_size) == 2 and min(output_size) > 0,
         'output_size',
         tuple(output_size),
         'two positive sizes (height, width)',
     )
     for scale in spatial_scale:
-        _expect(
+        expect(
             math.isfinite(scale) and scale > 0,
             'spatial_scale',
             scale,
             'a positive number of cells per input pixel (1 / stride)',
         )
-    _expect(
+    expect(
         region in ('none', 'round', 'floor', 'bins'),
         'region',
         repr(region),
         "'none', 'round', 'floor' or 'bins'",
     )
-    _expect(reduction in ('avg', 'max'), 'reduction', repr(reduction), "'avg' or 'max'")
-    _expect(
+    expect(reduction in ('avg', 'max'), 'reduction', repr(reduction), "'avg' or 'max'")
+    expect(
         sampling_ratio is None or sampling_ratio >= 0,
         'sampling_ratio',
         sampling_ratio,
         'None (every cell), 0 (from the size of the RoI) or a positive number',
     )
-    _expect(
+    expect(
         min_samples >= 1 and (max_samples is None or min_samples <= max_samples),
         'min_samples, max_samples',
         f'{min_samples} and {max_samples}',
@@ -76,10 +76,10 @@ def check_inputs(
     features: Sequence[Tensor], rois: Tensor, levels: Tensor | None, num_scales: int
 ) -> None:
     """Raises ValueError or TypeError on shapes, dtypes or devices that do not fit together."""
-    _expect(
+    expect(
         0 < len(features) <= MAX_LEVELS, 'features', f'{len(features)} maps', f'1 to {MAX_LEVELS}'
     )
-    _expect(
+    expect(
         len(features) == num_scales,
         'spatial_scale',
         f'{num_scales} scales for {len(features)} maps',
@@ -89,61 +89,61 @@ def check_inputs(
     for i, map_ in enumerate(features):
         name = f'features[{i}]'
         shape = tuple(map_.shape)
-        _expect(map_.dim() == 4, name, f'shape {shape}', '(N, C, H, W)')
-        _expect(
+        expect(map_.dim() == 4, name, f'shape {shape}', '(N, C, H, W)')
+        expect(
             map_.dtype == first.dtype, name, map_.dtype, f'that of features[0], {first.dtype}', TypeError
         )
-        _expect(
+        expect(
             map_.device == first.device, name, map_.device, f'that of features[0], {first.device}'
         )
-        _expect(
+        expect(
             map_.shape[:2] == first.shape[:2],
             name,
             f'shape {shape}',
             f'the images and channels of features[0], {tuple(first.shape)}',
         )
-        _expect(
+        expect(
             map_.shape[2] > 0 and map_.shape[3] > 0, name, f'shape {shape}', 'at least one cell'
         )
-    _expect(
+    expect(
         first.dtype in FEATURE_DTYPES,
         'features',
         f'dtype {first.dtype}',
         'float32, float64, float16 or bfloat16',
         TypeError,
     )
-    _expect(
+    expect(
         rois.dim() == 2 and rois.shape[1] == 5,
         'rois',
         f'shape {tuple(rois.shape)}',
         '(K, 5) rows of (batch_index, x1, y1, x2, y2)',
     )
-    _expect(
+    expect(
         rois.dtype.is_floating_point, 'rois', f'dtype {rois.dtype}', 'a floating type', TypeError
     )
-    _expect(rois.device == first.device, 'rois', rois.device, f'that of features, {first.device}')
+    expect(rois.device == first.device, 'rois', rois.device, f'that of features, {first.device}')
     if first.shape[0] == 0:
-        _expect(rois.shape[0] == 0, 'features', 'an empty batch with RoIs', 'at least one image')
-    _expect(
+        expect(rois.shape[0] == 0, 'features', 'an empty batch with RoIs', 'at least one image')
+    expect(
         levels is not None or len(features) == 1,
         'levels',
         f'None for {len(features)} maps',
         "the (K,) index of each RoI's map",
     )
     if levels is not None:
-        _expect(
+        expect(
             levels.dim() == 1 and levels.shape[0] == rois.shape[0],
             'levels',
             f'shape {tuple(levels.shape)}',
             f'({rois.shape[0]},), one a RoI',
         )
-        _expect(
+        expect(
             levels.dtype in (torch.int64, torch.int32),
             'levels',
             f'dtype {levels.dtype}',
             'int64 or int32',
             TypeError,
         )
-        _expect(
+        expect(
             levels.device == rois.device, 'levels', levels.device, f'that of rois, {rois.device}'
         )
