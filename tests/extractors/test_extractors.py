@@ -299,19 +299,6 @@ def test_compiles_without_a_graph_break(device, name):
     assert_equal(*results)
 
 
-@every_extractor
-def test_exports_for_any_number_of_rois(name):
-    extractor, features = EXTRACTORS[name](OUTPUT_SIZE, STRIDES), pyramid()
-    num_rois = torch.export.Dim('num_rois', min=2)
-    program = torch.export.export(
-        extractor,
-        (features, rois_on_every_level()),
-        dynamic_shapes={'features': [None] * 3, 'rois': {0: num_rois}},
-    )
-    fewer = rois_on_every_level()[2:7]
-    assert_equal(program.module()(features, fewer), extractor(features, fewer))
-
-
 def test_one_of_your_own_is_a_class():
     extractor = pickle.loads(pickle.dumps(CentrePoint(OUTPUT_SIZE, STRIDES, reduction='max')))
     features, rois = pyramid(), rois_on_every_level()

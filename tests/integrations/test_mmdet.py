@@ -464,18 +464,3 @@ def test_a_training_step_reaches_every_level(type_):
     assert features[0].grad.any()
     for unread in features[1:4]:
         assert not unread.grad.any()
-
-
-@pytest.mark.parametrize('dynamic', [False, True], ids=['static', 'dynamic'])
-def test_compiles_without_a_graph_break(dynamic):
-    torch.compiler.reset()
-    extractor = build('AlignMaxRoIExtractor')
-    compiled = torch.compile(extractor, fullgraph=True, dynamic=dynamic, backend='aot_eager')
-    for num_rois in (60, 17, 0) if dynamic else (60,):
-        runs = []
-        for run in (compiled, extractor):
-            features = pyramid()
-            output = run(features, random_rois(num_rois))
-            output.square().sum().backward()
-            runs.append([output, *(f.grad for f in features)])
-        torch.testing.assert_close(*runs)
