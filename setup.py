@@ -77,6 +77,9 @@ def extension():
     # Contraction off: geometry must round as the contract says on every target; the accumulation loops
     # ask for fused multiply-adds themselves.
     flags = {'cxx': ['-O3', '-g0', '-std=c++17', '-ffp-contract=off', '-Wall', '-Wno-psabi']}
+    # at::parallel_for is compiled in here, and runs serially without. The runtime is not linked: it must
+    # be the one that torch has loaded, or two pools of threads would fight for the cores.
+    flags['cxx'].append('-fopenmp')
     flags['cxx'] += shlex.split(os.environ.get('ROI_PLUGINS_CXXFLAGS', ''))
     sources = [CSRC / 'op.cpp', *sorted(CSRC.glob('cpu/*.cpp'))]
     build = cpp_extension.CppExtension

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <limits>
-#include <type_traits>
 
+#include "accumulate.h"
 #include "cuda/launch.h"
 #include "op.h"
 
@@ -237,14 +237,9 @@ __global__ void from_fixed_point(
     const int64_t* sums, S* grads, int64_t count, const double* scale) {
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    grads[i] = S(static_cast<typename std::conditional<
-        std::is_same<S, double>::value, double, float>::type>(double(sums[i]) / *scale));
+    grads[i] = S(static_cast<accumulation_t<S>>(double(sums[i]) / *scale));
   }
 }
-
-template <typename S>
-using accumulation_t =
-    typename std::conditional<std::is_same<S, double>::value, double, float>::type;
 
 std::vector<at::Tensor> zeroed(const Call& call, at::TensorOptions options) {
   std::vector<at::Tensor> maps;
