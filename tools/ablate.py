@@ -19,7 +19,7 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
 
 from roi_plugins.ablation import runner
 from roi_plugins.ablation.compare import ComparisonError, compare
-from roi_plugins.ablation.plan import Plan, PlanError, check_cfg_options, load_plan
+from roi_plugins.ablation.plan import Plan, PlanError, check_cfg_options, check_common_options, load_plan
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.evaluation import EvaluationError
 
@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         plan = load_plan(args.plan)
         options = parse_options(args.cfg_options)
+        frameworks = sorted({cell.framework for cell in plan.cells})
+        check_common_options(options, frameworks, '--cfg-options')
         work_dir = Path(args.work_dir or plan.work_dir)
         if args.dry_run:
             for job in runner.prepare(plan, work_dir, options):

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,18 @@ def check_cfg_options(options: Any, where: str = 'cfg_options') -> dict[str, Any
     return dict(options)
 
 
+def check_common_options(options: Any, frameworks: Sequence[str], where: str) -> None:
+    """Raises PlanError on options for all cells of several frameworks.
+
+    MMEngine takes an option of any name, so that one meant for the other cells would be lost on its own.
+    """
+    if options and len(frameworks) > 1:
+        raise PlanError(
+            f'{where}: got {", ".join(options)} for all cells, but the plan is of {", ".join(frameworks)}, '
+            'whose options have different names; give each config its own, configs.NAME.cfg_options'
+        )
+
+
 def _parse(tree: Any, folder: Path) -> Plan:
     _check_keys(
         tree,
@@ -124,6 +136,8 @@ def _parse(tree: Any, folder: Path) -> Plan:
         _check_config(name, config, several=len(extractors) > 1)
         own = check_cfg_options(config.get('cfg_options', {}), f'configs.{name}.cfg_options')
         options[name] = {**common, **own}
+    frameworks = sorted({config['framework'] for config in tree['configs'].values()})
+    check_common_options(common, frameworks, 'cfg_options')
     cells = tuple(
         Cell(
             config_name=name,

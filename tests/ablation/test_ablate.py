@@ -128,6 +128,17 @@ def test_a_mistake_is_one_line_and_not_a_traceback(ablate, write_plan, capsys, a
     assert not Path('work').exists()
 
 
+def test_options_for_all_cells_of_two_frameworks_are_refused(ablate, write_plan, capsys, monkeypatch):
+    monkeypatch.setitem(FRAMEWORKS, 'other', FAKE)
+    plan = Path(write_plan())
+    tree = yaml.safe_load(plan.read_text())
+    tree['configs']['second'] = {**tree['configs']['tiny'], 'framework': 'other'}
+    plan.write_text(yaml.safe_dump(tree))
+    assert ablate([str(plan), '--dry-run', '--cfg-options', 'steps=7']) == 2
+    assert '--cfg-options: got steps for all cells' in capsys.readouterr().err
+    assert ablate([str(plan), '--dry-run']) == 0
+
+
 def test_a_changed_config_is_an_error_and_nothing_is_run(ablate, write_plan, capsys):
     assert ablate([write_plan()]) == 0
     assert ablate([write_plan(max={'steps': 3})]) == 2

@@ -99,6 +99,10 @@ ONE_CONFIG = PLAN['configs']['mask']
         ({'cfg_options': {'train_cfg': {'max_iters': 1}}}, r'e\.g\. train_cfg\.max_iters'),
         ({'cfg_options': [1]}, 'cfg_options is .*expected a mapping'),
         (
+            {'configs': {'a': ONE_CONFIG, 'b': {**ONE_CONFIG, 'framework': 'detectron2'}}},
+            r'cfg_options: got train_cfg\.max_iters for all cells.*detectron2, mmdet.*configs\.NAME\.cfg',
+        ),
+        (
             {'configs': {'a': {**ONE_CONFIG, 'cfg_options': {'train': {'max_iter': 1}}}}},
             r'configs\.a\.cfg_options: train is a mapping.*train\.max_iter',
         ),
