@@ -11,10 +11,6 @@
 #include "reductions.h"
 #include "rois.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 namespace roi_plugins {
 namespace {
 
@@ -222,23 +218,10 @@ void dispatch(const Call& call, at::ScalarType type, Work&& work) {
   });
 }
 
-// Fresh memory costs a page fault every 4 KiB, which for large tensors takes longer than the op: ask for
-// large pages. Where the system has none to give, nothing changes.
-void use_large_pages(const at::Tensor& tensor) {
-#ifdef __linux__
-  constexpr uintptr_t kPage = uintptr_t(2) << 20;
-  const uintptr_t data = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  const uintptr_t begin = (data + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (data + tensor.nbytes()) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 }  // namespace
 
 void forward_cpu(
     const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
-  use_large_pages(output);
   std::vector<at::Tensor> maps;
   for (const at::Tensor& map : features) maps.push_back(map.contiguous(call.format()));
   dispatch(call, output.scalar_type(), [&](auto element, auto reduction) {
@@ -265,9 +248,7 @@ std::vector<at::Tensor> backward_cpu(
         {call.images(), call.channels(), call.height(l), call.width(l)},
         grad.options()
             .dtype(accumulation_type(grad.scalar_type()))
-            .memory_format(call.format())));
-    use_large_pages(maps.back());
-    maps.back().zero_();
+            .memory_format(call.format())).zero_());
   }
   dispatch(call, grad.scalar_type(), [&](auto element, auto reduction) {
     using S = decltype(element);
