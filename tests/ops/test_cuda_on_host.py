@@ -50,18 +50,23 @@ assert extension_is_loaded()
 forward = torch.ops.roi_plugins.roi_extract
 backward = torch.ops.roi_plugins.roi_extract_backward
 torch.manual_seed(0)
-images, channels, shapes, scales, size = 2, 5, [(20, 23), (10, 12)], [1 / 8, 1 / 16], [3, 4]
+images, shapes, scales = 2, [(20, 23), (10, 12)], [1 / 8, 1 / 16]
 corner, extent = torch.rand(40, 2) * 200 - 40, torch.rand(40, 2) * 150 - 10
 rois = torch.cat([torch.randint(0, images, (40, 1)).float(), corner, corner + extent], 1)
 rois[0, 1:] = torch.tensor([-1e30, -1e30, 1e30, 1e30])
 rois[1, 3] = torch.nan
+rois[2] = torch.tensor([1, 0, 0, 184, 160])  # a bin of more cells than a block keeps
 levels = torch.randint(-1, 3, (40,))
+levels[2] = 0
+# Channels in whole vectors and not, fewer than one, more than a block's; bins in one tile and in two.
+sizes = [(16, [3, 4]), (5, [3, 4]), (2, [1, 2]), (40, [17, 5]), (9, [2, 18])]
 methods = [('none', 2), ('none', 0), ('round', None), ('round', 2), ('floor', None), ('bins', None)]
 cases = itertools.product(
     methods, ('avg', 'max'), (True, False), (torch.float32, torch.bfloat16, torch.float64),
     (torch.contiguous_format, torch.channels_last), (False, True))
 count = 0
-for (region, ratio), reduction, aligned, dtype, layout, deterministic in cases:
+for case, (channels, size) in zip(cases, itertools.cycle(sizes)):
+    (region, ratio), reduction, aligned, dtype, layout, deterministic = case
     torch.use_deterministic_algorithms(deterministic)
     options = (scales, size, region, ratio, reduction, aligned, 1, None)
     features = [torch.randn(images, channels, *s).to(dtype).relu() for s in shapes]

@@ -1,10 +1,13 @@
-// The op on CUDA devices. One thread computes one element of the output, or spreads one of its gradient;
-// neighbouring threads take neighbouring elements in memory, whichever the layout.
+// The op on CUDA devices (docs/kernels.md). A block works on one RoI: its first warp resolves where the bins
+// read, one thread a bin and axis, into shared memory; then each thread takes a few channels of a bin at a
+// time. Neighbouring threads touch neighbouring elements in memory, whichever the layout.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
+#include <ATen/cuda/detail/IntegerDivider.cuh>
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "accumulate.h"
 #include "cuda/launch.h"
@@ -13,17 +16,23 @@
 namespace roi_plugins {
 namespace {
 
+constexpr int kTile = 16;  // bins of an axis that a block resolves: those of both axes are a warp
+constexpr int kTaps = 16;  // taps of a bin on an axis that it keeps; more are worked out where they are read
+constexpr int kBlockItems = 1024;  // bins times groups of channels, roughly: resolving has to pay
+
+template <typename S> constexpr int kVector = 16 / sizeof(S);  // channels of a thread
+
 // A pyramid of maps in any layout, small enough to be an argument of a kernel.
-template <typename S, typename A>
+template <typename T, typename A>
 struct Pyramid {
-  S* data[kMaxLevels];
+  T* data[kMaxLevels];
   int64_t stride[kMaxLevels][4];
   int height[kMaxLevels], width[kMaxLevels];
   A scale[kMaxLevels];
 
   Pyramid(const Call& call, at::TensorList maps) {
     for (int64_t l = 0; l < call.num_levels(); ++l) {
-      data[l] = static_cast<S*>(maps[l].data_ptr());
+      data[l] = static_cast<T*>(maps[l].data_ptr());
       for (int d = 0; d < 4; ++d) stride[l][d] = maps[l].stride(d);
       height[l] = int(call.height(l));
       width[l] = int(call.width(l));
@@ -32,155 +41,377 @@ struct Pyramid {
   }
 };
 
+// The samples of one bin on one axis as pairs of taps. An average is separable, so its samples share one
+// weight a cell, already divided by their number; a maximum needs the samples themselves.
 template <typename A>
-struct Rois {
-  const A* rois;
-  const int64_t* levels;
-  int64_t count, images, channels, num_levels;
-  int pooled_height, pooled_width;
-  Method method;
-  bool channels_last;
+struct Bin {
+  Window<A> window;
+  int64_t pairs;
+  alignas(8) int cell[kTaps];
+  alignas(8) A weight[kTaps];
 
-  explicit Rois(const Call& call)
-      : rois(call.rois.const_data_ptr<A>()), levels(call.levels.const_data_ptr<int64_t>()),
-        count(call.num_rois()), images(call.images()), channels(call.channels()),
-        num_levels(call.num_levels()), pooled_height(call.options.pooled_height),
-        pooled_width(call.options.pooled_width), method(call.options.method),
-        channels_last(call.channels_last) {}
-
-  __host__ __device__ int64_t elements() const {
-    return count * channels * pooled_height * pooled_width;
-  }
-};
-
-// Which bin of which RoI, in which channel, an element of the output is; and where it reads.
-template <typename S, typename A>
-struct Element {
-  RoiState state;
-  S* map;  // the image's plane of the channel
-  int64_t row_stride, column_stride;
-  Axis<A> y, x;
-  int p, q;
-
-  __device__ Element(const Rois<A>& rois, const Pyramid<S, A>& pyramid, int64_t index) {
-    int64_t channel, k;
-    if (rois.channels_last) {
-      channel = index % rois.channels;
-      index /= rois.channels;
-      q = int(index % rois.pooled_width);
-      index /= rois.pooled_width;
-      p = int(index % rois.pooled_height);
-      k = index / rois.pooled_height;
-    } else {
-      q = int(index % rois.pooled_width);
-      index /= rois.pooled_width;
-      p = int(index % rois.pooled_height);
-      index /= rois.pooled_height;
-      channel = index % rois.channels;
-      k = index / rois.channels;
-    }
-    const A* const roi = rois.rois + 5 * k;
-    const int64_t level = rois.levels[k];
-    state = roi_state(roi, rois.images, level, rois.num_levels);
-    if (state != RoiState::read) return;
-    const int64_t* const stride = pyramid.stride[level];
-    map = pyramid.data[level] + int64_t(roi[0]) * stride[0] + channel * stride[1];
-    row_stride = stride[2];
-    column_stride = stride[3];
-    const A scale = pyramid.scale[level];
-    y = make_axis(
-        rois.method, roi[2], roi[4], scale, rois.pooled_height, pyramid.height[level]);
-    x = make_axis(
-        rois.method, roi[1], roi[3], scale, rois.pooled_width, pyramid.width[level]);
-  }
-
-  // Calls visit(cell, weight) for each cell that a sample reads.
-  template <typename Visit>
-  __device__ void for_each_tap(const Taps<A>& row, const Taps<A>& column, Visit&& visit) const {
-    const auto tap = [&](int i, A row_weight, int j, A column_weight) {
-      if (row_weight != A(0) && column_weight != A(0)) {
-        visit(map + i * row_stride + j * column_stride, row_weight * column_weight);
-      }
-    };
-    tap(row.low, row.low_weight, column.low, column.low_weight);
-    tap(row.low, row.low_weight, column.high, column.high_weight);
-    tap(row.high, row.high_weight, column.low, column.low_weight);
-    tap(row.high, row.high_weight, column.high, column.high_weight);
-  }
-
-  __device__ A interpolate(const Taps<A>& row, const Taps<A>& column) const {
-    A sum = 0;
-    for_each_tap(row, column, [&](const S* cell, A weight) {
-      sum = fma(weight, static_cast<A>(*cell), sum);
-    });
-    return sum;
-  }
-};
-
-template <typename A>
-__device__ A average_divisor(const Window<A>& y, const Window<A>& x) {
-  const A count = y.count * x.count;
-  return count > A(1) ? count : A(1);
-}
-
-template <typename S, typename A>
-__global__ void average_kernel(const Rois<A> rois, const Pyramid<const S, A> pyramid, S* output) {
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t e = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; e < rois.elements(); e += step) {
-    const Element<const S, A> element(rois, pyramid, e);
-    if (element.state != RoiState::read) {
-      output[e] = element.state == RoiState::zero ? S(A(0)) : S(A(NAN));
-      continue;
-    }
-    const auto y = make_window(rois.method, element.y, element.p);
-    const auto x = make_window(rois.method, element.x, element.q);
-    A sum = 0;
-    for (int64_t i = y.begin; i < y.end; ++i) {
-      const auto row = make_taps(rois.method, element.y, element.p, i);
-      for (int64_t j = x.begin; j < x.end; ++j) {
-        sum += element.interpolate(row, make_taps(rois.method, element.x, element.q, j));
-      }
-    }
-    output[e] = S(sum / average_divisor(y, x));
-  }
-}
-
-template <typename S, typename A, typename Index>
-__global__ void maximum_kernel(
-    const Rois<A> rois, const Pyramid<const S, A> pyramid, S* output, Index* winner) {
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t e = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; e < rois.elements(); e += step) {
-    const Element<const S, A> element(rois, pyramid, e);
-    A best = 0;
-    int64_t best_index = -1;
-    if (element.state == RoiState::read) {
-      const auto y = make_window(rois.method, element.y, element.p);
-      const auto x = make_window(rois.method, element.x, element.q);
-      const int64_t zero_after = first_outside(y, x);
-      int64_t sample = 0;
-      for (int64_t i = y.begin; i < y.end; ++i) {
-        const auto row = make_taps(rois.method, element.y, element.p, i);
-        for (int64_t j = x.begin; j < x.end; ++j, ++sample) {
-          const A value =
-              element.interpolate(row, make_taps(rois.method, element.x, element.q, j));
-          // NaN takes the place and keeps it.
-          if ((sample == 0 && zero_after != 0) || value > best || value != value) {
-            best = value;
-            best_index = sample;
-          }
-          if (sample + 1 == zero_after && A(0) > best) {
-            best = 0;
-            best_index = -1;
+  __device__ void resolve(const Method& method, const Axis<A>& axis, int p, bool average) {
+    window = make_window(method, axis, p);
+    pairs = window.end - window.begin;
+    int taps = 0;
+    const auto add = [&](int read, A read_weight) {
+      if (average) {
+        if (read_weight == A(0)) return true;
+        // Positions are monotone, so a cell that was read before is among the last two.
+        for (int t = taps - 1; t >= 0 && t >= taps - 2; --t) {
+          if (cell[t] == read) {
+            weight[t] += read_weight;
+            return true;
           }
         }
       }
-    } else if (element.state == RoiState::invalid) {
-      best = A(NAN);
+      if (taps == kTaps) return false;
+      cell[taps] = read;
+      weight[taps++] = read_weight;
+      return true;
+    };
+    for (int64_t i = window.begin; i < window.end; ++i) {
+      const Taps<A> sample = make_taps(method, axis, p, i);
+      // A sample brings two taps at most, so what does not fit has more pairs than are kept.
+      if (!add(sample.low, sample.low_weight) || !add(sample.high, sample.high_weight)) return;
     }
-    output[e] = S(best);
-    winner[e] = Index(best_index);
+    if (!average) return;
+    for (int t = 0; t < taps; ++t) weight[t] /= window.count;
+    if (taps % 2 == 1) {
+      cell[taps] = cell[taps - 1];
+      weight[taps++] = A(0);
+    }
+    pairs = taps / 2;
+  }
+
+  __device__ Taps<A> pair(
+      const Method& method, const Axis<A>& axis, int p, int64_t i, bool average) const {
+    if (pairs <= kTaps / 2) {
+      return {cell[2 * i], cell[2 * i + 1], weight[2 * i], weight[2 * i + 1]};
+    }
+    Taps<A> sample = make_taps(method, axis, p, window.begin + i);
+    if (average) {
+      sample.low_weight /= window.count;
+      sample.high_weight /= window.count;
+    }
+    return sample;
+  }
+};
+
+// What the threads of a block share: where the RoI lies, and where its bins read.
+template <typename T, typename A>
+struct Resolved {
+  RoiState state;
+  T* map;  // of the image, channel 0
+  int64_t channel_stride, row_stride, column_stride;
+  Axis<A> y, x;
+  Bin<A> rows[kTile], columns[kTile];
+};
+
+// Elements of neighbouring channels, moved as one.
+template <typename T, int V>
+struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
+  T values[V];
+};
+
+// The channels of a thread: V side by side where `packed`; otherwise as far apart as there are groups,
+// so that in either layout neighbouring threads take neighbouring elements and any number of channels goes.
+template <int V, bool packed>
+struct Channels {
+  int64_t first, step, end;
+
+  __device__ Channels(int64_t group, int64_t groups, int64_t channels)
+      : first(packed ? group * V : group), step(packed ? 1 : groups), end(channels) {}
+
+  __device__ bool has(int v) const { return packed || first + v * step < end; }
+
+  // `from` and `to` point at the first channel.
+  template <typename T>
+  __device__ void load(const T* from, int64_t stride, Pack<T, V>& pack) const {
+    if constexpr (packed) {
+      pack = *reinterpret_cast<const Pack<T, V>*>(from);
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        if (has(v)) pack.values[v] = from[v * step * stride];
+      }
+    }
+  }
+
+  template <typename T>
+  __device__ void store(T* to, int64_t stride, const Pack<T, V>& pack) const {
+    if constexpr (packed) {
+      *reinterpret_cast<Pack<T, V>*>(to) = pack;
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        if (has(v)) to[v * step * stride] = pack.values[v];
+      }
+    }
+  }
+};
+
+// A bin of the block's RoI and a group of channels.
+struct Item {
+  int64_t k, group;
+  int p, q;
+};
+
+// RoIs that read or fill a pyramid, and how they are shared out: a block takes a tile of the bins of a RoI
+// and a chunk of the groups of V channels.
+template <typename T, typename A, int V, bool average>
+struct Work {
+  using Shared = Resolved<T, A>;
+  using Divider = at::cuda::detail::IntDivider<unsigned>;
+
+  Pyramid<T, A> pyramid;
+  const A* rois;
+  const int64_t* levels;
+  int64_t num_rois, images, channels, num_levels, groups;
+  int pooled_height, pooled_width, tile_height, tile_width;
+  Method method;
+  bool channels_last;
+  unsigned tiles_x, tiles_y, chunks, items;
+  Divider chunk, bins, row;  // groups of a chunk, bins of a tile and of one of its rows
+
+  Work(const Call& call, at::TensorList maps)
+      : pyramid(call, maps), rois(call.rois.const_data_ptr<A>()),
+        levels(call.levels.const_data_ptr<int64_t>()), num_rois(call.num_rois()),
+        images(call.images()), channels(call.channels()), num_levels(call.num_levels()),
+        groups((channels + V - 1) / V), pooled_height(call.options.pooled_height),
+        pooled_width(call.options.pooled_width), tile_height(std::min(pooled_height, kTile)),
+        tile_width(std::min(pooled_width, kTile)), method(call.options.method),
+        channels_last(call.channels_last), tiles_x((pooled_width - 1) / kTile + 1),
+        tiles_y((pooled_height - 1) / kTile + 1), bins(tile_height * tile_width), row(tile_width) {
+    unsigned width = 8;
+    while (2 * width * bins.divisor <= kBlockItems) width *= 2;
+    width = unsigned(std::min<int64_t>(width, groups));
+    chunk = Divider(width);
+    chunks = unsigned((groups - 1) / width + 1);
+    items = bins.divisor * width;
+  }
+
+  unsigned parts() const { return chunks * tiles_x * tiles_y; }  // blocks a RoI
+
+  __device__ int first_row(unsigned part) const {
+    return int(part / chunks / tiles_x) * kTile;
+  }
+  __device__ int first_column(unsigned part) const {
+    return int(part / chunks % tiles_x) * kTile;
+  }
+
+  __device__ void prepare(Shared& shared, int64_t k, unsigned part) const {
+    for (int t = threadIdx.x; t < 2 * kTile; t += blockDim.x) {
+      const A* const roi = rois + 5 * k;
+      const int64_t level = levels[k];
+      const RoiState state = roi_state(roi, images, level, num_levels);
+      if (t == 0) shared.state = state;
+      if (state != RoiState::read) continue;
+      const int64_t* const stride = pyramid.stride[level];
+      if (t == 0) {
+        shared.map = pyramid.data[level] + int64_t(roi[0]) * stride[0];
+        shared.channel_stride = stride[1];
+        shared.row_stride = stride[2];
+        shared.column_stride = stride[3];
+      }
+      const bool is_row = t < kTile;
+      const int i = t % kTile;
+      const int pooled = is_row ? pooled_height : pooled_width;
+      const Axis<A> axis = make_axis(
+          method, roi[is_row ? 2 : 1], roi[is_row ? 4 : 3], pyramid.scale[level], pooled,
+          is_row ? pyramid.height[level] : pyramid.width[level]);
+      if (i == 0) (is_row ? shared.y : shared.x) = axis;
+      const int p = (is_row ? first_row(part) : first_column(part)) + i;
+      if (p < pooled) {
+        (is_row ? shared.rows : shared.columns)[i].resolve(method, axis, p, average);
+      }
+    }
+  }
+
+  // Calls visit(item) for each item of the calling thread.
+  template <typename Visit>
+  __device__ void for_each_item(int64_t k, unsigned part, Visit&& visit) const {
+    const int p = first_row(part), q = first_column(part);
+    const int64_t group = int64_t(part % chunks) * chunk.divisor;
+    for (unsigned i = threadIdx.x; i < items; i += blockDim.x) {
+      const auto outer = channels_last ? chunk.divmod(i) : bins.divmod(i);
+      const auto bin = row.divmod(channels_last ? outer.div : outer.mod);
+      const Item item{
+          k, group + (channels_last ? outer.mod : outer.div), p + int(bin.div), q + int(bin.mod)};
+      if (item.group < groups && item.p < pooled_height && item.q < pooled_width) visit(item);
+    }
+  }
+
+  // Where an item's first channel lies in the output, and how far it is to the next channel.
+  __device__ int64_t output_offset(const Item& item, int64_t channel) const {
+    const int64_t height = pooled_height, width = pooled_width;
+    return channels_last
+        ? ((item.k * height + item.p) * width + item.q) * channels + channel
+        : ((item.k * channels + channel) * height + item.p) * width + item.q;
+  }
+  __device__ int64_t output_stride() const {
+    return channels_last ? 1 : int64_t(pooled_height) * pooled_width;
+  }
+
+  __device__ const Bin<A>& row_bin(const Shared& shared, const Item& item) const {
+    return shared.rows[item.p % kTile];
+  }
+  __device__ const Bin<A>& column_bin(const Shared& shared, const Item& item) const {
+    return shared.columns[item.q % kTile];
+  }
+  __device__ Taps<A> row_pair(const Shared& shared, const Item& item, int64_t i) const {
+    return row_bin(shared, item).pair(method, shared.y, item.p, i, average);
+  }
+  __device__ Taps<A> column_pair(const Shared& shared, const Item& item, int64_t j) const {
+    return column_bin(shared, item).pair(method, shared.x, item.q, j, average);
+  }
+};
+
+// The four cells where a pair of taps on the rows and one on the columns meet. A weight of zero is not
+// to be read.
+template <typename T, typename A>
+struct Corners {
+  T* cell[4];
+  A weight[4];
+  bool reads[4];
+
+  __device__ Corners(
+      T* map, int64_t row_stride, int64_t column_stride, const Taps<A>& row,
+      const Taps<A>& column) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const bool low_row = c < 2, low_column = c % 2 == 0;
+      cell[c] = map + (low_row ? row.low : row.high) * row_stride +
+          (low_column ? column.low : column.high) * column_stride;
+      const A row_weight = low_row ? row.low_weight : row.high_weight;
+      const A column_weight = low_column ? column.low_weight : column.high_weight;
+      reads[c] = row_weight != A(0) && column_weight != A(0);
+      weight[c] = row_weight * column_weight;
+    }
+  }
+};
+
+// Adds to `sum` what a pair of taps on either axis reads. All loads are issued before the first is used.
+template <typename S, typename A, int V, bool packed>
+__device__ void interpolate(
+    const Corners<const S, A>& corners, int64_t stride, const Channels<V, packed>& channels,
+    A (&sum)[V]) {
+  Pack<S, V> read[4];
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    if (corners.reads[c]) channels.load(corners.cell[c], stride, read[c]);
+  }
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    if (!corners.reads[c]) continue;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      sum[v] = fma(corners.weight[c], static_cast<A>(read[c].values[v]), sum[v]);
+    }
   }
 }
+
+template <typename S, bool packed>
+struct AverageForward : Work<const S, accumulation_t<S>, kVector<S>, true> {
+  using A = accumulation_t<S>;
+  static constexpr int V = kVector<S>;
+  using Base = Work<const S, A, V, true>;
+  S* output;
+
+  AverageForward(const Call& call, at::TensorList features, at::Tensor& output)
+      : Base(call, features), output(output.data_ptr<S>()) {}
+
+  __device__ void run(const typename Base::Shared& shared, int64_t k, unsigned part) const {
+    this->for_each_item(k, part, [&](const Item& item) {
+      const Channels<V, packed> channels(item.group, this->groups, this->channels);
+      A sum[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[v] = shared.state == RoiState::invalid ? A(NAN) : A(0);
+      if (shared.state == RoiState::read) {
+        const S* const map = in_global_memory(shared.map) + channels.first * shared.channel_stride;
+        const int64_t height = this->row_bin(shared, item).pairs;
+        const int64_t width = this->column_bin(shared, item).pairs;
+        for (int64_t i = 0; i < height; ++i) {
+          const Taps<A> row = this->row_pair(shared, item, i);
+          for (int64_t j = 0; j < width; ++j) {
+            const Corners<const S, A> corners(
+                map, shared.row_stride, shared.column_stride, row,
+                this->column_pair(shared, item, j));
+            interpolate(corners, shared.channel_stride, channels, sum);
+          }
+        }
+      }
+      Pack<S, V> result;
+#pragma unroll
+      for (int v = 0; v < V; ++v) result.values[v] = S(sum[v]);
+      channels.store(
+          output + this->output_offset(item, channels.first), this->output_stride(), result);
+    });
+  }
+};
+
+template <typename S, typename Index, bool packed>
+struct MaximumForward : Work<const S, accumulation_t<S>, kVector<S>, false> {
+  using A = accumulation_t<S>;
+  static constexpr int V = kVector<S>;
+  using Base = Work<const S, A, V, false>;
+  S* output;
+  Index* winner;
+
+  MaximumForward(
+      const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner)
+      : Base(call, features), output(output.data_ptr<S>()), winner(winner.data_ptr<Index>()) {}
+
+  __device__ void run(const typename Base::Shared& shared, int64_t k, unsigned part) const {
+    this->for_each_item(k, part, [&](const Item& item) {
+      const Channels<V, packed> channels(item.group, this->groups, this->channels);
+      A best[V];
+      Pack<Index, V> best_index;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        best[v] = shared.state == RoiState::invalid ? A(NAN) : A(0);
+        best_index.values[v] = Index(-1);
+      }
+      if (shared.state == RoiState::read) {
+        const S* const map = in_global_memory(shared.map) + channels.first * shared.channel_stride;
+        const Bin<A>& y = this->row_bin(shared, item);
+        const Bin<A>& x = this->column_bin(shared, item);
+        const int64_t zero_after = first_outside(y.window, x.window);
+        int64_t sample = 0;
+        for (int64_t i = 0; i < y.pairs; ++i) {
+          const Taps<A> row = this->row_pair(shared, item, i);
+          for (int64_t j = 0; j < x.pairs; ++j, ++sample) {
+            const Corners<const S, A> corners(
+                map, shared.row_stride, shared.column_stride, row,
+                this->column_pair(shared, item, j));
+            A value[V] = {};
+            interpolate(corners, shared.channel_stride, channels, value);
+            const bool first = sample == 0 && zero_after != 0;
+            const bool zero_follows = sample + 1 == zero_after;
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+              // NaN takes the place and keeps it.
+              if (first || value[v] > best[v] || value[v] != value[v]) {
+                best[v] = value[v];
+                best_index.values[v] = Index(sample);
+              }
+              if (zero_follows && A(0) > best[v]) {
+                best[v] = 0;
+                best_index.values[v] = Index(-1);
+              }
+            }
+          }
+        }
+      }
+      Pack<S, V> result;
+#pragma unroll
+      for (int v = 0; v < V; ++v) result.values[v] = S(best[v]);
+      const int64_t offset = this->output_offset(item, channels.first);
+      channels.store(output + offset, this->output_stride(), result);
+      channels.store(winner + offset, this->output_stride(), best_index);
+    });
+  }
+};
 
 // Sums that atomics build in whatever order the threads come.
 template <typename A>
@@ -189,6 +420,13 @@ struct FloatingSum {
   __device__ void add(A* cell, A value) const { atomicAdd(cell, value); }
 };
 
+// Four neighbouring cells at once. The host starts nothing that comes here where the chip cannot.
+__device__ void add_four(float* cells, float a, float b, float c, float d) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  atomicAdd(reinterpret_cast<float4*>(cells), make_float4(a, b, c, d));
+#endif
+}
+
 // Sums that come out the same in any order: fixed point, eight bytes a cell. `scale` is a power of two
 // that leaves room for every contribution of a call; it is on the device, so the host need not wait.
 template <typename A>
@@ -196,41 +434,110 @@ struct FixedPointSum {
   using type = unsigned long long;
   const double* scale;
   __device__ void add(unsigned long long* cell, A value) const {
-    atomicAdd(cell, static_cast<unsigned long long>(__double2ll_rn(double(value) * *scale)));
+    atomicAdd(cell, static_cast<unsigned long long>(__double2ll_rn(double(value) * __ldg(scale))));
   }
 };
 
-template <typename S, typename A, typename Index, typename Sum>
-__global__ void backward_kernel(
-    const Rois<A> rois, const Pyramid<typename Sum::type, A> pyramid, const S* grad,
-    const Index* winner, const Sum sum) {
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t e = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; e < rois.elements(); e += step) {
-    const Element<typename Sum::type, A> element(rois, pyramid, e);
-    if (element.state != RoiState::read) continue;
-    const auto y = make_window(rois.method, element.y, element.p);
-    const auto x = make_window(rois.method, element.x, element.q);
-    A value = static_cast<A>(grad[e]);
-    const auto spread = [&](int64_t i, int64_t j) {
-      const auto row = make_taps(rois.method, element.y, element.p, i);
-      const auto column = make_taps(rois.method, element.x, element.q, j);
-      element.for_each_tap(row, column, [&](typename Sum::type* cell, A weight) {
-        sum.add(cell, weight * value);
-      });
-    };
-    if (winner != nullptr) {
-      const Index index = winner[e];
-      if (index == Index(-1)) continue;
-      const int64_t width = x.end - x.begin;
-      spread(y.begin + int64_t(index) / width, x.begin + int64_t(index) % width);
+template <typename S, typename Sum, bool packed>
+struct AverageBackward : Work<typename Sum::type, accumulation_t<S>, kVector<S>, true> {
+  using A = accumulation_t<S>;
+  static constexpr int V = kVector<S>;
+  using Base = Work<typename Sum::type, A, V, true>;
+  const S* grad;
+  Sum sum;
+
+  AverageBackward(
+      const Call& call, at::TensorList sums, const at::Tensor& grad, const Sum& sum)
+      : Base(call, sums), grad(grad.const_data_ptr<S>()), sum(sum) {}
+
+  __device__ void run(const typename Base::Shared& shared, int64_t k, unsigned part) const {
+    if (shared.state != RoiState::read) return;
+    this->for_each_item(k, part, [&](const Item& item) {
+      const Channels<V, packed> channels(item.group, this->groups, this->channels);
+      Pack<S, V> value;
+      channels.load(
+          grad + this->output_offset(item, channels.first), this->output_stride(), value);
+      auto* const map = in_global_memory(shared.map) + channels.first * shared.channel_stride;
+      const int64_t height = this->row_bin(shared, item).pairs;
+      const int64_t width = this->column_bin(shared, item).pairs;
+      for (int64_t i = 0; i < height; ++i) {
+        const Taps<A> row = this->row_pair(shared, item, i);
+        for (int64_t j = 0; j < width; ++j) {
+          const Corners<typename Sum::type, A> corners(
+              map, shared.row_stride, shared.column_stride, row,
+              this->column_pair(shared, item, j));
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            if (corners.reads[c]) spread(corners.cell[c], corners.weight[c], value, channels, shared);
+          }
+        }
+      }
+    });
+  }
+
+  __device__ void spread(
+      typename Sum::type* cell, A weight, const Pack<S, V>& value,
+      const Channels<V, packed>& channels, const typename Base::Shared& shared) const {
+    const auto part = [&](int v) { return weight * static_cast<A>(value.values[v]); };
+    if constexpr (packed) {
+#pragma unroll
+      for (int v = 0; v < V; v += 4) {
+        add_four(cell + v, part(v), part(v + 1), part(v + 2), part(v + 3));
+      }
     } else {
-      value /= average_divisor(y, x);
-      for (int64_t i = y.begin; i < y.end; ++i) {
-        for (int64_t j = x.begin; j < x.end; ++j) spread(i, j);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        if (channels.has(v)) sum.add(cell + v * channels.step * shared.channel_stride, part(v));
       }
     }
   }
-}
+};
+
+// Each channel has a winner of its own, so there is nothing to add as a vector.
+template <typename S, typename Index, typename Sum>
+struct MaximumBackward : Work<typename Sum::type, accumulation_t<S>, kVector<S>, false> {
+  using A = accumulation_t<S>;
+  static constexpr int V = kVector<S>;
+  using Base = Work<typename Sum::type, A, V, false>;
+  const S* grad;
+  const Index* winner;
+  Sum sum;
+
+  MaximumBackward(
+      const Call& call, at::TensorList sums, const at::Tensor& grad, const at::Tensor& winner,
+      const Sum& sum)
+      : Base(call, sums), grad(grad.const_data_ptr<S>()),
+        winner(winner.const_data_ptr<Index>()), sum(sum) {}
+
+  __device__ void run(const typename Base::Shared& shared, int64_t k, unsigned part) const {
+    if (shared.state != RoiState::read) return;
+    this->for_each_item(k, part, [&](const Item& item) {
+      const Channels<V, false> channels(item.group, this->groups, this->channels);
+      const int64_t offset = this->output_offset(item, channels.first);
+      Pack<S, V> value;
+      Pack<Index, V> index;
+      channels.load(grad + offset, this->output_stride(), value);
+      channels.load(winner + offset, this->output_stride(), index);
+      const int64_t width = this->column_bin(shared, item).pairs;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        if (!channels.has(v) || index.values[v] == Index(-1)) continue;
+        const int64_t channel = channels.first + v * channels.step;
+        const unsigned sample = unsigned(index.values[v]);
+        const Corners<typename Sum::type, A> corners(
+            in_global_memory(shared.map) + channel * shared.channel_stride, shared.row_stride,
+            shared.column_stride, this->row_pair(shared, item, sample / unsigned(width)),
+            this->column_pair(shared, item, sample % unsigned(width)));
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          if (corners.reads[c]) {
+            sum.add(corners.cell[c], corners.weight[c] * static_cast<A>(value.values[v]));
+          }
+        }
+      }
+    });
+  }
+};
 
 template <typename S>
 __global__ void from_fixed_point(
@@ -252,17 +559,50 @@ std::vector<at::Tensor> zeroed(const Call& call, at::TensorOptions options) {
   return maps;
 }
 
+// Whether V neighbouring channels lie side by side, and every such group on a boundary of 16 bytes.
+bool packs(int V, const at::Tensor& tensor) {
+  return tensor.size(1) % V == 0 && tensor.stride(0) % V == 0 && tensor.stride(1) == 1 &&
+      tensor.stride(2) % V == 0 && tensor.stride(3) % V == 0 &&
+      reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+}
+bool packs(int V, at::TensorList tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), [&](const at::Tensor& tensor) {
+    return packs(V, tensor);
+  });
+}
+
+template <typename S, typename Index>
+void launch_forward(
+    const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
+  const bool packed = packs(kVector<S>, features) && packs(kVector<S>, output);
+  if (call.options.max) {
+    if (packed) {
+      launch_work(MaximumForward<S, Index, true>(call, features, output, winner));
+    } else {
+      launch_work(MaximumForward<S, Index, false>(call, features, output, winner));
+    }
+  } else if (packed) {
+    launch_work(AverageForward<S, true>(call, features, output));
+  } else {
+    launch_work(AverageForward<S, false>(call, features, output));
+  }
+}
+
 template <typename S, typename Index, typename Sum>
 void launch_backward(
     const Call& call, const at::Tensor& grad, const at::Tensor& winner,
     const std::vector<at::Tensor>& sums, const Sum& sum) {
-  using A = accumulation_t<S>;
-  const Rois<A> rois(call);
-  const Pyramid<typename Sum::type, A> pyramid(call, sums);
-  const Index* const winners = call.options.max ? winner.const_data_ptr<Index>() : nullptr;
-  launch(
-      backward_kernel<S, A, Index, Sum>, rois.elements(), rois, pyramid,
-      grad.const_data_ptr<S>(), winners, sum);
+  if (call.options.max) {
+    launch_work(MaximumBackward<S, Index, Sum>(call, sums, grad, winner, sum));
+    return;
+  }
+  if constexpr (std::is_same_v<Sum, FloatingSum<float>>) {
+    if (has_vector_atomics() && packs(kVector<S>, sums) && packs(kVector<S>, grad)) {
+      launch_work(AverageBackward<S, Sum, true>(call, sums, grad, sum));
+      return;
+    }
+  }
+  launch_work(AverageBackward<S, Sum, false>(call, sums, grad, sum));
 }
 
 // The largest power of two by which no sum of a cell overflows 62 bits: each output element adds at most
@@ -296,18 +636,7 @@ void forward_cuda(
     const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
   const DeviceGuard guard(output.device());
   ROI_DISPATCH_TYPES(output.scalar_type(), {
-    using A = accumulation_t<scalar_t>;
-    const Rois<A> rois(call);
-    const Pyramid<const scalar_t, A> pyramid(call, features);
-    if (call.options.max) {
-      launch(
-          maximum_kernel<scalar_t, A, index_t>, rois.elements(), rois, pyramid,
-          output.data_ptr<scalar_t>(), winner.data_ptr<index_t>());
-    } else {
-      launch(
-          average_kernel<scalar_t, A>, rois.elements(), rois, pyramid,
-          output.data_ptr<scalar_t>());
-    }
+    launch_forward<scalar_t, index_t>(call, features, output, winner);
   });
 }
 
