@@ -12,13 +12,17 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.compare import Comparison, ComparisonError, compare
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.evaluation import EvaluationError
+
+if TYPE_CHECKING:
+    from roi_plugins.benchmark.extractor_cost import Costs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar='DIR',
         help='write compare.md, .csv, .tex and .json, ap_over_iou.png and .svg there',
     )
+    parser.add_argument(
+        '--cost',
+        action='store_true',
+        help='measure here what each extractor costs in a training step of its run, which needs the '
+        'training data; with --output also into cost.md and .json',
+    )
     args = parser.parse_args(arguments)
     try:
         comparison = compare(args.runs, args.ann_file, args.baseline)
@@ -59,7 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'error: {problem}', file=sys.stderr)
     if args.output:
         write_comparison(comparison, args.output, args.digits)
-    return 1 if comparison.problems else 0
+    problems = comparison.problems
+    if args.cost:
+        costs = _measure_costs(comparison, args.output)
+        problems = problems + costs.problems
+    return 1 if problems else 0
+
+
+def _measure_costs(comparison: Comparison, output: str | None) -> Costs:
+    from roi_plugins.benchmark import extractor_cost  # torch, which a comparison does not need
+
+    costs = extractor_cost.measure_costs([run for run, _ in comparison.metrics])
+    print('\n' + extractor_cost.to_markdown(costs), end='')
+    for problem in costs.problems:
+        print(f'error: {problem}', file=sys.stderr)
+    if output:
+        extractor_cost.write_costs(costs, output)
+    return costs
 
 
 def _digits(text: str) -> int:
