@@ -43,6 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--baseline', metavar='EXTRACTOR', help='show differences to it, within each config'
     )
     parser.add_argument(
+        '--bootstrap',
+        type=_number,
+        default=1000,
+        metavar='N',
+        help='resamples of the images, for intervals and p-values; 0 for none (default: 1000)',
+    )
+    parser.add_argument(
+        '--bootstrap-seed',
+        type=_number,
+        default=0,
+        metavar='N',
+        help='seed of the resampling (default: 0)',
+    )
+    parser.add_argument(
         '--digits', type=_digits, default=1, help='decimals of the points (default: 1)'
     )
     parser.add_argument(
@@ -56,9 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help='measure here what each extractor costs in a training step of its run, which needs the '
         'training data; with --output also into cost.md and .json',
     )
+    parser.add_argument(
+        '--html',
+        type=Path,
+        metavar='FILE',
+        help='write one page that needs nothing else: the tables, the curves, the images on which runs '
+        'differ most, and what each run was made with',
+    )
     args = parser.parse_args(arguments)
     try:
-        comparison = compare(args.runs, args.ann_file, args.baseline)
+        comparison = compare(
+            args.runs, args.ann_file, args.baseline, args.bootstrap, args.bootstrap_seed
+        )
     except (ComparisonError, EvaluationError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
@@ -69,10 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'error: {problem}', file=sys.stderr)
     if args.output:
         write_comparison(comparison, args.output, args.digits)
-    problems = comparison.problems
-    if args.cost:
-        costs = _measure_costs(comparison, args.output)
-        problems = problems + costs.problems
+    costs = _measure_costs(comparison, args.output) if args.cost else None
+    problems = comparison.problems + (costs.problems if costs else [])
+    if args.html:
+        from roi_plugins.ablation.report import write_report
+
+        command = ['python', 'tools/compare.py', *(sys.argv[1:] if arguments is None else arguments)]
+        try:
+            write_report(comparison, args.html, command, args.digits, costs)
+        except EvaluationError as error:
+            print(f'error: {error}', file=sys.stderr)
+            return 1
     return 1 if problems else 0
 
 
@@ -86,6 +116,12 @@ def _measure_costs(comparison: Comparison, output: str | None) -> Costs:
     if output:
         extractor_cost.write_costs(costs, output)
     return costs
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r}; expected a number, 0 or more')
+    return int(text)
 
 
 def _digits(text: str) -> int:
