@@ -40,6 +40,11 @@ COUNT = 'predictions'
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 IOU_TYPES = ('bbox', 'segm')
 
+BOUNDARY = 'boundary'
+"""Evaluates masks too, by Boundary IoU: a third kind of AP from the predictions of ``'segm'``."""
+
+EVALUATIONS = (*IOU_TYPES, BOUNDARY)
+
 METRICS_FILE = 'metrics.json'
 CELL_FILE = 'cell.json'
 PREDICTION_FILES = {'bbox': 'predictions.bbox.json', 'segm': 'predictions.segm.json'}
@@ -59,7 +64,7 @@ def evaluate(
         predictions: COCO results, as a file or as the list in it: ``image_id``, ``category_id``,
             ``score`` and ``bbox`` (x, y, w, h in pixels) or ``segmentation`` (compressed RLE). An
             empty list has AP 0.
-        iou_type: ``'bbox'`` or ``'segm'``.
+        iou_type: ``'bbox'``, ``'segm'`` or, for Boundary AP, ``'boundary'``.
 
     Returns:
         What :func:`summarize` returns.
@@ -78,8 +83,8 @@ def match_predictions(
 
     The area of a predicted mask is its own, not its box's, as in MMDetection and Detectron2.
     """
-    if iou_type not in IOU_TYPES:
-        raise ValueError(f'iou_type is {iou_type!r}; expected one of {", ".join(IOU_TYPES)}')
+    if iou_type not in EVALUATIONS:
+        raise ValueError(f'iou_type is {iou_type!r}; expected one of {", ".join(EVALUATIONS)}')
     coco = ann_file if isinstance(ann_file, COCO) else load_annotations(ann_file)
     results = read_predictions(coco, predictions, iou_type)
     with contextlib.redirect_stdout(io.StringIO()):

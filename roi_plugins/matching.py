@@ -12,6 +12,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy.sparse import csr_array
@@ -78,10 +79,15 @@ class ResampledAP:
 def match(ground_truth: COCO, detections: COCO, iou_type: str) -> Matches:
     """Matches detections as ``COCOeval(ground_truth, detections, iou_type).evaluate()`` does.
 
+    ``'boundary'``, which pycocotools does not have, is Boundary IoU: see :class:`BoundaryEval`.
+
     Nearly all pairs of an image and a class have no object, so that there is nothing to match.
     pycocotools is called for the others.
     """
-    coco_eval = COCOeval(ground_truth, detections, iou_type)
+    if iou_type == 'boundary':
+        coco_eval = BoundaryEval(ground_truth, detections)
+    else:
+        coco_eval = COCOeval(ground_truth, detections, iou_type)
     coco_eval._prepare()
     params = coco_eval.params
     images_of: dict[int, set[int]] = {category_id: set() for category_id in params.catIds}
@@ -90,6 +96,41 @@ def match(ground_truth: COCO, detections: COCO, iou_type: str) -> Matches:
     index = {image_id: i for i, image_id in enumerate(params.imgIds)}
     classes = [_match_class(coco_eval, c, images_of[c], index) for c in params.catIds]
     return Matches(params.imgIds, params.catIds, classes, len(detections.anns))
+
+
+class BoundaryEval(COCOeval):
+    """COCOeval of masks by Boundary IoU (Cheng et al., CVPR 2021), which sees errors of contours.
+
+    A pair's IoU is the lower of the masks' and that of their boundaries: the pixels within 2% of the
+    image's diagonal of the contour, on the inside. Crowds keep the IoU of the masks.
+
+    Raises:
+        ImportError: faster-coco-eval, which finds the boundaries, is not installed.
+    """
+
+    def __init__(self, ground_truth: COCO, detections: COCO) -> None:
+        super().__init__(ground_truth, detections, 'segm')
+        try:
+            from faster_coco_eval.core.mask import rleToBoundary
+        except ImportError as error:
+            raise ImportError(
+                'Boundary AP needs faster-coco-eval: pip install faster-coco-eval'
+            ) from error
+        self._boundary = rleToBoundary
+
+    def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list:
+        ious = super().computeIoU(imgId, catId)
+        objects = self._gts[imgId, catId]
+        found = sorted(self._dts[imgId, catId], key=lambda d: -d['score'])[: len(ious)]
+        if not (objects and found):
+            return ious
+        boundaries = [
+            [self._boundary(instance['segmentation']) for instance in instances]
+            for instances in (found, objects)
+        ]
+        of_boundaries = mask_utils.iou(*boundaries, [0] * len(objects))
+        is_crowd = np.array([bool(instance['iscrowd']) for instance in objects])
+        return np.where(is_crowd, ious, np.minimum(ious, of_boundaries))
 
 
 def _match_class(
@@ -140,15 +181,7 @@ def precision_at_recall(matches: Matches) -> np.ndarray:
     Returns:
         ``COCOeval.eval['precision'][..., -1]``: (IoU thresholds, 101 recalls, classes, areas).
     """
-    coco_eval = COCOeval(iouType='bbox')
-    params = coco_eval.params
-    params.catIds = matches.category_ids
-    # accumulate() joins the results of the images; they are joined already, into that of one
-    # image, which no limit of detections must cut.
-    params.imgIds = [0]
-    params.maxDets = [max(len(c.score) for c in matches.classes)]
-    coco_eval._paramsEval = params
-    coco_eval.evalImgs = [
+    joined = [
         {
             'dtScores': c.score,
             'dtMatches': c.matched[area],
@@ -158,6 +191,27 @@ def precision_at_recall(matches: Matches) -> np.ndarray:
         for c in matches.classes
         for area in range(len(AREAS))
     ]
+    return accumulate(joined, len(matches.classes), len(AREAS))
+
+
+def accumulate(joined: list[dict], classes: int, areas: int) -> np.ndarray:
+    """``COCOeval.accumulate`` for results that are those of all images already.
+
+    Args:
+        joined: of each class and in it of each area what ``evaluateImg`` gives of an image.
+
+    Returns:
+        Precision, (IoU thresholds, 101 recalls, classes, areas).
+    """
+    coco_eval = COCOeval(iouType='bbox')
+    params = coco_eval.params
+    params.imgIds, params.catIds = [0], list(range(classes))
+    params.areaRng = params.areaRng[:areas]
+    params.iouThrs = params.iouThrs[: len(joined[0]['dtMatches'])] if joined else params.iouThrs
+    # A limit of detections is one of an image, so it was applied before.
+    params.maxDets = [max((len(result['dtScores']) for result in joined), default=0)]
+    coco_eval._paramsEval = params
+    coco_eval.evalImgs = joined
     with contextlib.redirect_stdout(io.StringIO()):
         coco_eval.accumulate()
     return coco_eval.eval['precision'][..., -1]
