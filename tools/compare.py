@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = ['python', 'tools/compare.py', *(sys.argv[1:] if arguments is None else arguments)]
         try:
             write_report(comparison, args.html, command, args.digits, costs)
-        except EvaluationError as error:
+        except (EvaluationError, OSError) as error:
             print(f'error: {error}', file=sys.stderr)
             return 1
     return 1 if problems else 0

@@ -30,7 +30,7 @@ from roi_plugins.ablation.images import (
 )
 from roi_plugins.ablation.records import Record, read_record
 from roi_plugins.ablation.results import Run
-from roi_plugins.ablation.tables import TITLES, format_points, make_tables
+from roi_plugins.ablation.tables import TITLES, caption, format_points, make_tables
 from roi_plugins.benchmark.extractor_cost import Costs
 from roi_plugins.benchmark.extractor_cost import to_rows as cost_rows
 from roi_plugins.evaluation import (
@@ -85,7 +85,7 @@ def write_report(
         tables.append(_table('Cost of the extractor in a training step', costs.machine, table))
     page = environment.get_template('report.html').render(
         title=f'Extractors on {comparison.ann_file.name}',
-        summary=_summary(comparison),
+        summary=caption(comparison),
         messages=[
             *(('problem', text) for text in comparison.problems + (costs.problems if costs else [])),
             *(('note', text) for text in comparison.notes),
@@ -111,18 +111,6 @@ def write_report(
         aside.write_text(page, encoding='utf-8')
 
 
-def _summary(comparison: Comparison) -> str:
-    parts = [
-        f'{len(comparison.metrics)} runs on {comparison.num_images} images; AP x 100, computed anew from '
-        'the predictions.'
-    ]
-    if any(len(group.runs) > 1 for group in comparison.groups):
-        parts.append('± is the sample standard deviation over n seeds.')
-    if comparison.baseline is not None:
-        parts.append(f'The baseline is {comparison.baseline}.')
-    return ' '.join(parts)
-
-
 def _tables(comparison: Comparison, digits: int) -> Iterator[dict[str, Any]]:
     for title, table in make_tables(comparison, digits).items():
         yield _table(title, '', table)
@@ -131,7 +119,10 @@ def _tables(comparison: Comparison, digits: int) -> Iterator[dict[str, Any]]:
         if groups:
             rows = [
                 {'Config': group.config_name, 'Extractor': group.extractor}
-                | dict(zip(map(str, IOU_THRESHOLDS), _means(group, digits), strict=True))
+                | {
+                    f'{iou:g}': '-' if np.isnan(value) else format_points(value, digits)
+                    for iou, value in group.estimates.over_iou['value'].items()
+                }
                 for group in groups
             ]
             table = pd.DataFrame(rows)
@@ -147,11 +138,6 @@ def _table(title: str, note: str, table: pd.DataFrame) -> dict[str, Any]:
         'columns': list(table.columns),
         'rows': table.to_numpy().tolist(),
     }
-
-
-def _means(group: Group, digits: int) -> list[str]:
-    means = np.where(group.curves < 0, np.nan, group.curves).mean(axis=0)
-    return ['-' if np.isnan(mean) else format_points(mean, digits) for mean in means]
 
 
 def _curves(comparison: Comparison) -> Iterator[dict[str, Any]]:
@@ -179,21 +165,20 @@ def _curves(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def _traces(group: Group, index: int) -> Iterator[dict[str, Any]]:
-    curves = np.where(group.curves < 0, np.nan, 100 * group.curves)
-    if np.isnan(curves).all():  # no ground truth
+    over_iou = 100 * group.estimates.over_iou
+    if over_iou['value'].isna().all():  # no ground truth
         return
-    mean, color = curves.mean(axis=0), _COLORS[index % len(_COLORS)]
+    color = _COLORS[index % len(_COLORS)]
     name = html.escape(group.extractor, quote=False)  # plotly reads a little markup
     x = list(IOU_THRESHOLDS)
-    if len(curves) > 1:
-        std = curves.std(axis=0, ddof=1)
+    if over_iou['low'].notna().all():
         yield {
-            'x': x + x[::-1], 'y': [*(mean + std), *(mean - std)[::-1]], 'fill': 'toself',
-            'fillcolor': color, 'opacity': 0.2, 'line': {'width': 0}, 'mode': 'lines',
+            'x': x + x[::-1], 'y': [*over_iou['low'], *over_iou['high'][::-1]], 'fill': 'toself',
+            'fillcolor': color, 'opacity': 0.15, 'line': {'width': 0}, 'mode': 'lines',
             'hoverinfo': 'skip', 'showlegend': False, 'legendgroup': name,
         }  # fmt: skip
     yield {
-        'x': x, 'y': mean.tolist(), 'name': name, 'legendgroup': name, 'mode': 'lines+markers',
+        'x': x, 'y': over_iou['value'].tolist(), 'name': name, 'legendgroup': name, 'mode': 'lines+markers',
         'line': {'color': color}, 'marker': {'symbol': _SYMBOLS[index % len(_SYMBOLS)], 'size': 8},
         'hovertemplate': '%{y:.1f}',
     }  # fmt: skip

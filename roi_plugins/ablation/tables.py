@@ -148,7 +148,7 @@ def _certainty(
 
 def to_markdown(comparison: Comparison, digits: int = 1) -> str:
     """The tables in Markdown, padded so that they can be read as they are."""
-    parts = [_caption(comparison)]
+    parts = [caption(comparison)]
     for title, table in make_tables(comparison, digits).items():
         rows = [list(table.columns), *table.to_numpy().tolist()]
         rows = [[cell.replace('\\', '\\\\').replace('|', '\\|') for cell in row] for row in rows]
@@ -301,7 +301,8 @@ def _without_nan(row: dict[str, Any]) -> dict[str, float | None]:
     }
 
 
-def _caption(comparison: Comparison) -> str:
+def caption(comparison: Comparison) -> str:
+    """What the tables are of, and what their ± and intervals mean."""
     lines = [
         f'{comparison.ann_file.name}, {comparison.num_images} images; AP x 100.',
     ]

@@ -86,7 +86,7 @@ def comparison(make_run):
         make_run('pool0', 6, HOSTILE),
         make_run('pool1', 9, HOSTILE, seed=1),
     ]
-    return compare(runs, baseline='align')
+    return compare(runs, baseline='align', resamples=100)
 
 
 @pytest.fixture(scope='module')
@@ -115,7 +115,7 @@ def test_the_page_has_everything_and_nothing_of_it_is_markup(page, comparison):
         "python train.py --name 'a b'",
         "-extractor = 'base0'",
         "+extractor = 'pool0'",
-        'images; AP x 100',
+        '6 images; AP x 100',
     ):
         assert expected in shown, expected
     # What it loads is in it: addresses are of data or of a place in the page.
@@ -268,6 +268,11 @@ def test_tables_are_sorted_with_the_keyboard(browse):
         assert len(set(values)) == 2
         heads = tab.locator('table').first.locator('th[aria-sort]')
         assert [head.get_attribute('aria-sort') for head in heads.all()] == [direction]
+    intervals = tab.get_by_role('region', name='Box AP, 95% interval', exact=True)
+    intervals.get_by_role('button', name='AP', exact=True).click()
+    cells = intervals.locator(f'tbody td:nth-child({number})').all_text_contents()
+    lows = [float(cell.strip('[').split(',')[0]) for cell in cells]
+    assert lows == sorted(lows, reverse=True)
     tab.locator('table').first.get_by_role('button', name='Extractor').click()
     assert column(tab, names.index('Extractor') + 1) == [HOSTILE, 'align']
 
@@ -289,7 +294,7 @@ def test_curves_and_images_are_drawn(browse):
     assert tab.locator('.curve .main-svg').count() >= 2  # boxes and masks
     names = tab.locator('.curve').first.locator('.legendtext').all_text_contents()
     assert names == ['align', HOSTILE]
-    assert tab.locator('.curve').first.locator('.lines .js-line').count() >= 2
+    assert tab.locator('.curve').first.locator('.lines .js-line').count() == 4  # each with its interval
     panel = tab.locator('figure svg').first
     panel.scroll_into_view_if_needed()
     picture = Image.open(io.BytesIO(panel.screenshot())).convert('RGB')
