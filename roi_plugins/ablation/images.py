@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from roi_plugins.ablation.results import Run
 from roi_plugins.evaluation import IOU_THRESHOLDS, load_results, read_predictions
+from roi_plugins.matching import Matches, match
 
 MIN_SCORE = 0.3
 """Detections below it are drawn only if they match, or are the highest of as many as there are objects."""
@@ -70,6 +71,9 @@ class Detections:
         coco: the annotations.
         iou_type: ``'bbox'`` or ``'segm'``.
 
+    Attributes:
+        aps: AP in each image alone, the mean of its classes, by image id; NaN for one without objects.
+
     Raises:
         EvaluationError: the predictions cannot be evaluated.
     """
@@ -77,47 +81,17 @@ class Detections:
     def __init__(self, coco: COCO, run: Run, iou_type: str):
         self.run = run
         self.iou_type = iou_type
+        self._truth = coco
         results = read_predictions(coco, run.predictions[iou_type], iou_type)
         with contextlib.redirect_stdout(io.StringIO()):
-            self.coco = load_results(coco, results)
-            coco_eval = COCOeval(coco, self.coco, iou_type)
-            coco_eval.params.areaRng, coco_eval.params.areaRngLbl = [[0, 1e10]], ['all']
-            coco_eval.evaluate()
-        self._results: dict[int, list[dict]] = {}
-        for result in filter(None, coco_eval.evalImgs):
-            self._results.setdefault(result['image_id'], []).append(result)
-        self._recalls = coco_eval.params.recThrs
-
-    def ap(self, image_id: int) -> float:
-        """AP in this image alone, the mean of its classes; NaN for one without objects."""
-        found = [self._class_ap(result) for result in self._results.get(image_id, [])]
-        return float(np.mean(found)) if (found := [ap for ap in found if ap is not None]) else np.nan
-
-    def _class_ap(self, result: dict) -> float | None:
-        num_objects = int(np.sum(result['gtIgnore'] == 0))
-        if num_objects == 0:
-            return None
-        counts = ~result['dtIgnore'].astype(bool)  # (T, D), by falling score
-        right = np.cumsum((result['dtMatches'] != 0) & counts, axis=1)
-        precision = right / np.maximum(np.cumsum(counts, axis=1), 1)
-        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        aps = []
-        for p, r in zip(precision, right / num_objects, strict=True):
-            at = np.searchsorted(r, self._recalls, side='left')
-            aps.append(np.append(p, 0)[at].mean())
-        return float(np.mean(aps))
+            self._found = load_results(coco, results)
+            matches = match(coco, self._found, iou_type)
+        self.aps = dict(zip(matches.image_ids, _image_aps(matches).tolist(), strict=True))
 
     def shapes(self, image: dict, classes: dict[int, str], num_objects: int) -> list[Shape]:
         """The detections to draw, the highest score last, so that it lies on top."""
-        right = {
-            detection
-            for result in self._results.get(image['id'], [])
-            for detection, match in zip(
-                result['dtIds'], result['dtMatches'][_SHOWN_IOU], strict=True
-            )
-            if match
-        }
-        found = self.coco.loadAnns(self.coco.getAnnIds(imgIds=[image['id']]))
+        right = self._right(image['id'])
+        found = self._found.loadAnns(self._found.getAnnIds(imgIds=[image['id']]))
         found = sorted(found, key=lambda detection: -detection['score'])
         shown = [
             detection
@@ -126,12 +100,59 @@ class Detections:
         ]
         return [
             Shape(
-                outline(self.coco, detection, self.iou_type),
+                outline(self._found, detection, self.iou_type),
                 'right' if detection['id'] in right else 'wrong',
                 f'{classes[detection["category_id"]]} {detection["score"]:.2f}',
             )
             for detection in reversed(shown)
         ]
+
+    def _right(self, image_id: int) -> set[int]:
+        """The detections that match an object at the IoU that is shown."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco_eval = COCOeval(self._truth, self._found, self.iou_type)
+            coco_eval.params.imgIds = [image_id]
+            coco_eval.params.areaRng, coco_eval.params.areaRngLbl = [[0, 1e10]], ['all']
+            coco_eval.evaluate()
+        return {
+            detection
+            for result in filter(None, coco_eval.evalImgs)
+            for detection, matched in zip(
+                result['dtIds'], result['dtMatches'][_SHOWN_IOU], strict=True
+            )
+            if matched
+        }
+
+
+def _image_aps(matches: Matches) -> np.ndarray:
+    """AP in each image alone, the mean of its classes; NaN for those without objects; (images,)."""
+    sums, present = np.zeros((2, len(matches.image_ids)))
+    recalls = COCOeval(iouType='bbox').params.recThrs
+    for of_class in matches.classes:
+        objects = np.bincount(
+            of_class.object_image[~of_class.object_ignored[0]], minlength=len(sums)
+        )
+        order = np.argsort(of_class.image, kind='stable')  # within an image still by score
+        ends = np.searchsorted(of_class.image[order], np.arange(len(sums) + 1))
+        counts = ~of_class.ignored[0][:, order]
+        right = of_class.matched[0][:, order] & counts
+        for image in objects.nonzero()[0]:
+            here = slice(ends[image], ends[image + 1])
+            sums[image] += _ap(right[:, here], counts[:, here], objects[image], recalls)
+            present[image] += 1
+    return np.divide(sums, present, out=np.full_like(sums, np.nan), where=present > 0)
+
+
+def _ap(right: np.ndarray, counts: np.ndarray, num_objects: int, recalls: np.ndarray) -> float:
+    """COCO's AP, the mean over IoU thresholds, of (thresholds, detections) by falling score."""
+    some = right.any(axis=1)  # at the others it is 0
+    rights = np.cumsum(right[some], axis=1)
+    precision = rights / np.maximum(np.cumsum(counts[some], axis=1), 1)
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    total = 0.0
+    for p, recall in zip(precision, rights / num_objects, strict=True):
+        total += np.append(p, 0)[np.searchsorted(recall, recalls)].mean()
+    return total / len(right)
 
 
 def most_different(
@@ -140,7 +161,7 @@ def most_different(
     """Up to ``count`` images, those first whose AP differs most between two runs; none where it is equal,
     and none of unknown size."""
     sized = [id_ for id_, image in sorted(coco.imgs.items()) if image.keys() >= {'width', 'height'}]
-    aps = {image_id: (first.ap(image_id), second.ap(image_id)) for image_id in sized}
+    aps = {image_id: (first.aps[image_id], second.aps[image_id]) for image_id in sized}
     gaps = {image_id: abs(b - a) for image_id, (a, b) in aps.items() if abs(b - a) > 0}  # no NaN
     classes = {id_: category.get('name', str(id_)) for id_, category in coco.cats.items()}
     chosen = sorted(gaps, key=lambda image_id: -gaps[image_id])[:count]

@@ -189,7 +189,7 @@ def test_a_false_alarm_lowers_the_ap_of_its_image_as_in_coco(make_run, ann_file)
     one['annotations'] = [a for a in one['annotations'] if a['image_id'] == image_id]
     write_json(run / 'one.json', one)
     found = [p for p in predictions if p['image_id'] == image_id]
-    ap = Detections(coco, find_runs([run]).runs[0], 'bbox').ap(image_id)
+    ap = Detections(coco, find_runs([run]).runs[0], 'bbox').aps[image_id]
     assert ap == pytest.approx(evaluate(run / 'one.json', found, 'bbox')['AP'], abs=1e-12)
     assert 0 < ap < 1
 
