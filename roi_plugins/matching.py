@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,25 +99,29 @@ def match(ground_truth: COCO, detections: COCO, iou_type: str) -> Matches:
     return Matches(params.imgIds, params.catIds, classes, len(detections.anns))
 
 
+def boundary_of_masks() -> Callable[[dict], dict]:
+    """The function from the RLE of a mask to that of its boundary.
+
+    Raises:
+        ImportError: it is faster-coco-eval's, which is not installed.
+    """
+    try:
+        from faster_coco_eval.core.mask import rleToBoundary
+    except ImportError as error:
+        raise ImportError('Boundary AP needs faster-coco-eval: pip install faster-coco-eval') from error
+    return rleToBoundary
+
+
 class BoundaryEval(COCOeval):
     """COCOeval of masks by Boundary IoU (Cheng et al., CVPR 2021), which sees errors of contours.
 
     A pair's IoU is the lower of the masks' and that of their boundaries: the pixels within 2% of the
     image's diagonal of the contour, on the inside. Crowds keep the IoU of the masks.
-
-    Raises:
-        ImportError: faster-coco-eval, which finds the boundaries, is not installed.
     """
 
     def __init__(self, ground_truth: COCO, detections: COCO) -> None:
         super().__init__(ground_truth, detections, 'segm')
-        try:
-            from faster_coco_eval.core.mask import rleToBoundary
-        except ImportError as error:
-            raise ImportError(
-                'Boundary AP needs faster-coco-eval: pip install faster-coco-eval'
-            ) from error
-        self._boundary = rleToBoundary
+        self._boundary = boundary_of_masks()
 
     def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list:
         ious = super().computeIoU(imgId, catId)

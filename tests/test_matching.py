@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -82,6 +83,34 @@ def test_precision_is_that_of_pycocotools(iou_type, request):
         matches = match(truth, load_results(truth, copy.deepcopy(some)), iou_type)
         assert np.array_equal(precision_at_recall(matches), expected)
         assert (expected[..., -1, 0] == -1).all()  # the class without objects
+
+
+def test_boundary_ap_is_that_of_faster_coco_eval(masks):
+    """The library finds the boundaries in both, and evaluates by itself in one."""
+    faster_coco_eval = pytest.importorskip('faster_coco_eval')
+    dataset, results = masks
+    as_text = copy.deepcopy(dataset)
+    for annotation in as_text['annotations']:
+        annotation['segmentation']['counts'] = annotation['segmentation']['counts'].decode()
+    truth = faster_coco_eval.COCO(as_text)
+    evaluation = faster_coco_eval.COCOeval_faster(
+        truth, truth.loadRes(copy.deepcopy(results)), 'boundary', boundary_cpu_count=1
+    )
+    evaluation.run()
+    truth = index(copy.deepcopy(dataset))
+    matches = match(truth, load_results(truth, copy.deepcopy(results)), 'boundary')
+    precision = precision_at_recall(matches)
+    assert precision == pytest.approx(evaluation.eval['precision'][..., -1], abs=1e-12)
+    of_masks = precision_at_recall(match(truth, load_results(truth, copy.deepcopy(results)), 'segm'))
+    assert 0.05 < precision[..., :3, 0].mean() < of_masks[..., :3, 0].mean()
+
+
+def test_faster_coco_eval_that_is_missing_is_asked_for(masks, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'faster_coco_eval.core.mask', None)
+    dataset, results = masks
+    truth = index(copy.deepcopy(dataset))
+    with pytest.raises(ImportError, match='pip install faster-coco-eval'):
+        match(truth, load_results(truth, copy.deepcopy(results)), 'boundary')
 
 
 def resample(dataset, results, counts):

@@ -57,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help='seed of the resampling (default: 0)',
     )
     parser.add_argument(
+        '--details',
+        action='store_true',
+        help='also what moved: Boundary AP of masks, the errors by kind, the AP of each class',
+    )
+    parser.add_argument(
         '--digits', type=_digits, default=1, help='decimals of the points (default: 1)'
     )
     parser.add_argument(
@@ -80,7 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         comparison = compare(
-            args.runs, args.ann_file, args.baseline, args.bootstrap, args.bootstrap_seed
+            args.runs,
+            args.ann_file,
+            args.baseline,
+            args.bootstrap,
+            args.bootstrap_seed,
+            args.details,
         )
     except (ComparisonError, EvaluationError) as error:
         print(f'error: {error}', file=sys.stderr)

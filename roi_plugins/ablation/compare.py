@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from rich.console import Console
 from rich.progress import track
 
+from roi_plugins.ablation.errors import break_down_errors
 from roi_plugins.ablation.results import Run, find_runs
 from roi_plugins.ablation.significance import (
     Estimates,
@@ -27,15 +28,19 @@ from roi_plugins.ablation.significance import (
     sample_run,
 )
 from roi_plugins.evaluation import (
+    BOUNDARY,
     COUNT,
     CURVE,
+    EVALUATIONS,
     IOU_TYPES,
     METRICS,
     EvaluationError,
     load_annotations,
     match_predictions,
+    read_predictions,
     summarize,
 )
+from roi_plugins.matching import boundary_of_masks
 
 
 class ComparisonError(ValueError):
@@ -47,6 +52,7 @@ class Group:
     """The runs of one extractor with one config, which differ in their seeds.
 
     Attributes:
+        iou_type: one of :data:`~roi_plugins.evaluation.EVALUATIONS`.
         runs: metrics by run, as fractions; NaN where there is no ground truth. Index: the seeds.
             Columns: ``METRICS``.
         curves: AP, (runs, IoU thresholds).
@@ -56,6 +62,8 @@ class Group:
         estimates: the means once more, with those of each IoU threshold and each class, and how
             sure they are.
         difference_estimates: the same of the difference to the baseline; None as ``difference``.
+        errors: what :func:`~roi_plugins.ablation.errors.break_down_errors` gives of each run; empty
+            where it was not asked for, and for Boundary AP.
     """
 
     iou_type: str
@@ -67,6 +75,7 @@ class Group:
     difference_std: pd.Series | None
     estimates: Estimates
     difference_estimates: Estimates | None
+    errors: list[pd.DataFrame]
 
     @property
     def mean(self) -> pd.Series:
@@ -114,6 +123,7 @@ def compare(
     baseline: str | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    details: bool = False,
 ) -> Comparison:
     """Evaluates runs on their common annotations and groups them by config and extractor.
 
@@ -126,6 +136,7 @@ def compare(
         resamples: of the images, for intervals and p-values; the same images for all runs. 0 for
             none of these.
         seed: of the resampling: the same seed gives the same intervals.
+        details: also Boundary AP of masks, and the errors by kind.
 
     Raises:
         ComparisonError: there is no run to compare, two are the same cell, or none is of the
@@ -137,6 +148,13 @@ def compare(
     runs = _comparable(found.runs, problems, notes)
     coco = load_annotations(runs[0].ann_file)
     counts = resample_images(len(coco.imgs), resamples, seed)
+    evaluations = IOU_TYPES
+    if details and any('segm' in run.predictions for run in runs):
+        try:
+            boundary_of_masks()
+            evaluations = EVALUATIONS
+        except ImportError as error:
+            problems.append(str(error))
 
     metrics, samples = [], []
     progress = Console(stderr=True)
@@ -145,10 +163,16 @@ def compare(
     ):
         results, run_samples = {}, {}
         try:
-            for iou_type in filter(run.predictions.__contains__, IOU_TYPES):
-                matches = match_predictions(coco, run.predictions[iou_type], iou_type)
+            for iou_type in evaluations:
+                path = run.predictions.get('segm' if iou_type == BOUNDARY else iou_type)
+                if path is None:
+                    continue
+                matches = match_predictions(coco, path, iou_type)
                 results[iou_type] = summarize(matches)
-                run_samples[iou_type] = sample_run(results[iou_type], matches, counts)
+                errors = None
+                if details and iou_type != BOUNDARY:
+                    errors = break_down_errors(coco, read_predictions(coco, path, iou_type), iou_type)
+                run_samples[iou_type] = sample_run(results[iou_type], matches, counts), errors
         except EvaluationError as error:
             problems.append(str(error))
             continue
@@ -157,7 +181,7 @@ def compare(
         notes += [
             f'{run.predictions[iou_type]}: has no predictions: its AP is 0'
             for iou_type, result in results.items()
-            if result[COUNT] == 0
+            if result[COUNT] == 0 and iou_type != BOUNDARY
         ]
     if not metrics:
         raise ComparisonError('\n'.join(['there is no run to compare:', *problems]))
@@ -245,27 +269,27 @@ def _check_baseline(baseline: str, runs: Sequence[Run], problems: Sequence[str])
 
 def _group(
     metrics: Sequence[tuple[Run, dict[str, dict[str, Any]]]],
-    samples: Sequence[dict[str, RunSample]],
+    samples: Sequence[dict[str, tuple[RunSample, pd.DataFrame | None]]],
     baseline: str | None,
     classes: Sequence[str],
 ) -> list[Group]:
-    members: dict[tuple[str, str, str], dict[Any, tuple[dict[str, Any], RunSample]]] = {}
-    for iou_type in IOU_TYPES:
+    members: dict[tuple[str, str, str], dict[Any, tuple]] = {}
+    for iou_type in EVALUATIONS:
         for (run, results), run_samples in zip(metrics, samples, strict=True):
             if iou_type in results:
                 key = iou_type, run.config_name, run.extractor
                 by_seed = members.setdefault(key, {})
-                by_seed[run.seed] = results[iou_type], run_samples[iou_type]
+                by_seed[run.seed] = results[iou_type], *run_samples[iou_type]
     runs = {
         key: pd.DataFrame(
-            [[result[metric] for metric in METRICS] for result, _ in by_seed.values()],
+            [[result[metric] for metric in METRICS] for result, *_ in by_seed.values()],
             index=pd.Index(list(by_seed), dtype=object),
             columns=METRICS,
         ).replace(-1, np.nan)
         for key, by_seed in members.items()
     }
     samples_of = {
-        key: {seed: sample for seed, (_, sample) in by_seed.items()}
+        key: {seed: sample for seed, (_, sample, _) in by_seed.items()}
         for key, by_seed in members.items()
     }
     groups = []
@@ -286,11 +310,12 @@ def _group(
                 config_name=config_name,
                 extractor=extractor,
                 runs=own,
-                curves=np.array([result[CURVE] for result, _ in by_seed.values()]),
+                curves=np.array([result[CURVE] for result, *_ in by_seed.values()]),
                 difference=difference,
                 difference_std=difference_std,
                 estimates=estimate(samples_of[key], None, classes),
                 difference_estimates=difference_estimates,
+                errors=[errors for *_, errors in by_seed.values() if errors is not None],
             )
         )
     return groups

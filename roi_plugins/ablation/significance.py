@@ -153,8 +153,11 @@ def _stack(runs: Mapping[Any, RunSample]) -> np.ndarray:
 
 
 def _mean(runs: Mapping[Any, RunSample]) -> tuple[np.ndarray, np.ndarray]:
+    value = _stack(runs).mean(axis=0)
     resampled = sum(run.resampled for run in runs.values()) / len(runs)
-    return _stack(runs).mean(axis=0), resampled
+    if not resampled.size:  # no resamples: like one without a value
+        resampled = np.full((len(value), 1), np.nan)
+    return value, resampled
 
 
 def _seed_variance(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

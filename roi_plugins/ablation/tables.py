@@ -5,7 +5,7 @@ The tables are in points (AP x 100), rounded once from full precision. The JSON 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -18,17 +18,17 @@ from roi_plugins.ablation.compare import Comparison, Group
 from roi_plugins.ablation.figures import plot_ap_over_iou, save_figure
 from roi_plugins.ablation.significance import CONFIDENCE, Estimates
 from roi_plugins.evaluation import (
+    EVALUATIONS,
     IOU_THRESHOLDS,
-    IOU_TYPES,
     METRICS,
     write_json,
     written_aside,
 )
 
-TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP'}
+TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP', 'boundary': 'Boundary AP'}
 FIGURE = 'ap_over_iou'
 
-_TEXT_COLUMNS = ('Config', 'Extractor')
+_TEXT_COLUMNS = ('Config', 'Extractor', 'Class')
 _LATEX_METRICS = {
     'AP50': 'AP$_{50}$',
     'AP75': 'AP$_{75}$',
@@ -86,7 +86,7 @@ def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFra
     Every cell is text, such as ``31.2 ± 0.3``, ``+1.4`` or, where there is no ground truth, ``-``.
     """
     tables = {}
-    for iou_type in IOU_TYPES:
+    for iou_type in EVALUATIONS:
         groups = [group for group in comparison.groups if group.iou_type == iou_type]
         if not groups:
             continue
@@ -103,9 +103,48 @@ def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFra
             title = f'{TITLES[iou_type]}, difference to {comparison.baseline}'
             tables[title] = pd.DataFrame(differences)
             tables |= _certainty(title, groups, 'difference_estimates', digits)
+        if any(group.errors for group in groups):
+            title = f'{TITLES[iou_type]}50 lost to each kind of error'
+            tables[title] = pd.DataFrame([_labels(g) | _errors(g, digits) for g in groups])
+            if differences:
+                title = f'{TITLES[iou_type]}, difference to {comparison.baseline}, by class'
+                tables[title] = pd.DataFrame(_by_class(comparison, groups, digits))
     if not any(group.config_name for group in comparison.groups):
         tables = {title: table.drop(columns='Config') for title, table in tables.items()}
     return tables
+
+
+def _errors(group: Group, digits: int) -> dict[str, str]:
+    """The mean over the runs."""
+    lost = sum(errors['ap50_lost'] for errors in group.errors) / len(group.errors)
+    return {
+        error.capitalize(): format_points(points, digits) for error, points in lost.items()
+    }
+
+
+def _by_class(comparison: Comparison, groups: Sequence[Group], digits: int) -> Iterator[dict]:
+    """A row a class and, where there are several, a config."""
+    for index, (name, size) in enumerate(comparison.categories.iterrows()):
+        rows: dict[str, dict[str, str]] = {}
+        for group in groups:
+            if group.difference_estimates is None:
+                continue
+            row = rows.setdefault(
+                group.config_name,
+                {'Config': group.config_name, 'Class': name, 'Objects': str(size['objects'])},
+            )
+            estimate = group.difference_estimates.per_class.iloc[index]
+            row[group.extractor] = '-'
+            if not np.isnan(estimate['value']):
+                row[group.extractor] = format_points(estimate['value'], digits, sign=True)
+            if not np.isnan(estimate['low']):
+                row[group.extractor] += ' ' + _interval(estimate, digits, sign=True)
+        yield from rows.values()
+
+
+def _interval(estimate: pd.Series, digits: int, sign: bool) -> str:
+    low, high = (format_points(estimate[bound], digits, sign) for bound in ('low', 'high'))
+    return f'[{low}, {high}]'
 
 
 def _certainty(
@@ -114,11 +153,9 @@ def _certainty(
     """The tables that say how sure those of ``title`` are, less those without a known value."""
 
     def interval(estimate: pd.Series) -> str:
-        low, high = estimate[['low', 'high']]
-        if np.isnan(low):
+        if np.isnan(estimate['low']):
             return '-'
-        signed = attribute == 'difference_estimates'
-        return f'[{format_points(low, digits, signed)}, {format_points(high, digits, signed)}]'
+        return _interval(estimate, digits, sign=attribute == 'difference_estimates')
 
     def p_value(estimate: pd.Series) -> str:
         return '-' if np.isnan(estimate['p']) else f'{estimate["p"]:.3f}'
@@ -182,7 +219,7 @@ def to_latex(comparison: Comparison, digits: int = 1) -> str:
             ]
             for row in table.to_dict('records')
         ]
-        header = [_LATEX_METRICS.get(column, column) for column in table.columns]
+        header = [_LATEX_METRICS.get(column) or _escape_latex(column) for column in table.columns]
         parts.append(
             '\n'.join(
                 [
@@ -273,6 +310,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
                 'difference_std': _nullable(group.difference_std),
                 'estimates': _estimates(group.estimates),
                 'difference_estimates': _estimates(group.difference_estimates),
+                'errors': [errors.to_dict('index') for errors in group.errors],
             }
             for group in comparison.groups
         ],
