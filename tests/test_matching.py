@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -174,3 +175,16 @@ def test_nothing_is_found_in_what_is_empty():
     truth = index({**dataset, 'annotations': []})
     empty = resampled_ap(match(truth, load_results(truth, []), 'bbox'), counts)
     assert np.isnan(empty.curves).all() and np.isnan(empty.per_class).all()
+
+
+def test_a_tenth_of_coco_val_takes_a_tenth_of_the_time():
+    """The whole, two runs, may take two minutes of two cores; see docs/statistics.md."""
+    rng = np.random.default_rng(0)
+    dataset = make_annotations(rng, images=500, classes=80, objects=7.3)
+    truth = index(dataset)
+    detections = load_results(truth, detect(rng, dataset, noise=0.06, per_image=100))
+    counts = rng.multinomial(500, [1 / 500] * 500, size=1000).T
+    start = time.process_time()
+    resampled = resampled_ap(match(truth, detections, 'bbox'), counts)
+    assert time.process_time() - start < 12
+    assert resampled.curves.shape == (4, 10, 1000)
