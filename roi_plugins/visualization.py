@@ -202,14 +202,14 @@ def draw_readings(readings: Mapping[str, Reading], image: Image.Image) -> Figure
     for (on_image, on_grid), (title, reading) in zip(panels, readings.items(), strict=False):
         on_image.imshow(image, extent=(0, image.width, image.height, 0))
         on_image.set_title(f'{title}, stride {reading.stride:g}', fontsize=9, loc='left')
-        _draw(on_image, reading, 1)
+        _draw(on_image, reading, 1, max(image.size))
         on_image.set(xlim=(0, image.width), ylim=(image.height, 0))
         on_image.set_xlabel('pixels', fontsize=7)
 
         rows_, columns = reading.map_size
         on_grid.imshow(_mean_of_cells(image, reading), extent=(0, columns, rows_, 0), alpha=0.5)
-        _draw(on_grid, reading, reading.stride)
         x_window, y_window = _window(reading)
+        _draw(on_grid, reading, reading.stride, max(np.diff([x_window, y_window]).flat))
         on_grid.set(xlim=x_window, ylim=y_window[::-1])
         on_grid.set_xticks(np.arange(math.ceil(x_window[0]), x_window[1]), minor=True)
         on_grid.set_yticks(np.arange(math.ceil(y_window[0]), y_window[1]), minor=True)
@@ -217,8 +217,8 @@ def draw_readings(readings: Mapping[str, Reading], image: Image.Image) -> Figure
         left, top, right, bottom = map(_format, misalignment(reading))
         on_grid.set_title(
             f'beyond the box, in pixels: left {left}, top {top},\nright {right}, bottom {bottom}',
-            fontsize=8, loc='left',
-        )  # fmt: skip
+            fontsize=8,
+        )
         on_grid.set_xlabel('cells', fontsize=7)
         for panel in (on_image, on_grid):
             panel.tick_params(which='both', labelsize=7, length=2)
@@ -237,11 +237,12 @@ def draw_readings(readings: Mapping[str, Reading], image: Image.Image) -> Figure
         ],
         loc='outside lower center', ncols=4, frameon=False, fontsize=8,
     )  # fmt: skip
+    figure.draw_without_rendering()  # the layout needs two rounds for panels of fixed aspect
     return figure
 
 
-def _draw(panel: Axes, reading: Reading, unit: float) -> None:
-    """Box, region, bins and samples; ``unit`` is that of the axes, in pixels."""
+def _draw(panel: Axes, reading: Reading, unit: float, longest: float) -> None:
+    """Box, region, bins and samples; ``unit`` of the axes, in pixels, and ``longest``, their longer side."""
     for p, (top, bottom) in enumerate(reading.y.bins / unit):
         for q, (left, right) in enumerate(reading.x.bins / unit):
             color = _BIN_COLORS[(p + q) % len(_BIN_COLORS)]
@@ -249,7 +250,10 @@ def _draw(panel: Axes, reading: Reading, unit: float) -> None:
             panel.add_patch(Rectangle((left, top), *size, facecolor=color, alpha=0.45, linewidth=0))
             panel.add_patch(Rectangle((left, top), *size, fill=False, edgecolor='0.2', linewidth=0.5))
     x, y = (np.concatenate(axis.samples) / unit for axis in (reading.x, reading.y))
-    panel.plot(*np.meshgrid(x, y), '.', color='black', markersize=_marker_size(len(x), len(y)))
+    # A panel is some 200 points wide; a dot takes about half of the room between samples.
+    x1, y1, x2, y2 = np.array(reading.region) / unit
+    gap = min((x2 - x1) / max(len(x), 1), (y2 - y1) / max(len(y), 1))
+    panel.plot(*np.meshgrid(x, y), '.', color='black', markersize=np.clip(150 * gap / longest, 0.3, 5))
     for corners, color, line in (
         (reading.box, _BOX_COLOR, '-'),
         (reading.region, _REGION_COLOR, (0, (4, 3))),
@@ -258,10 +262,6 @@ def _draw(panel: Axes, reading: Reading, unit: float) -> None:
         outline = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=2)
         outline.set(linestyle=line, path_effects=[withStroke(linewidth=3.5, foreground='white')])
         panel.add_patch(outline)
-
-
-def _marker_size(columns: int, rows: int) -> float:
-    return float(np.clip(90 / max(columns, rows, 1), 0.5, 5))
 
 
 def _window(reading: Reading) -> list[tuple[float, float]]:
