@@ -34,6 +34,7 @@ from roi_plugins.ablation.tables import TITLES, caption, format_points, make_tab
 from roi_plugins.benchmark.extractor_cost import Costs
 from roi_plugins.benchmark.extractor_cost import to_rows as cost_rows
 from roi_plugins.evaluation import (
+    EVALUATIONS,
     IOU_THRESHOLDS,
     IOU_TYPES,
     cpu_name,
@@ -43,7 +44,7 @@ from roi_plugins.evaluation import (
 
 IMAGES_PER_PAIR = 4
 
-TEXT_COLUMNS = ('Config', 'Extractor', 'Class', 'Kind')
+TEXT_COLUMNS = ('Config', 'Extractor', 'Class')
 _KINDS = {'bbox': 'boxes', 'segm': 'masks'}
 
 # Okabe and Ito's, with grey for their black: seen on a light and on a dark page.
@@ -114,7 +115,7 @@ def write_report(
 def _tables(comparison: Comparison, digits: int) -> Iterator[dict[str, Any]]:
     for title, table in make_tables(comparison, digits).items():
         yield _table(title, '', table)
-    for iou_type in IOU_TYPES:
+    for iou_type in EVALUATIONS:
         groups = [group for group in comparison.groups if group.iou_type == iou_type]
         if groups:
             rows = [

@@ -86,7 +86,7 @@ def comparison(make_run):
         make_run('pool0', 6, HOSTILE),
         make_run('pool1', 9, HOSTILE, seed=1),
     ]
-    return compare(runs, baseline='align', resamples=100)
+    return compare(runs, baseline='align', resamples=100, details=True)
 
 
 @pytest.fixture(scope='module')
@@ -109,6 +109,10 @@ def test_the_page_has_everything_and_nothing_of_it_is_markup(page, comparison):
     for expected in (
         'Box AP, difference to align',
         'Mask AP over IoU',
+        'Boundary AP over IoU',
+        'Box AP50 lost to each kind of error',
+        'Box AP, difference to align, by class',
+        f'ellipse{HOSTILE}',
         'Measured on a machine.',
         'problem: a problem',
         "python tools/compare.py 'a b'",
@@ -291,7 +295,7 @@ def test_text_is_readable_in_light_and_dark(browse, scheme):
 
 def test_curves_and_images_are_drawn(browse):
     tab = browse()
-    assert tab.locator('.curve .main-svg').count() >= 2  # boxes and masks
+    assert tab.locator('.curve .main-svg').count() >= 3  # boxes, masks, boundaries
     names = tab.locator('.curve').first.locator('.legendtext').all_text_contents()
     assert names == ['align', HOSTILE]
     assert tab.locator('.curve').first.locator('.lines .js-line').count() == 4  # each with its interval
