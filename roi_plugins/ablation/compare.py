@@ -99,6 +99,7 @@ class Comparison:
         baseline: the extractor that the others are compared with, if any.
         resamples: of the images, from which the intervals are; 0 for none.
         seed: of the resampling.
+        details: whether Boundary AP and errors were asked for.
         metrics: what :func:`~roi_plugins.evaluation.evaluate` gives, by IoU type, for each run.
         groups: by IoU type, then in the order of the runs.
         problems: runs that were asked for and are not in the comparison, and why.
@@ -111,6 +112,7 @@ class Comparison:
     baseline: str | None
     resamples: int
     seed: int
+    details: bool
     metrics: list[tuple[Run, dict[str, dict[str, Any]]]]
     groups: list[Group]
     problems: list[str]
@@ -195,6 +197,7 @@ def compare(
         baseline=baseline,
         resamples=resamples,
         seed=seed,
+        details=details,
         metrics=metrics,
         groups=_group(metrics, samples, baseline, list(categories.index)),
         problems=problems,

@@ -106,9 +106,14 @@ def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFra
         if any(group.errors for group in groups):
             title = f'{TITLES[iou_type]}50 lost to each kind of error'
             tables[title] = pd.DataFrame([_labels(g) | _errors(g, digits) for g in groups])
-            if differences:
-                title = f'{TITLES[iou_type]}, difference to {comparison.baseline}, by class'
-                tables[title] = pd.DataFrame(_by_class(comparison, groups, digits))
+        if comparison.details and differences:
+            title = f'{TITLES[iou_type]}, difference to {comparison.baseline}'
+            tables[f'{title}, at each IoU'] = pd.DataFrame(
+                _labels(group) | _over_iou(group.difference_estimates, digits)
+                for group in groups
+                if group.difference_estimates is not None
+            )
+            tables[f'{title}, by class'] = pd.DataFrame(_by_class(comparison, groups, digits))
     if not any(group.config_name for group in comparison.groups):
         tables = {title: table.drop(columns='Config') for title, table in tables.items()}
     return tables
@@ -119,6 +124,13 @@ def _errors(group: Group, digits: int) -> dict[str, str]:
     lost = sum(errors['ap50_lost'] for errors in group.errors) / len(group.errors)
     return {
         error.capitalize(): format_points(points, digits) for error, points in lost.items()
+    }
+
+
+def _over_iou(estimates: Estimates, digits: int) -> dict[str, str]:
+    return {
+        f'{iou:.2f}': '-' if np.isnan(value) else format_points(value, digits, sign=True)
+        for iou, value in estimates.over_iou['value'].items()
     }
 
 

@@ -226,6 +226,10 @@ def test_details(make_run, tmp_path):
     lost = comparison.groups[1].errors[0]['ap50_lost']
     assert lost['localization'] > 0.1
     assert errors.loc['b_1', 'Localization'] == format_points(lost['localization'], 1)
+    over_iou = tables['Box AP, difference to a, at each IoU'].iloc[0]
+    first, second = (group.curves[0] for group in comparison.groups)
+    for iou, difference in zip(IOU_THRESHOLDS, second - first, strict=True):
+        assert over_iou[f'{iou:.2f}'] == format_points(difference, 1, sign=True)
     by_class = tables['Box AP, difference to a, by class']
     assert by_class['Class'].tolist() == ['thing']
     value = format_points(comparison.groups[1].difference['AP'], 1, sign=True)
