@@ -20,7 +20,6 @@ from roi_plugins.evaluation import CURVE, IOU_THRESHOLDS, METRICS, PER_CLASS
 from roi_plugins.matching import Matches, resampled_ap
 
 CONFIDENCE = 0.95
-COLUMNS = ('value', 'low', 'high', 'p', 'image_error', 'seed_error')
 
 _BLOCK = 1000  # resamples at a time, for the memory they take
 _AP50, _AP75 = IOU_THRESHOLDS.index(0.5), IOU_THRESHOLDS.index(0.75)
@@ -41,7 +40,7 @@ class RunSample:
 
 @dataclass(frozen=True)
 class Estimates:
-    """AP as fractions, or differences of AP, each a row of one of three tables with COLUMNS.
+    """AP as fractions, or differences of AP, each a row of one of three tables; their columns:
 
     ``value``: the mean over the seeds. ``low``, ``high``: its 95% interval. ``p``: of a difference,
     two-sided, for the hypothesis that there is none; NaN in tables of AP. ``image_error``,
