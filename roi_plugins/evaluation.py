@@ -1,7 +1,8 @@
 """COCO average precision, and the files of an evaluated run.
 
 What the tools that write results and those that read them share. One path computes every figure:
-pycocotools' ``COCOeval``, over all images of the annotation file. Needs no detection framework.
+pycocotools' ``COCOeval``, over all images of the annotation file (``roi_plugins.matching`` leaves out
+of it only what does nothing). Needs no detection framework.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from roi_plugins import __version__
+from roi_plugins.matching import AREAS, Matches, match, precision_at_recall
 
 METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
 """What is reported of one evaluation, in the order of ``COCOeval.stats[:6]``."""
@@ -30,11 +31,19 @@ METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
 CURVE = 'AP_over_IoU'
 """The key of the AP at each of ``IOU_THRESHOLDS``."""
 
+PER_CLASS = 'AP_per_class'
+"""The key of the AP of each class, by rising category id."""
+
 COUNT = 'predictions'
 """The key of the number of predictions."""
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 IOU_TYPES = ('bbox', 'segm')
+
+BOUNDARY = 'boundary'
+"""Evaluates masks too, by Boundary IoU: a third kind of AP from the predictions of ``'segm'``."""
+
+EVALUATIONS = (*IOU_TYPES, BOUNDARY)
 
 METRICS_FILE = 'metrics.json'
 CELL_FILE = 'cell.json'
@@ -55,44 +64,83 @@ def evaluate(
         predictions: COCO results, as a file or as the list in it: ``image_id``, ``category_id``,
             ``score`` and ``bbox`` (x, y, w, h in pixels) or ``segmentation`` (compressed RLE). An
             empty list has AP 0.
-        iou_type: ``'bbox'`` or ``'segm'``.
+        iou_type: ``'bbox'``, ``'segm'`` or, for Boundary AP, ``'boundary'``.
 
     Returns:
-        The ``METRICS``, as fractions in full precision, -1 where there is no ground truth; and
-        under ``CURVE`` the list of the AP at each of ``IOU_THRESHOLDS``; and under ``COUNT`` the
-        number of predictions. The area of a predicted mask is its own, not its box's, as in
-        MMDetection and Detectron2.
+        What :func:`summarize` returns.
 
     Raises:
         EvaluationError: a file is missing or malformed, or the predictions are not for these
             annotations.
     """
-    if iou_type not in IOU_TYPES:
-        raise ValueError(f'iou_type is {iou_type!r}; expected one of {", ".join(IOU_TYPES)}')
+    return summarize(match_predictions(ann_file, predictions, iou_type))
+
+
+def match_predictions(
+    ann_file: str | Path | COCO, predictions: str | Path | Sequence[dict], iou_type: str
+) -> Matches:
+    """The first half of :func:`evaluate`: which predictions match which objects.
+
+    The area of a predicted mask is its own, not its box's, as in MMDetection and Detectron2.
+    """
+    if iou_type not in EVALUATIONS:
+        raise ValueError(f'iou_type is {iou_type!r}; expected one of {", ".join(EVALUATIONS)}')
     coco = ann_file if isinstance(ann_file, COCO) else load_annotations(ann_file)
+    results = read_predictions(coco, predictions, iou_type)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return match(coco, load_results(coco, results), iou_type)
+
+
+def summarize(matches: Matches) -> dict[str, Any]:
+    """The second half of :func:`evaluate`: AP from matches, as pycocotools has it.
+
+    Returns:
+        The ``METRICS``, as fractions in full precision, -1 where there is no ground truth; under
+        ``CURVE`` the list of the AP at each of ``IOU_THRESHOLDS``; under ``PER_CLASS`` that of the
+        AP of each class, by rising category id; and under ``COUNT`` the number of predictions.
+    """
+    precision = precision_at_recall(matches)  # (T, R, K, A)
+    over_all = precision[..., 0]
+    metrics = [
+        over_all,
+        over_all[IOU_THRESHOLDS.index(0.5)],
+        over_all[IOU_THRESHOLDS.index(0.75)],
+        *(precision[..., area] for area in range(1, len(AREAS))),
+    ]
+    return {
+        **dict(zip(METRICS, map(_mean_precision, metrics), strict=True)),
+        CURVE: [_mean_precision(p) for p in over_all],
+        PER_CLASS: [_mean_precision(p) for p in np.moveaxis(over_all, -1, 0)],
+        COUNT: matches.count,
+    }
+
+
+def _mean_precision(precision: np.ndarray) -> float:
+    present = precision[precision > -1]
+    return float(np.mean(present)) if present.size else -1.0
+
+
+def read_predictions(
+    coco: COCO, predictions: str | Path | Sequence[dict], iou_type: str
+) -> list[dict]:
+    """Checks predictions, and returns a copy of what their evaluation needs and no more.
+
+    COCO's evaluation changes what it is given, and takes a mask's area from ``bbox`` where there is
+    one.
+    """
     if isinstance(predictions, (str, Path)):
         source = str(predictions)
         predictions = read_json(predictions, 'prediction file')
     else:
         source = 'predictions'
-    # COCOeval changes what it is given and takes a mask's area from 'bbox' where there is one: give
-    # it a copy of what it needs and no more.
     keys = ('image_id', 'category_id', 'score', 'bbox' if iou_type == 'bbox' else 'segmentation')
     _check_predictions(coco, predictions, iou_type, keys, source)
-    results = [{key: prediction[key] for key in keys} for prediction in predictions]
+    return [{key: prediction[key] for key in keys} for prediction in predictions]
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        detections = coco.loadRes(results) if results else _no_detections(coco)
-        coco_eval = COCOeval(coco, detections, iou_type)
-        coco_eval.evaluate()
-        coco_eval.accumulate()
-        coco_eval.summarize()
-    precision = coco_eval.eval['precision'][..., 0, -1]  # (T, R, K): all areas, 100 an image
-    return {
-        **dict(zip(METRICS, coco_eval.stats[: len(METRICS)].tolist(), strict=True)),
-        CURVE: [float(np.mean(p[p > -1])) if np.any(p > -1) else -1.0 for p in precision],
-        COUNT: len(results),
-    }
+
+def load_results(coco: COCO, results: list[dict]) -> COCO:
+    """``coco.loadRes(results)``, which cannot take an empty list."""
+    return coco.loadRes(results) if results else _no_detections(coco)
 
 
 def load_annotations(ann_file: str | Path) -> COCO:
@@ -258,7 +306,6 @@ def _is_finite(number: Any) -> bool:
 
 
 def _no_detections(coco: COCO) -> COCO:
-    # COCO.loadRes looks into the first result, so it cannot take an empty list.
     detections = COCO()
     detections.dataset = {
         'images': coco.dataset['images'],

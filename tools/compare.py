@@ -12,13 +12,17 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.compare import Comparison, ComparisonError, compare
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.evaluation import EvaluationError
+
+if TYPE_CHECKING:
+    from roi_plugins.benchmark.extractor_cost import Costs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +43,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--baseline', metavar='EXTRACTOR', help='show differences to it, within each config'
     )
     parser.add_argument(
+        '--bootstrap',
+        type=_number,
+        default=1000,
+        metavar='N',
+        help='resamples of the images, for intervals and p-values; 0 for none (default: 1000)',
+    )
+    parser.add_argument(
+        '--bootstrap-seed',
+        type=_number,
+        default=0,
+        metavar='N',
+        help='seed of the resampling (default: 0)',
+    )
+    parser.add_argument(
+        '--details',
+        action='store_true',
+        help='also what moved: Boundary AP of masks, the errors by kind, the AP of each class',
+    )
+    parser.add_argument(
         '--digits', type=_digits, default=1, help='decimals of the points (default: 1)'
     )
     parser.add_argument(
@@ -46,9 +69,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar='DIR',
         help='write compare.md, .csv, .tex and .json, ap_over_iou.png and .svg there',
     )
+    parser.add_argument(
+        '--cost',
+        action='store_true',
+        help='measure here what each extractor costs in a training step of its run, which needs the '
+        'training data; with --output also into cost.md and .json',
+    )
+    parser.add_argument(
+        '--html',
+        type=Path,
+        metavar='FILE',
+        help='write one page that needs nothing else: the tables, the curves, the images on which runs '
+        'differ most, and what each run was made with',
+    )
     args = parser.parse_args(arguments)
     try:
-        comparison = compare(args.runs, args.ann_file, args.baseline)
+        comparison = compare(
+            args.runs,
+            args.ann_file,
+            args.baseline,
+            args.bootstrap,
+            args.bootstrap_seed,
+            args.details,
+        )
     except (ComparisonError, EvaluationError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
@@ -59,7 +102,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'error: {problem}', file=sys.stderr)
     if args.output:
         write_comparison(comparison, args.output, args.digits)
-    return 1 if comparison.problems else 0
+    costs = _measure_costs(comparison, args.output) if args.cost else None
+    problems = comparison.problems + (costs.problems if costs else [])
+    if args.html:
+        from roi_plugins.ablation.report import write_report
+
+        command = ['python', 'tools/compare.py', *(sys.argv[1:] if arguments is None else arguments)]
+        try:
+            write_report(comparison, args.html, command, args.digits, costs)
+        except (EvaluationError, OSError) as error:
+            print(f'error: {error}', file=sys.stderr)
+            return 1
+    return 1 if problems else 0
+
+
+def _measure_costs(comparison: Comparison, output: str | None) -> Costs:
+    from roi_plugins.benchmark import extractor_cost  # torch, which a comparison does not need
+
+    costs = extractor_cost.measure_costs([run for run, _ in comparison.metrics])
+    print('\n' + extractor_cost.to_markdown(costs), end='')
+    for problem in costs.problems:
+        print(f'error: {problem}', file=sys.stderr)
+    if output:
+        extractor_cost.write_costs(costs, output)
+    return costs
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r}; expected a number, 0 or more')
+    return int(text)
 
 
 def _digits(text: str) -> int:

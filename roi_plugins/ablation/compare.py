@@ -1,7 +1,7 @@
 """Tables of average precision: extractors side by side, over seeds, against a baseline.
 
-All figures are computed anew from the predictions, by :func:`roi_plugins.evaluation.evaluate`, and
-stay in full precision here; ``tables`` rounds them.
+All figures are computed anew from the predictions, as by :func:`roi_plugins.evaluation.evaluate`,
+and stay in full precision here; ``tables`` rounds them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,33 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pycocotools.coco import COCO
 from rich.console import Console
 from rich.progress import track
 
+from roi_plugins.ablation.errors import break_down_errors
 from roi_plugins.ablation.results import Run, find_runs
+from roi_plugins.ablation.significance import (
+    Estimates,
+    RunSample,
+    estimate,
+    resample_images,
+    sample_run,
+)
 from roi_plugins.evaluation import (
+    BOUNDARY,
     COUNT,
     CURVE,
+    EVALUATIONS,
     IOU_TYPES,
     METRICS,
     EvaluationError,
-    evaluate,
     load_annotations,
+    match_predictions,
+    read_predictions,
+    summarize,
 )
+from roi_plugins.matching import boundary_of_masks
 
 
 class ComparisonError(ValueError):
@@ -38,12 +52,18 @@ class Group:
     """The runs of one extractor with one config, which differ in their seeds.
 
     Attributes:
+        iou_type: one of :data:`~roi_plugins.evaluation.EVALUATIONS`.
         runs: metrics by run, as fractions; NaN where there is no ground truth. Index: the seeds.
             Columns: ``METRICS``.
         curves: AP, (runs, IoU thresholds).
         difference: to the baseline, of the means; None for the baseline itself and without one.
         difference_std: of the differences of equal seeds; NaN for one seed, and where the two do
             not have the same seeds.
+        estimates: the means once more, with those of each IoU threshold and each class, and how
+            sure they are.
+        difference_estimates: the same of the difference to the baseline; None as ``difference``.
+        errors: what :func:`~roi_plugins.ablation.errors.break_down_errors` gives of each run; empty
+            where it was not asked for, and for Boundary AP.
     """
 
     iou_type: str
@@ -53,6 +73,9 @@ class Group:
     curves: np.ndarray
     difference: pd.Series | None
     difference_std: pd.Series | None
+    estimates: Estimates
+    difference_estimates: Estimates | None
+    errors: list[pd.DataFrame]
 
     @property
     def mean(self) -> pd.Series:
@@ -71,8 +94,13 @@ class Comparison:
     Attributes:
         ann_file: the annotations of all runs.
         num_images: how many images they have.
+        categories: the classes by rising id, with index ``name`` and columns ``objects``, ``images``:
+            how many objects there are, without crowds, and how many images that have one.
         baseline: the extractor that the others are compared with, if any.
-        metrics: what :func:`~roi_plugins.evaluation.evaluate` gave, by IoU type, for each run.
+        resamples: of the images, from which the intervals are; 0 for none.
+        seed: of the resampling.
+        details: whether Boundary AP and errors were asked for.
+        metrics: what :func:`~roi_plugins.evaluation.evaluate` gives, by IoU type, for each run.
         groups: by IoU type, then in the order of the runs.
         problems: runs that were asked for and are not in the comparison, and why.
         notes: what else the user should know.
@@ -80,7 +108,11 @@ class Comparison:
 
     ann_file: Path
     num_images: int
+    categories: pd.DataFrame
     baseline: str | None
+    resamples: int
+    seed: int
+    details: bool
     metrics: list[tuple[Run, dict[str, dict[str, Any]]]]
     groups: list[Group]
     problems: list[str]
@@ -91,6 +123,9 @@ def compare(
     paths: Sequence[str | Path],
     ann_file: str | Path | None = None,
     baseline: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    details: bool = False,
 ) -> Comparison:
     """Evaluates runs on their common annotations and groups them by config and extractor.
 
@@ -100,70 +135,114 @@ def compare(
         paths: see :func:`~roi_plugins.ablation.results.find_runs`.
         ann_file: COCO annotations to use in place of those that the runs name.
         baseline: label of the extractor to which differences are taken, within each config.
+        resamples: of the images, for intervals and p-values; the same images for all runs. 0 for
+            none of these.
+        seed: of the resampling: the same seed gives the same intervals.
+        details: also Boundary AP of masks, and the errors by kind.
 
     Raises:
-        ComparisonError: there is no run to compare, the runs are over different annotations, two
-            are the same cell, or none is of the baseline.
+        ComparisonError: there is no run to compare, two are the same cell, or none is of the
+            baseline.
         EvaluationError: the annotations cannot be read.
     """
     found = find_runs(paths, ann_file)
     problems, notes = found.problems, found.notes
-    _check_comparable(found.runs, problems + notes)
-    coco = load_annotations(found.runs[0].ann_file)
+    runs = _comparable(found.runs, problems, notes)
+    coco = load_annotations(runs[0].ann_file)
+    counts = resample_images(len(coco.imgs), resamples, seed)
+    evaluations = IOU_TYPES
+    if details and any('segm' in run.predictions for run in runs):
+        try:
+            boundary_of_masks()
+            evaluations = EVALUATIONS
+        except ImportError as error:
+            problems.append(str(error))
 
-    metrics = []
+    metrics, samples = [], []
     progress = Console(stderr=True)
     for run in track(
-        found.runs, 'Evaluating', console=progress, transient=True, disable=not progress.is_terminal
+        runs, 'Evaluating', console=progress, transient=True, disable=not progress.is_terminal
     ):
+        results, run_samples = {}, {}
         try:
-            results = {
-                iou_type: evaluate(coco, run.predictions[iou_type], iou_type)
-                for iou_type in IOU_TYPES
-                if iou_type in run.predictions
-            }
+            for iou_type in evaluations:
+                path = run.predictions.get('segm' if iou_type == BOUNDARY else iou_type)
+                if path is None:
+                    continue
+                matches = match_predictions(coco, path, iou_type)
+                results[iou_type] = summarize(matches)
+                errors = None
+                if details and iou_type != BOUNDARY:
+                    errors = break_down_errors(coco, read_predictions(coco, path, iou_type), iou_type)
+                run_samples[iou_type] = sample_run(results[iou_type], matches, counts), errors
         except EvaluationError as error:
             problems.append(str(error))
             continue
         metrics.append((run, results))
+        samples.append(run_samples)
         notes += [
             f'{run.predictions[iou_type]}: has no predictions: its AP is 0'
             for iou_type, result in results.items()
-            if result[COUNT] == 0
+            if result[COUNT] == 0 and iou_type != BOUNDARY
         ]
     if not metrics:
         raise ComparisonError('\n'.join(['there is no run to compare:', *problems]))
     if baseline is not None:
         notes += _check_baseline(baseline, [run for run, _ in metrics], problems)
+    categories = _categories(coco)
     return Comparison(
-        ann_file=found.runs[0].ann_file,
+        ann_file=runs[0].ann_file,
         num_images=len(coco.imgs),
+        categories=categories,
         baseline=baseline,
+        resamples=resamples,
+        seed=seed,
+        details=details,
         metrics=metrics,
-        groups=_group(metrics, baseline),
+        groups=_group(metrics, samples, baseline, list(categories.index)),
         problems=problems,
         notes=notes,
     )
 
 
-def _check_comparable(runs: Sequence[Run], messages: Sequence[str]) -> None:
-    if not runs:
-        raise ComparisonError('\n'.join(['there is no run to compare:', *messages]))
-    first = runs[0]
-    for run in runs[1:]:
-        if run.ann_file != first.ann_file and not _have_equal_content(run.ann_file, first.ann_file):
-            raise ComparisonError(
-                'the runs are over different annotations and cannot be compared: '
-                f'{first.name} over {first.ann_file}, {run.name} over {run.ann_file}'
-            )
-    cells: dict[tuple, Run] = {}
+def _comparable(runs: Sequence[Run], problems: list[str], notes: Sequence[str]) -> list[Run]:
+    """The runs over the annotations of the first; the others become problems."""
+    comparable = []
     for run in runs:
+        first = runs[0]
+        if run.ann_file == first.ann_file or _have_equal_content(run.ann_file, first.ann_file):
+            comparable.append(run)
+        else:
+            problems.append(
+                f'{run.name}: was evaluated on {run.ann_file}, {first.name} on {first.ann_file}, '
+                'which differ: they cannot be compared; see --ann-file, or compare them apart'
+            )
+    if not comparable:
+        raise ComparisonError('\n'.join(['there is no run to compare:', *problems, *notes]))
+    cells: dict[tuple, Run] = {}
+    for run in comparable:
         cell = cells.setdefault((run.config_name, run.extractor, run.seed), run)
         if cell is not run:
             raise ComparisonError(
                 f'{cell.name} and {run.name} are both config {run.config_name!r}, extractor '
                 f'{run.extractor!r}, seed {run.seed}: give one of them'
             )
+    return comparable
+
+
+def _categories(coco: COCO) -> pd.DataFrame:
+    ids = sorted(coco.cats)
+    images = {category_id: [] for category_id in ids}
+    for annotation in coco.anns.values():
+        if not annotation['iscrowd']:
+            images[annotation['category_id']].append(annotation['image_id'])
+    return pd.DataFrame(
+        {
+            'objects': [len(images[category_id]) for category_id in ids],
+            'images': [len(set(images[category_id])) for category_id in ids],
+        },
+        index=pd.Index([coco.cats[c].get('name', str(c)) for c in ids], name='name'),
+    )
 
 
 def _have_equal_content(first: Path, second: Path) -> bool:
@@ -192,40 +271,54 @@ def _check_baseline(baseline: str, runs: Sequence[Run], problems: Sequence[str])
 
 
 def _group(
-    metrics: Sequence[tuple[Run, dict[str, dict[str, Any]]]], baseline: str | None
+    metrics: Sequence[tuple[Run, dict[str, dict[str, Any]]]],
+    samples: Sequence[dict[str, tuple[RunSample, pd.DataFrame | None]]],
+    baseline: str | None,
+    classes: Sequence[str],
 ) -> list[Group]:
-    members: dict[tuple[str, str, str], list[tuple[Run, dict[str, Any]]]] = {}
-    for iou_type in IOU_TYPES:
-        for run, results in metrics:
+    members: dict[tuple[str, str, str], dict[Any, tuple]] = {}
+    for iou_type in EVALUATIONS:
+        for (run, results), run_samples in zip(metrics, samples, strict=True):
             if iou_type in results:
                 key = iou_type, run.config_name, run.extractor
-                members.setdefault(key, []).append((run, results[iou_type]))
+                by_seed = members.setdefault(key, {})
+                by_seed[run.seed] = results[iou_type], *run_samples[iou_type]
     runs = {
         key: pd.DataFrame(
-            [[result[metric] for metric in METRICS] for _, result in rows],
-            index=pd.Index([run.seed for run, _ in rows], dtype=object),
+            [[result[metric] for metric in METRICS] for result, *_ in by_seed.values()],
+            index=pd.Index(list(by_seed), dtype=object),
             columns=METRICS,
         ).replace(-1, np.nan)
-        for key, rows in members.items()
+        for key, by_seed in members.items()
+    }
+    samples_of = {
+        key: {seed: sample for seed, (_, sample, _) in by_seed.items()}
+        for key, by_seed in members.items()
     }
     groups = []
-    for (iou_type, config_name, extractor), rows in members.items():
-        own = runs[iou_type, config_name, extractor]
-        difference = difference_std = None
-        reference = runs.get((iou_type, config_name, baseline))
-        if reference is not None and extractor != baseline:
+    for key, by_seed in members.items():
+        iou_type, config_name, extractor = key
+        own = runs[key]
+        difference = difference_std = difference_estimates = None
+        reference_key = iou_type, config_name, baseline
+        if reference_key in runs and extractor != baseline:
+            reference = runs[reference_key]
             difference = own.mean() - reference.mean()
             is_paired = set(own.index) == set(reference.index)
             difference_std = (own - reference).std() if is_paired else difference * np.nan
+            difference_estimates = estimate(samples_of[key], samples_of[reference_key], classes)
         groups.append(
             Group(
                 iou_type=iou_type,
                 config_name=config_name,
                 extractor=extractor,
                 runs=own,
-                curves=np.array([result[CURVE] for _, result in rows]),
+                curves=np.array([result[CURVE] for result, *_ in by_seed.values()]),
                 difference=difference,
                 difference_std=difference_std,
+                estimates=estimate(samples_of[key], None, classes),
+                difference_estimates=difference_estimates,
+                errors=[errors for *_, errors in by_seed.values() if errors is not None],
             )
         )
     return groups

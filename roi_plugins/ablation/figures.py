@@ -11,26 +11,26 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from roi_plugins.ablation.compare import Comparison
-from roi_plugins.evaluation import IOU_THRESHOLDS, IOU_TYPES
+from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow, which is too
 # pale for a line. Markers tell the curves apart in grey, and line styles once colours come again.
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 _LINES = ('-', '--', ':', '-.')
-_TITLES = {'bbox': 'Boxes', 'segm': 'Masks'}
+_TITLES = {'bbox': 'Boxes', 'segm': 'Masks', 'boundary': 'Boundaries of masks'}
 
 
 def plot_ap_over_iou(comparison: Comparison) -> Figure:
     """AP against the IoU threshold: a curve an extractor, the mean over its seeds.
 
     The band around a curve is one sample standard deviation, where there are several seeds. One
-    column of panels for boxes and one for masks, one row for each config.
+    column of panels for boxes, for masks and for their boundaries, one row for each config.
     """
     groups = comparison.groups
     configs = list(dict.fromkeys(group.config_name for group in groups))
     extractors = list(dict.fromkeys(group.extractor for group in groups))
-    iou_types = [t for t in IOU_TYPES if any(group.iou_type == t for group in groups)]
+    iou_types = [t for t in EVALUATIONS if any(group.iou_type == t for group in groups)]
     legend_columns = min(len(extractors), 2 * len(iou_types))
     legend_rows = -(-len(extractors) // legend_columns)
     figure = Figure(

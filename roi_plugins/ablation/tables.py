@@ -5,7 +5,7 @@ The tables are in points (AP x 100), rounded once from full precision. The JSON 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -16,18 +16,19 @@ import pandas as pd
 
 from roi_plugins.ablation.compare import Comparison, Group
 from roi_plugins.ablation.figures import plot_ap_over_iou, save_figure
+from roi_plugins.ablation.significance import CONFIDENCE, Estimates
 from roi_plugins.evaluation import (
+    EVALUATIONS,
     IOU_THRESHOLDS,
-    IOU_TYPES,
     METRICS,
     write_json,
     written_aside,
 )
 
-TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP'}
+TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP', 'boundary': 'Boundary AP'}
 FIGURE = 'ap_over_iou'
 
-_TEXT_COLUMNS = ('Config', 'Extractor')
+_TEXT_COLUMNS = ('Config', 'Extractor', 'Class')
 _LATEX_METRICS = {
     'AP50': 'AP$_{50}$',
     'AP75': 'AP$_{75}$',
@@ -79,12 +80,13 @@ def format_points(fraction: float, digits: int, sign: bool = False) -> str:
 
 
 def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFrame]:
-    """The tables by their titles: for boxes and for masks, and for each the differences.
+    """The tables by their titles: for boxes and for masks, and for each the differences; and for
+    each of these, how sure they are.
 
     Every cell is text, such as ``31.2 ± 0.3``, ``+1.4`` or, where there is no ground truth, ``-``.
     """
     tables = {}
-    for iou_type in IOU_TYPES:
+    for iou_type in EVALUATIONS:
         groups = [group for group in comparison.groups if group.iou_type == iou_type]
         if not groups:
             continue
@@ -96,17 +98,106 @@ def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFra
             for group in groups
             if group.difference is not None
         ]
+        tables |= _certainty(TITLES[iou_type], groups, 'estimates', digits)
         if differences:
             title = f'{TITLES[iou_type]}, difference to {comparison.baseline}'
             tables[title] = pd.DataFrame(differences)
+            tables |= _certainty(title, groups, 'difference_estimates', digits)
+        if any(group.errors for group in groups):
+            title = f'{TITLES[iou_type]}50 lost to each kind of error'
+            tables[title] = pd.DataFrame([_labels(g) | _errors(g, digits) for g in groups])
+        if comparison.details and differences:
+            title = f'{TITLES[iou_type]}, difference to {comparison.baseline}'
+            tables[f'{title}, at each IoU'] = pd.DataFrame(
+                _labels(group) | _over_iou(group.difference_estimates, digits)
+                for group in groups
+                if group.difference_estimates is not None
+            )
+            tables[f'{title}, by class'] = pd.DataFrame(_by_class(comparison, groups, digits))
     if not any(group.config_name for group in comparison.groups):
         tables = {title: table.drop(columns='Config') for title, table in tables.items()}
     return tables
 
 
+def _errors(group: Group, digits: int) -> dict[str, str]:
+    """The mean over the runs."""
+    lost = sum(errors['ap50_lost'] for errors in group.errors) / len(group.errors)
+    return {
+        error.capitalize(): format_points(points, digits) for error, points in lost.items()
+    }
+
+
+def _over_iou(estimates: Estimates, digits: int) -> dict[str, str]:
+    return {
+        f'{iou:.2f}': '-' if np.isnan(value) else format_points(value, digits, sign=True)
+        for iou, value in estimates.over_iou['value'].items()
+    }
+
+
+def _by_class(comparison: Comparison, groups: Sequence[Group], digits: int) -> Iterator[dict]:
+    """A row a class and, where there are several, a config."""
+    for index, (name, size) in enumerate(comparison.categories.iterrows()):
+        rows: dict[str, dict[str, str]] = {}
+        for group in groups:
+            if group.difference_estimates is None:
+                continue
+            row = rows.setdefault(
+                group.config_name,
+                {'Config': group.config_name, 'Class': name, 'Objects': str(size['objects'])},
+            )
+            estimate = group.difference_estimates.per_class.iloc[index]
+            row[group.extractor] = '-'
+            if not np.isnan(estimate['value']):
+                row[group.extractor] = format_points(estimate['value'], digits, sign=True)
+            if not np.isnan(estimate['low']):
+                row[group.extractor] += ' ' + _interval(estimate, digits, sign=True)
+        yield from rows.values()
+
+
+def _interval(estimate: pd.Series, digits: int, sign: bool) -> str:
+    low, high = (format_points(estimate[bound], digits, sign) for bound in ('low', 'high'))
+    return f'[{low}, {high}]'
+
+
+def _certainty(
+    title: str, groups: Sequence[Group], attribute: str, digits: int
+) -> dict[str, pd.DataFrame]:
+    """The tables that say how sure those of ``title`` are, less those without a known value."""
+
+    def interval(estimate: pd.Series) -> str:
+        if np.isnan(estimate['low']):
+            return '-'
+        return _interval(estimate, digits, sign=attribute == 'difference_estimates')
+
+    def p_value(estimate: pd.Series) -> str:
+        return '-' if np.isnan(estimate['p']) else f'{estimate["p"]:.3f}'
+
+    def errors(estimate: pd.Series) -> str:
+        if np.isnan(estimate['seed_error']):
+            return '-'
+        parts = (estimate['image_error'], estimate['seed_error'])
+        return ' / '.join('-' if np.isnan(part) else format_points(part, digits) for part in parts)
+
+    tables = {}
+    for suffix, cell in (
+        (f'{CONFIDENCE:.0%} interval', interval),
+        ('p-value', p_value),
+        ('standard error by images / by seeds', errors),
+    ):
+        rows = [
+            _labels(group)
+            | {metric: cell(estimates.metrics.loc[metric]) for metric in METRICS}
+            for group in groups
+            if (estimates := getattr(group, attribute)) is not None
+        ]
+        if any(row[metric] != '-' for row in rows for metric in METRICS):
+            tables[f'{title}, {suffix}'] = pd.DataFrame(rows)
+    return tables
+
+
 def to_markdown(comparison: Comparison, digits: int = 1) -> str:
     """The tables in Markdown, padded so that they can be read as they are."""
-    parts = [_caption(comparison)]
+    parts = [caption(comparison)]
     for title, table in make_tables(comparison, digits).items():
         rows = [list(table.columns), *table.to_numpy().tolist()]
         rows = [[cell.replace('\\', '\\\\').replace('|', '\\|') for cell in row] for row in rows]
@@ -140,7 +231,7 @@ def to_latex(comparison: Comparison, digits: int = 1) -> str:
             ]
             for row in table.to_dict('records')
         ]
-        header = [_LATEX_METRICS.get(column, column) for column in table.columns]
+        header = [_LATEX_METRICS.get(column) or _escape_latex(column) for column in table.columns]
         parts.append(
             '\n'.join(
                 [
@@ -180,6 +271,17 @@ def to_csv(comparison: Comparison, digits: int = 1) -> str:
             ):
                 is_known = values is not None and not np.isnan(values[metric])
                 row[metric + suffix] = format_points(values[metric], digits) if is_known else ''
+            for suffix, estimates in (
+                ('', group.estimates),
+                ('_difference', group.difference_estimates),
+            ):
+                for column in ('low', 'high', 'image_error', 'seed_error'):
+                    value = np.nan if estimates is None else estimates.metrics[column][metric]
+                    row[f'{metric}{suffix}_{column}'] = (
+                        '' if np.isnan(value) else format_points(value, digits)
+                    )
+            p = np.nan if estimates is None else estimates.metrics['p'][metric]
+            row[f'{metric}_difference_p'] = '' if np.isnan(p) else f'{p:.6g}'
         rows.append(row)
     return pd.DataFrame(rows).to_csv(index=False, lineterminator='\n')
 
@@ -191,7 +293,11 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         'ann_file': str(comparison.ann_file),
         'images': comparison.num_images,
         'iou_thresholds': list(IOU_THRESHOLDS),
+        'categories': comparison.categories.reset_index().to_dict('records'),
         'baseline': comparison.baseline,
+        'resamples': comparison.resamples,
+        'resampling_seed': comparison.seed,
+        'confidence': CONFIDENCE,
         'runs': [
             {
                 'name': run.name,
@@ -214,6 +320,9 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
                 'std': _nullable(group.std),
                 'difference': _nullable(group.difference),
                 'difference_std': _nullable(group.difference_std),
+                'estimates': _estimates(group.estimates),
+                'difference_estimates': _estimates(group.difference_estimates),
+                'errors': [errors.to_dict('index') for errors in group.errors],
             }
             for group in comparison.groups
         ],
@@ -221,11 +330,44 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _caption(comparison: Comparison) -> str:
+def _estimates(estimates: Estimates | None) -> dict[str, list[dict[str, Any]]] | None:
+    """Each table as a list of its rows, with the name of the metric, threshold or class."""
+    if estimates is None:
+        return None
+    return {
+        name: [
+            {key: row.Index, **_without_nan(row._asdict())}
+            for row in getattr(estimates, name).itertuples()
+        ]
+        for name, key in (('metrics', 'metric'), ('over_iou', 'iou'), ('per_class', 'class'))
+    }
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, float | None]:
+    return {
+        column: None if np.isnan(value) else value
+        for column, value in row.items()
+        if column != 'Index'
+    }
+
+
+def caption(comparison: Comparison) -> str:
+    """What the tables are of, and what their ± and intervals mean."""
     lines = [
         f'{comparison.ann_file.name}, {comparison.num_images} images; AP x 100.',
     ]
-    if any(len(group.runs) > 1 for group in comparison.groups):
+    has_seeds = any(len(group.runs) > 1 for group in comparison.groups)
+    if comparison.resamples:
+        lines.append(
+            f'{CONFIDENCE:.0%} intervals and p-values from {comparison.resamples} resamples of the '
+            f'images (seed {comparison.seed})'
+            + (
+                ' and from the spread over seeds; with n = 1 for these trained networks alone.'
+                if has_seeds
+                else ': for these trained networks; how much other seeds would change is unknown.'
+            )
+        )
+    if has_seeds:
         lines.append('Mean ± sample standard deviation over n seeds.')
         if comparison.baseline is not None:
             lines.append('± of a difference is that of the differences of equal seeds.')

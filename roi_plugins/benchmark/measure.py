@@ -214,7 +214,7 @@ def _our_contenders(case: Case, rois: torch.Tensor, device: torch.device) -> lis
     for layout in LAYOUTS:
         for dtype in case.dtypes:
             features = case.make_features(layout, dtype, device)
-            call = _prepare(lambda maps: case.extract(maps, rois), features, case.step)
+            call = prepare(lambda maps: case.extract(maps, rois), features, case.step)
             contenders.append(Contender(OURS, layout, dtype, call))
             if device.type == 'cuda' and case.step == BACKWARD:
                 contenders.append(Contender(OURS, layout, dtype, call, 'deterministic'))
@@ -231,7 +231,7 @@ def _peer_contenders(
             if left_out.get(name, '').startswith('not installed'):
                 continue
             try:
-                call = _prepare(PEERS[name](case, rois), features, case.step)
+                call = prepare(PEERS[name](case, rois), features, case.step)
                 call()
             except ImportError as error:
                 left_out[name] = f'not installed ({error})'
@@ -242,7 +242,8 @@ def _peer_contenders(
     return contenders
 
 
-def _prepare(extract, features: list[torch.Tensor], step: str) -> Callable[[], object]:
+def prepare(extract, features: list[torch.Tensor], step: str) -> Callable[[], object]:
+    """A call that does ``step`` of ``extract(features)``; a forward pass on the features as they are."""
     if step == FORWARD:
         return lambda: extract(features)
     # A level that no RoI reads has no gradient in some peers.

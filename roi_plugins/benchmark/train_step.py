@@ -79,40 +79,12 @@ def measure_train_step(device: torch.device, effort: Effort) -> dict[str, Any]:
 
 
 def _make_step(extractor: str, options: dict[str, Any], device: torch.device) -> Callable[[], object]:
-    from mmdet.registry import MODELS
     from mmengine.config import Config
-    from mmengine.optim import build_optim_wrapper
-    from mmengine.registry import init_default_scope
-    from mmengine.runner import Runner
 
-    import roi_plugins.integrations.mmdet  # noqa: F401  registers the extractors
     from roi_plugins.datasets import generate_shapes
+    from roi_plugins.integrations.mmdet.steps import build_step
 
     data_root = generate_shapes(_ROOT / 'data' / 'shapes')
     config = Config.fromfile(_CONFIGS / f'mask-rcnn_r18-c4_{extractor}_shapes.py')
-    loader = config.train_dataloader
-    config.merge_from_dict(
-        {
-            **options,
-            'train_dataloader.num_workers': 0,
-            'train_dataloader.persistent_workers': False,
-            'train_dataloader.dataset.data_root': f'{data_root}/',
-        }
-    )
-    init_default_scope('mmdet')
-    torch.manual_seed(0)
-    model = MODELS.build(config.model)
-    model.init_weights()
-    model.to(device).train()
-    optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
-    batches = iter(Runner.build_dataloader(loader, seed=0))
-    # Loading images is no part of the step, and in training runs beside it.
-    data = [next(batches) for _ in range(4)]
-    turn = 0
-
-    def step() -> None:
-        nonlocal turn
-        model.train_step(data[turn % len(data)], optim_wrapper)
-        turn += 1
-
-    return step
+    config.merge_from_dict({**options, 'train_dataloader.dataset.data_root': f'{data_root}/'})
+    return build_step(config, device, num_batches=4)[1]

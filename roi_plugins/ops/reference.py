@@ -93,21 +93,20 @@ def _round_half_away(x: Tensor) -> Tensor:
     return torch.where((x - whole).abs() >= 0.5, whole + torch.sign(x), whole)
 
 
-def resolve_axis(
+def resolve_region(
     low: Tensor,
     high: Tensor,
     scale: float,
     pooled: int,
-    extent: int,
     region: str,
     sampling_ratio: int | None,
     aligned: bool,
-    min_samples: int,
-    max_samples: int | None,
-) -> Axis:
-    """Where K RoIs from `low` to `high` (K,), in pixels, read an axis of `extent` cells."""
-    dtype, device = low.dtype, low.device
-    scale = torch.tensor(scale, dtype=dtype, device=device)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a method makes of K RoIs from `low` to `high` (K,), in pixels, on one axis: the start, the size
+    and the size of a bin, each (K,) in cells. Index coordinates: cell `i` begins at `i` where bins are of
+    whole cells (`sampling_ratio` None), and is centred there otherwise.
+    """
+    scale = torch.tensor(scale, dtype=low.dtype, device=low.device)
 
     def to_cells(x):
         return torch.clamp(x * scale, -1e17, 1e17)
@@ -127,9 +126,28 @@ def resolve_axis(
     else:
         start = a
         size = to_cells(high + 1) - a
-    bin_ = (size / pooled)[:, None]
+    bin_ = size / pooled
     if region == 'floor':
         bin_ = torch.clamp(torch.floor(bin_), min=1)
+    return start, size, bin_
+
+
+def resolve_axis(
+    low: Tensor,
+    high: Tensor,
+    scale: float,
+    pooled: int,
+    extent: int,
+    region: str,
+    sampling_ratio: int | None,
+    aligned: bool,
+    min_samples: int,
+    max_samples: int | None,
+) -> Axis:
+    """Where K RoIs from `low` to `high` (K,), in pixels, read an axis of `extent` cells."""
+    dtype, device = low.dtype, low.device
+    start, size, bin_ = resolve_region(low, high, scale, pooled, region, sampling_ratio, aligned)
+    bin_ = bin_[:, None]
     start = start[:, None]
     p = torch.arange(pooled, dtype=dtype, device=device)[None]
 

@@ -1,11 +1,15 @@
 import csv
 import json
+import re
 import statistics
+import sys
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pycocotools.mask import encode
 
 from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.tables import (
@@ -15,7 +19,7 @@ from roi_plugins.ablation.tables import (
     to_markdown,
     write_comparison,
 )
-from roi_plugins.evaluation import evaluate, write_json
+from roi_plugins.evaluation import IOU_THRESHOLDS, evaluate, write_json
 
 # One run's AP, and the mean, deviation or difference of several.
 fractions = st.floats(-1, 1)
@@ -72,8 +76,9 @@ def test_mean_deviation_and_paired_difference(sweep, tmp_path):
     assert pool.difference_std['AP'] == pytest.approx(statistics.stdev(paired), abs=1e-15)
 
     tables = make_tables(comparison, digits=2)
-    assert list(tables) == ['Box AP', 'Box AP, difference to align-avg']
-    table, differences = (table.set_index('Extractor') for table in tables.values())
+    titles = ['Box AP', 'Box AP, difference to align-avg']
+    assert [title for title in tables if title.count(',') == title.count('difference')] == titles
+    table, differences = (tables[title].set_index('Extractor') for title in titles)
     mean, std = (format_points(f(ap['b']), 2) for f in (statistics.mean, statistics.stdev))
     assert table.loc['pool', 'AP'] == f'{mean} ± {std}'
     assert table['n'].tolist() == ['3', '3', '1']
@@ -159,8 +164,116 @@ def test_runs_that_cannot_stand_beside_each_other(make_run, tmp_path):
     assert len(compare([first, second]).groups) == 2  # the same content is the same
     annotations = json.loads(ann_file.read_text())
     write_json(other, {**annotations, 'images': [*annotations['images'], {'id': 6}]})
-    with pytest.raises(ComparisonError, match=rf'different annotations.*{ann_file}.*{other}'):
-        compare([first, second])
+    comparison = compare([first, second])
+    assert [group.extractor for group in comparison.groups] == ['a']
+    assert re.search(rf'^{second}: .*{other}.*{ann_file}, which differ', comparison.problems[0])
     assert len(compare([first, second], ann_file).groups) == 2
     with pytest.raises(ComparisonError, match='give one of them'):
         compare([make_run('x', seed=0), make_run('y', seed=0)])
+
+
+def test_intervals_in_tables_and_files(sweep, tmp_path):
+    comparison = compare([sweep], baseline='align-avg', resamples=100, seed=5)
+    again = compare([sweep], baseline='align-avg', resamples=100, seed=5)
+    pool, other = comparison.groups[1:]
+    assert again.groups[1].estimates.metrics.equals(pool.estimates.metrics)
+    assert pool.estimates.metrics['value'].equals(pool.mean.rename('value'))
+    assert pool.difference_estimates.metrics['value'].tolist() == pytest.approx(
+        pool.difference.tolist(), abs=1e-15, nan_ok=True
+    )
+    assert pool.difference_estimates.metrics['seed_error']['AP'] == pytest.approx(
+        pool.difference_std['AP'] / 3**0.5
+    )
+    assert other.difference_estimates.metrics['seed_error'].isna().all()  # one seed
+
+    tables = make_tables(comparison, digits=2)
+    title = 'Box AP, difference to align-avg'
+    sure = pool.difference_estimates.metrics.loc['AP']
+    cells = {
+        '95% interval': f'[{format_points(sure["low"], 2, True)}, {format_points(sure["high"], 2, True)}]',
+        'p-value': f'{sure["p"]:.3f}',
+        'standard error by images / by seeds': f'{format_points(sure["image_error"], 2)} / '
+        f'{format_points(sure["seed_error"], 2)}',
+    }
+    for suffix, cell in cells.items():
+        assert tables[f'{title}, {suffix}'].set_index('Extractor').loc['pool', 'AP'] == cell
+    assert '100 resamples of the images (seed 5) and from the spread' in to_markdown(comparison)
+
+    write_comparison(comparison, tmp_path / 'out')
+    record = json.loads((tmp_path / 'out' / 'compare.json').read_text())
+    assert (record['resamples'], record['resampling_seed'], record['confidence']) == (100, 5, 0.95)
+    assert record['categories'] == [{'name': 'thing', 'objects': 10, 'images': 5}]
+    estimates = record['groups'][1]['difference_estimates']
+    assert estimates['metrics'][0] == {'metric': 'AP', **sure.to_dict()}
+    assert [row['iou'] for row in estimates['over_iou']] == list(IOU_THRESHOLDS)
+    assert estimates['per_class'][0]['class'] == 'thing'
+    with (tmp_path / 'out' / 'compare.csv').open() as lines:
+        row = list(csv.DictReader(lines))[1]
+    assert row['AP_difference_low'] == format_points(sure['low'], 1)
+    assert float(row['AP_difference_p']) == pytest.approx(sure['p'], rel=1e-5)
+
+
+def test_without_resamples_there_are_no_intervals(make_run):
+    tables = make_tables(compare([make_run('a'), make_run('b')], baseline='a', resamples=0))
+    assert list(tables) == ['Box AP', 'Box AP, difference to a']
+
+
+def test_details(make_run, tmp_path):
+    runs = [make_run(name, error, extractor=name) for name, error in (('a', 0.05), ('b_1', 0.3))]
+    comparison = compare(runs, baseline='a', resamples=50, details=True)
+    tables = make_tables(comparison)
+    errors = tables['Box AP50 lost to each kind of error'].set_index('Extractor')
+    lost = comparison.groups[1].errors[0]['ap50_lost']
+    assert lost['localization'] > 0.1
+    assert errors.loc['b_1', 'Localization'] == format_points(lost['localization'], 1)
+    over_iou = tables['Box AP, difference to a, at each IoU'].iloc[0]
+    first, second = (group.curves[0] for group in comparison.groups)
+    for iou, difference in zip(IOU_THRESHOLDS, second - first, strict=True):
+        assert over_iou[f'{iou:.2f}'] == format_points(difference, 1, sign=True)
+    by_class = tables['Box AP, difference to a, by class']
+    assert by_class['Class'].tolist() == ['thing']
+    value = format_points(comparison.groups[1].difference['AP'], 1, sign=True)
+    assert by_class['b_1'][0].startswith(f'{value} [')
+    assert r'b\_1' in to_latex(comparison).split('by class')[1]
+    write_comparison(comparison, tmp_path / 'out')
+    record = json.loads((tmp_path / 'out' / 'compare.json').read_text())
+    assert record['groups'][1]['errors'][0]['localization']['ap50_lost'] == lost['localization']
+
+
+def test_boundary_ap_is_a_detail_of_masks(make_run, tmp_path, monkeypatch):
+    run = make_run('a')
+    ann_file = tmp_path / 'annotations.json'
+    truth = json.loads(ann_file.read_text())
+    boxes = [annotation['bbox'] for annotation in truth['annotations']]
+    for annotation, (x, y, w, h) in zip(truth['annotations'], boxes, strict=True):
+        annotation['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    write_json(ann_file, truth)
+    predictions = []
+    for annotation, (x, y, w, h) in zip(truth['annotations'], boxes, strict=True):
+        mask = np.zeros((100, 100), np.uint8, order='F')
+        mask[y + 3 : y + h, x + 3 : x + w] = 1  # the contour is off by 3 pixels on two sides
+        rle = encode(mask)
+        predictions.append(
+            {
+                'image_id': annotation['image_id'],
+                'category_id': 1,
+                'score': 0.5,
+                'segmentation': {**rle, 'counts': rle['counts'].decode()},
+            }
+        )
+    write_json(run / 'predictions.segm.json', predictions)
+    record = json.loads((run / 'metrics.json').read_text())
+    record['predictions']['segm'] = 'predictions.segm.json'
+    write_json(run / 'metrics.json', record)
+    comparison = compare([run], details=True)
+    ap = {group.iou_type: group.mean['AP50'] for group in comparison.groups}
+    assert list(ap) == ['bbox', 'segm', 'boundary']
+    assert ap['segm'] == 1
+    assert ap['boundary'] == 0
+    write_comparison(comparison, tmp_path / 'out')
+    assert '### Boundary AP' in (tmp_path / 'out' / 'compare.md').read_text()
+
+    monkeypatch.setitem(sys.modules, 'faster_coco_eval.core.mask', None)
+    comparison = compare([run], details=True)
+    assert [group.iou_type for group in comparison.groups] == ['bbox', 'segm']
+    assert comparison.problems == ['Boundary AP needs faster-coco-eval: pip install faster-coco-eval']

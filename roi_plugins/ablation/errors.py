@@ -1,0 +1,186 @@
+"""What a detector gets wrong, and what each kind of error costs: TIDE's breakdown of AP50.
+
+Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020. Written
+anew because their package is not kept up any more and needs plotting libraries to load. Which
+detections are right is decided by pycocotools here, so that the breakdown is that of the very AP50
+of the tables.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from roi_plugins.evaluation import load_results
+from roi_plugins.matching import MAX_DETECTIONS, accumulate
+
+ERRORS = ('classification', 'localization', 'both', 'duplicate', 'background', 'missed')
+"""Kinds of errors. All but the last are of detections; the last is of objects.
+
+With the IoU to the objects of the image, foreground at 0.5 and background at 0.1:
+
+- ``classification``: foreground of an object of another class.
+- ``localization``: of the right class, between background and foreground.
+- ``both``: of another class, between background and foreground.
+- ``duplicate``: foreground of an object that a better detection has already.
+- ``background``: below background for every object.
+- ``missed``: an object without a detection, and no wrong class or place would have been one.
+"""
+
+_CLASSIFICATION, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND = range(5)
+_RIGHT = -1
+_FOREGROUND, _BACKGROUND_IOU = 0.5, 0.1
+
+
+@dataclass
+class _Ranking:
+    """The detections that count, and the objects, as columns."""
+
+    score: np.ndarray
+    category: np.ndarray
+    error: np.ndarray  # index into ERRORS, or _RIGHT
+    fixed_category: np.ndarray  # as which it would be right without the error; -1: as none
+    objects: dict[int, int]  # by category
+    missed: dict[int, int]  # by category
+
+
+def break_down_errors(coco: COCO, results: list[dict], iou_type: str) -> pd.DataFrame:
+    """Errors at IoU 0.5 by kind.
+
+    Args:
+        coco: annotations.
+        results: what :func:`roi_plugins.evaluation.read_predictions` gave; they are changed.
+        iou_type: ``'bbox'`` or ``'segm'``.
+
+    Returns:
+        Index ERRORS; columns ``count`` and ``ap50_lost``: by how much AP50 would be higher, as a
+        fraction, without errors of this kind alone. (A detection of the wrong class or place becomes
+        right, the best one for an object that has none; the others vanish; missed objects are not
+        asked for.) These do not add up to what AP50 lacks.
+    """
+    ranking = _rank(coco, results, iou_type)
+    ap50 = _ap50(ranking, None)
+    counts = np.bincount(ranking.error[ranking.error != _RIGHT], minlength=5).tolist()
+    return pd.DataFrame(
+        {
+            'count': [*counts, sum(ranking.missed.values())],
+            # Below zero by the steps of the recall alone.
+            'ap50_lost': [max(0.0, _ap50(ranking, fixed) - ap50) for fixed in range(len(ERRORS))],
+        },
+        index=pd.Index(ERRORS, name='error'),
+    )
+
+
+def _rank(coco: COCO, results: list[dict], iou_type: str) -> _Ranking:
+    coco_eval = COCOeval(coco, load_results(coco, results), iou_type)
+    coco_eval.params.iouThrs = np.array([_FOREGROUND])
+    coco_eval._prepare()
+    categories_of = defaultdict(set)
+    for image_id, category_id in (*coco_eval._gts, *coco_eval._dts):
+        categories_of[image_id].add(category_id)
+    columns = [[np.array([])], [np.array([], int)], [np.array([], int)], [np.array([], int)]]
+    objects, missed = defaultdict(int), defaultdict(int)
+    for image_id in sorted(categories_of):
+        image = _rank_image(coco_eval, image_id, sorted(categories_of[image_id]))
+        for column, part in zip(
+            columns, (image.score, image.category, image.error, image.fixed_category), strict=True
+        ):
+            column.append(part)
+        for total, part in ((objects, image.objects), (missed, image.missed)):
+            for category, count in part.items():
+                total[category] += count
+    return _Ranking(*map(np.concatenate, columns), objects, missed)
+
+
+def _rank_image(coco_eval: COCOeval, image_id: int, categories: list[int]) -> _Ranking:
+    everywhere = coco_eval.params.areaRng[0]
+    detections, matched_ids, ignored = [], [], []
+    for category in categories:
+        pair = image_id, category
+        coco_eval.ious[pair] = coco_eval.computeIoU(*pair) if pair in coco_eval._gts else []
+        result = coco_eval.evaluateImg(*pair, everywhere, MAX_DETECTIONS)
+        detections += [coco_eval.cocoDt.anns[i] for i in result['dtIds']]
+        matched_ids += result['dtMatches'][0].tolist()
+        ignored += result['dtIgnore'][0].tolist()
+    objects = [o for c in categories for o in coco_eval._gts.get((image_id, c), [])]
+    objects = [o for o in objects if not o['ignore']]
+    kept = np.flatnonzero(~np.array(ignored, bool))
+    detections = [detections[i] for i in kept]
+    matched = np.array(matched_ids)[kept] != 0
+    taken_ids = set(np.array(matched_ids)[kept][matched])
+
+    score = np.array([d['score'] for d in detections], float)
+    category = np.array([d['category_id'] for d in detections], int)
+    object_category = np.array([o['category_id'] for o in objects], int)
+    is_taken = np.array([o['id'] in taken_ids for o in objects], bool)
+    error = np.where(matched, _RIGHT, _BACKGROUND)
+    fixed_category = np.full(len(detections), -1)
+    wanted = np.zeros(len(objects), bool)
+    if detections and objects:
+        shape = 'bbox' if coco_eval.params.iouType == 'bbox' else 'segmentation'
+        iou = mask_utils.iou(
+            [d[shape] for d in detections], [o[shape] for o in objects], [0] * len(objects)
+        )
+        is_same = category[:, None] == object_category
+        same, other = np.where(is_same, iou, 0), np.where(is_same, 0, iou)
+        # In TIDE's order; the first that holds is it.
+        is_localization = (same.max(1) >= _BACKGROUND_IOU) & (same.max(1) <= _FOREGROUND)
+        is_classification = other.max(1) >= _FOREGROUND
+        is_duplicate = (same * is_taken).max(1) >= _FOREGROUND
+        is_background = iou.max(1) <= _BACKGROUND_IOU
+        kinds = np.select(
+            [is_localization, is_classification, is_duplicate, is_background],
+            [_LOCALIZATION, _CLASSIFICATION, _DUPLICATE, _BACKGROUND],
+            _BOTH,
+        )
+        error = np.where(matched, _RIGHT, kinds)
+        target = np.where(is_localization, same.argmax(1), other.argmax(1))
+        has_target = (error == _LOCALIZATION) | (error == _CLASSIFICATION)
+        has_target &= ~is_taken[target]
+        wanted[target[has_target]] = True
+        best: set[int] = set()
+        for i in np.argsort(-score, kind='stable'):
+            if has_target[i] and target[i] not in best:
+                best.add(target[i])
+                fixed_category[i] = object_category[target[i]]
+    is_missed = ~is_taken & ~wanted
+    return _Ranking(
+        score, category, error, fixed_category, _count(object_category), _count(object_category[is_missed])
+    )
+
+
+def _count(categories: np.ndarray) -> dict[int, int]:
+    return dict(zip(*(a.tolist() for a in np.unique(categories, return_counts=True)), strict=True))
+
+
+def _ap50(ranking: _Ranking, fixed: int | None) -> float:
+    """AP50 as a fraction, without the errors of the kind ``fixed``."""
+    right = ranking.error == _RIGHT
+    is_fixed = ranking.error == fixed
+    becomes_right = is_fixed & (ranking.fixed_category >= 0)
+    category = np.where(becomes_right, ranking.fixed_category, ranking.category)
+    counts = ~is_fixed | becomes_right
+    right |= becomes_right
+    joined = []
+    for index, objects in ranking.objects.items():
+        if fixed is not None and ERRORS[fixed] == 'missed':
+            objects -= ranking.missed.get(index, 0)
+        of_class = counts & (category == index)
+        joined.append(
+            {
+                'dtScores': ranking.score[of_class],
+                'dtMatches': right[None, of_class],
+                'dtIgnore': np.zeros((1, np.count_nonzero(of_class)), bool),
+                'gtIgnore': np.zeros(objects, bool),
+            }
+        )
+    if not joined:
+        return 0.0
+    # A class of which every object is missed has nothing to find then; as in TIDE that is 0.
+    return float(np.maximum(accumulate(joined, len(joined), 1), 0).mean())

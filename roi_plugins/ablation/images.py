@@ -1,0 +1,219 @@
+"""The images on which two runs differ most, with outlines of what is there and what each run found."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from contourpy import contour_generator
+from PIL import Image, ImageOps
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from roi_plugins.ablation.results import Run
+from roi_plugins.evaluation import IOU_THRESHOLDS, load_results, read_predictions
+from roi_plugins.matching import Matches, match
+
+MIN_SCORE = 0.3
+"""Detections below it are drawn only if they match, or are the highest of as many as there are objects."""
+
+_SHOWN_IOU = IOU_THRESHOLDS.index(0.75)
+_SHOWN_SIDE = 800  # pixels, of an embedded picture
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An object or a detection as an SVG path in pixels of the image.
+
+    Attributes:
+        kind: ``'object'``, or of a detection ``'right'`` or ``'wrong'``.
+        label: its class, and the score of a detection.
+    """
+
+    path: str
+    kind: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one run found in an image, and its AP there, 0 to 1."""
+
+    run: Run
+    ap: float
+    shapes: list[Shape]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An image on which two runs differ.
+
+    Attributes:
+        image: its entry in the annotations.
+        objects: the ground truth.
+        panels: of the two runs.
+    """
+
+    image: dict
+    objects: list[Shape]
+    panels: list[Panel]
+
+
+class Detections:
+    """One run's detections of one kind, matched image by image with the objects.
+
+    Args:
+        coco: the annotations.
+        iou_type: ``'bbox'`` or ``'segm'``.
+
+    Attributes:
+        aps: AP in each image alone, the mean of its classes, by image id; NaN for one without objects.
+
+    Raises:
+        EvaluationError: the predictions cannot be evaluated.
+    """
+
+    def __init__(self, coco: COCO, run: Run, iou_type: str):
+        self.run = run
+        self.iou_type = iou_type
+        self._truth = coco
+        results = read_predictions(coco, run.predictions[iou_type], iou_type)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._found = load_results(coco, results)
+            matches = match(coco, self._found, iou_type)
+        self.aps = dict(zip(matches.image_ids, _image_aps(matches).tolist(), strict=True))
+
+    def shapes(self, image: dict, classes: dict[int, str], num_objects: int) -> list[Shape]:
+        """The detections to draw, the highest score last, so that it lies on top."""
+        right = self._right(image['id'])
+        found = self._found.loadAnns(self._found.getAnnIds(imgIds=[image['id']]))
+        found = sorted(found, key=lambda detection: -detection['score'])
+        shown = [
+            detection
+            for rank, detection in enumerate(found)
+            if rank < num_objects or detection['score'] >= MIN_SCORE or detection['id'] in right
+        ]
+        return [
+            Shape(
+                outline(self._found, detection, self.iou_type),
+                'right' if detection['id'] in right else 'wrong',
+                f'{classes[detection["category_id"]]} {detection["score"]:.2f}',
+            )
+            for detection in reversed(shown)
+        ]
+
+    def _right(self, image_id: int) -> set[int]:
+        """The detections that match an object at the IoU that is shown."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco_eval = COCOeval(self._truth, self._found, self.iou_type)
+            coco_eval.params.imgIds = [image_id]
+            coco_eval.params.areaRng, coco_eval.params.areaRngLbl = [[0, 1e10]], ['all']
+            coco_eval.evaluate()
+        return {
+            detection
+            for result in filter(None, coco_eval.evalImgs)
+            for detection, matched in zip(
+                result['dtIds'], result['dtMatches'][_SHOWN_IOU], strict=True
+            )
+            if matched
+        }
+
+
+def _image_aps(matches: Matches) -> np.ndarray:
+    """AP in each image alone, the mean of its classes; NaN for those without objects; (images,)."""
+    sums, present = np.zeros((2, len(matches.image_ids)))
+    recalls = COCOeval(iouType='bbox').params.recThrs
+    for of_class in matches.classes:
+        objects = np.bincount(
+            of_class.object_image[~of_class.object_ignored[0]], minlength=len(sums)
+        )
+        order = np.argsort(of_class.image, kind='stable')  # within an image still by score
+        ends = np.searchsorted(of_class.image[order], np.arange(len(sums) + 1))
+        counts = ~of_class.ignored[0][:, order]
+        right = of_class.matched[0][:, order] & counts
+        for image in objects.nonzero()[0]:
+            here = slice(ends[image], ends[image + 1])
+            sums[image] += _ap(right[:, here], counts[:, here], objects[image], recalls)
+            present[image] += 1
+    return np.divide(sums, present, out=np.full_like(sums, np.nan), where=present > 0)
+
+
+def _ap(right: np.ndarray, counts: np.ndarray, num_objects: int, recalls: np.ndarray) -> float:
+    """COCO's AP, the mean over IoU thresholds, of (thresholds, detections) by falling score."""
+    some = right.any(axis=1)  # at the others it is 0
+    rights = np.cumsum(right[some], axis=1)
+    precision = rights / np.maximum(np.cumsum(counts[some], axis=1), 1)
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    total = 0.0
+    for p, recall in zip(precision, rights / num_objects, strict=True):
+        total += np.append(p, 0)[np.searchsorted(recall, recalls)].mean()
+    return total / len(right)
+
+
+def most_different(
+    coco: COCO, first: Detections, second: Detections, count: int
+) -> list[Difference]:
+    """Up to ``count`` images, those first whose AP differs most between two runs; none where it is equal,
+    and none of unknown size."""
+    sized = [id_ for id_, image in sorted(coco.imgs.items()) if image.keys() >= {'width', 'height'}]
+    aps = {image_id: (first.aps[image_id], second.aps[image_id]) for image_id in sized}
+    gaps = {image_id: abs(b - a) for image_id, (a, b) in aps.items() if abs(b - a) > 0}  # no NaN
+    classes = {id_: category.get('name', str(id_)) for id_, category in coco.cats.items()}
+    chosen = sorted(gaps, key=lambda image_id: -gaps[image_id])[:count]
+    differences = []
+    for image_id in chosen:
+        image = coco.imgs[image_id]
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
+        objects = [
+            Shape(
+                outline(coco, annotation, first.iou_type),
+                'object',
+                classes[annotation['category_id']] + (' (crowd)' if annotation['iscrowd'] else ''),
+            )
+            for annotation in annotations
+        ]
+        panels = [
+            Panel(detections.run, ap, detections.shapes(image, classes, len(objects)))
+            for detections, ap in zip((first, second), aps[image_id], strict=True)
+        ]
+        differences.append(Difference(image, objects, panels))
+    return differences
+
+
+def outline(coco: COCO, annotation: dict, iou_type: str) -> str:
+    """The box, or the contours of the mask, as an SVG path."""
+    if iou_type == 'bbox':
+        x, y, w, h = annotation['bbox']
+        return f'M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z'
+    # Cells have their centres at whole numbers here, and half a cell further in the image.
+    mask = np.pad(coco.annToMask(annotation), 1)
+    lines = contour_generator(z=mask).lines(0.5)
+    return ' '.join('M' + 'L'.join(f'{x - 0.5:.1f} {y - 0.5:.1f}' for x, y in line) + 'z' for line in lines)
+
+
+def find_picture(image: dict, ann_file: Path) -> Path | None:
+    """The file of an image, where datasets in COCO's layout have it: beside or below the annotations'
+    folder, in a folder that is named as the split, e.g. ``val2017``."""
+    name = image.get('file_name', '')
+    split = ann_file.stem.removeprefix('instances_')
+    folders: Sequence[Path] = (ann_file.parent.parent / split, ann_file.parent.parent, ann_file.parent)
+    return next((path for folder in folders if name and (path := folder / name).is_file()), None)
+
+
+def data_uri(picture: Path) -> str:
+    """A picture as an address that holds it, scaled down to what a page shows.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with Image.open(picture) as file:
+        shown = ImageOps.exif_transpose(file).convert('RGB')
+    shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+    data = io.BytesIO()
+    shown.save(data, 'JPEG', quality=85)
+    return f'data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}'

@@ -1,0 +1,62 @@
+"""What a finished run has recorded of itself, beside its predictions."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roi_plugins.ablation.results import Run
+from roi_plugins.evaluation import CELL_FILE, METRICS_FILE, EvaluationError, read_json
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``metrics.json`` and ``cell.json`` tell of how a run was made.
+
+    Attributes:
+        commands: each a list of arguments; those of the cell, or the one that evaluated it.
+        config: the config with all options, as the framework has saved it; None where it is not there.
+        checkpoint: the evaluated weights; None where they are not there any more.
+        versions, hardware, time: as recorded; empty where they were not.
+    """
+
+    commands: list[list[str]]
+    config: Path | None
+    checkpoint: Path | None
+    versions: dict[str, str]
+    hardware: str
+    time: str
+
+
+def read_record(run: Run) -> Record | None:
+    """None for predictions that are no run directory's.
+
+    Raises:
+        EvaluationError: a record cannot be read.
+    """
+    run_dir = Path(run.name)
+    if not (run_dir / METRICS_FILE).is_file():
+        return None
+    metrics = _read(run_dir / METRICS_FILE)
+    cell = _read(run_dir / CELL_FILE) if (run_dir / CELL_FILE).is_file() else {}
+    config, checkpoint = str(metrics.get('config', '')), str(metrics.get('checkpoint', ''))
+    # MMDetection saves it under its own name. Both lie in the run directory, wherever that is now.
+    configs = (run_dir / 'config.yaml', run_dir / os.path.basename(config))
+    checkpoints = (run_dir / os.path.basename(checkpoint), Path(checkpoint))
+    return Record(
+        commands=cell.get('commands') or [metrics.get('command', [])],
+        config=next((path for path in configs if path.is_file()), None),
+        checkpoint=next((path for path in checkpoints if path.is_file()), None),
+        versions=metrics.get('versions', {}),
+        hardware=metrics.get('hardware', ''),
+        time=metrics.get('time', ''),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    record = read_json(path, 'record')
+    if not isinstance(record, dict):
+        raise EvaluationError(f'{path}: not a record; expected an object')
+    return record

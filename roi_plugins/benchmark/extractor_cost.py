@@ -1,0 +1,233 @@
+"""What the extractor of a finished run costs in training: time, memory, parameters, share of a step.
+
+Each run's detector trains on a batch of its own training data, with its trained weights and a learning
+rate of 0. The calls of its extractors in that step, on the maps and RoIs that reached them, are then
+measured alone, forward and backward, and set against the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from roi_plugins.ablation.records import read_record
+from roi_plugins.ablation.results import Run
+from roi_plugins.benchmark.cases import BACKWARD, BOTH, FORWARD
+from roi_plugins.benchmark.measure import (
+    QUICK,
+    Contender,
+    Effort,
+    interleave,
+    peak_extra_bytes,
+    prepare,
+)
+from roi_plugins.evaluation import EvaluationError, cpu_name, write_json, written_aside
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of all extractors of a detector together, in one training step.
+
+    Attributes:
+        num_rois: of all calls; a cascade calls once a stage.
+        forward_seconds, backward_seconds, step_seconds: medians.
+        peak_bytes: the most memory beyond its inputs that one call holds, forward and backward; None
+            where it cannot be measured.
+        num_parameters: learned, of the extractors.
+    """
+
+    config_name: str
+    extractor: str
+    num_rois: int
+    forward_seconds: float
+    backward_seconds: float
+    step_seconds: float
+    peak_bytes: int | None
+    num_parameters: int
+
+    @property
+    def share(self) -> float:
+        """Of the training step, 0 to 1."""
+        return (self.forward_seconds + self.backward_seconds) / self.step_seconds
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Attributes:
+    machine: where they were measured, in words.
+    rows: one for each config and extractor that could be measured.
+    problems: those that could not, and why.
+    """
+
+    machine: str
+    rows: list[Cost]
+    problems: list[str]
+
+
+def measure_costs(
+    runs: Sequence[Run], device: torch.device | None = None, effort: Effort = QUICK
+) -> Costs:
+    """Measures each config and extractor once, by its first run; all take turns.
+
+    Args:
+        runs: run directories that still hold their config and checkpoint. The training data has to be
+            where the config says, relative to the current directory.
+        device: by default the GPU, where there is one.
+    """
+    device = device or torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    cells: dict[tuple[str, str], Run] = {}
+    for run in runs:
+        cells.setdefault((run.config_name, run.extractor), run)
+    loaded, problems = [], []
+    for run in cells.values():
+        try:
+            loaded.append((run, *_load(run, device)))
+        except Exception as error:  # configs are programs: anything can happen in them
+            problems.append(f'{run.name}: its cost is not measured: {_reason(error)}')
+    contenders = [
+        Contender(name, '', '', call) for _, calls, step in loaded for name, call in _parts(calls, step)
+    ]
+    medians = iter([float(np.median(s)) for s in interleave(contenders, device, effort)])
+    rows = [
+        Cost(
+            config_name=run.config_name,
+            extractor=run.extractor,
+            num_rois=sum(call.num_rois for call in calls),
+            forward_seconds=next(medians),
+            backward_seconds=next(medians),
+            step_seconds=next(medians),
+            peak_bytes=_peak_bytes(calls, device),
+            num_parameters=sum(
+                parameter.numel()
+                for module in {call.module for call in calls}
+                for parameter in module.parameters()
+            ),
+        )
+        for run, calls, step in loaded
+    ]
+    return Costs(_machine(device), rows, problems)
+
+
+def to_rows(costs: Costs) -> tuple[list[str], list[list[str]]]:
+    """The table as text: the names of its columns, and its rows; the configs only where they differ."""
+    header = ['Config', 'Extractor', 'RoIs', 'forward, ms', 'backward, ms', 'of a step, %', 'step, ms',
+              'peak, MiB', 'parameters']  # fmt: skip
+    rows = [
+        [
+            cost.config_name,
+            cost.extractor,
+            str(cost.num_rois),
+            f'{1e3 * cost.forward_seconds:.2f}',
+            f'{1e3 * cost.backward_seconds:.2f}',
+            f'{100 * cost.share:.1f}',
+            f'{1e3 * cost.step_seconds:.0f}',
+            '-' if cost.peak_bytes is None else f'{cost.peak_bytes / 2**20:.1f}',
+            str(cost.num_parameters),
+        ]
+        for cost in costs.rows
+    ]
+    if not any(cost.config_name for cost in costs.rows):
+        header, rows = header[1:], [row[1:] for row in rows]
+    return header, rows
+
+
+def to_markdown(costs: Costs) -> str:
+    header, rows = to_rows(costs)
+    align = ['left' if name in ('Config', 'Extractor') else 'right' for name in header]
+    table = tabulate(rows, header, tablefmt='pipe', colalign=align, disable_numparse=True)
+    return f'### Cost of the extractor in a training step\n\n{costs.machine}\n\n{table}\n'
+
+
+def write_costs(costs: Costs, output: str | Path) -> None:
+    """Writes ``cost.md`` and, in full precision, ``cost.json``; each is replaced as a whole."""
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with written_aside(output / 'cost.md') as aside:
+        aside.write_text(to_markdown(costs), encoding='utf-8')
+    record = {'format': 1, 'machine': costs.machine, 'costs': [asdict(cost) for cost in costs.rows]}
+    write_json(output / 'cost.json', record)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of an extractor in a step: its maps, cut off from the graph, and the other arguments."""
+
+    module: nn.Module
+    maps: list[Tensor]
+    others: tuple[Any, ...]
+    num_rois: int
+
+    def part(self, step: str) -> Callable[[], object]:
+        return prepare(lambda maps: self.module(maps, *self.others), self.maps, step)
+
+
+def _load(run: Run, device: torch.device) -> tuple[list[_Call], Callable[[], object]]:
+    record = read_record(run)
+    if record is None:
+        raise EvaluationError('predictions alone tell nothing of it; give the run directory')
+    if record.config is None or record.checkpoint is None:
+        missing = 'config' if record.config is None else 'checkpoint'
+        raise EvaluationError(f'its {missing} is not in the run directory any more')
+    if run.framework == 'mmdet':
+        from roi_plugins.integrations.mmdet.steps import EXTRACTOR_TYPES, load_step
+    else:
+        from roi_plugins.integrations.detectron2.steps import EXTRACTOR_TYPES, load_step
+    with contextlib.redirect_stdout(io.StringIO()):  # COCO's greetings
+        model, step = load_step(record.config, record.checkpoint, device)
+        return _calls(model, step, EXTRACTOR_TYPES), step
+
+
+def _calls(model: nn.Module, step: Callable[[], object], types: tuple[type, ...]) -> list[_Call]:
+    calls: list[_Call] = []
+
+    def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
+        maps, *others = args
+        maps = [map_.detach().requires_grad_(map_.requires_grad) for map_ in maps]
+        calls.append(_Call(module, maps, tuple(others), len(output)))
+
+    hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, types)]
+    step()
+    for hook in hooks:
+        hook.remove()
+    if not calls:
+        raise EvaluationError('no RoI extractor took part in its training step')
+    return calls
+
+
+def _parts(calls: Sequence[_Call], step: Callable[[], object]):
+    for name in (FORWARD, BACKWARD):
+        parts = [call.part(name) for call in calls]
+        yield name, lambda parts=parts: [part() for part in parts]
+    yield 'step', step
+
+
+def _peak_bytes(calls: Sequence[_Call], device: torch.device) -> int | None:
+    peaks = [peak_extra_bytes(call.part(BOTH), device) for call in calls]
+    return None if None in peaks else max(peaks)
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == 'cuda':
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f'{os.cpu_count()} x {cpu_name()}, {torch.get_num_threads()} threads'
+    return (
+        f'Measured on {where}, torch {torch.__version__}: medians over one batch of the training data, '
+        'with the trained weights.'
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f'{error.filename}: {error.strerror}'
+    return str(error).partition('\n')[0] or type(error).__name__

@@ -1,0 +1,76 @@
+"""The RoI extractors that an MMDetection config builds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmcv.ops import RoIAlign, RoIPool
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from ...extractors import RoIExtractor
+from ...ops import assign_levels_mmdet
+from ..inspection import InspectionError
+from . import MMDetRoIExtractor
+
+
+def find_extractors(config: Path) -> dict[str, RoIExtractor]:
+    """See :func:`roi_plugins.integrations.inspection.read_extractors`."""
+    try:
+        cfg = Config.fromfile(config)
+    except (FileNotFoundError, ImportError, SyntaxError) as error:  # of a base, or of custom_imports
+        raise InspectionError(
+            f'the config {config} cannot be read: {error.__cause__ or error}'
+        ) from error
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    found = {}
+    for name, options in _extractor_configs(cfg.get('model') or {}):
+        try:
+            built = MODELS.build(options)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InspectionError(f'{config}: {name}: {error.args[0]}') from error
+        if extractor := _as_ours(built):
+            found[name] = extractor
+    return found
+
+
+def _extractor_configs(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:
+    if isinstance(node, Mapping):
+        type_ = node.get('type', '')
+        if (type_ if isinstance(type_, str) else type_.__name__).endswith('RoIExtractor'):
+            yield '.'.join(path), node
+        for key, value in node.items():
+            yield from _extractor_configs(value, (*path, key))
+    elif isinstance(node, (list, tuple)):  # of the stages of a cascade
+        for index, value in enumerate(node):
+            yield from _extractor_configs(value, (*path, str(index)))
+
+
+def _as_ours(built: nn.Module) -> RoIExtractor | None:
+    if isinstance(built, MMDetRoIExtractor):
+        return built.extractor
+    if not isinstance(built, SingleRoIExtractor):
+        return None  # such as one that adds all levels up
+    layer = built.roi_layers[0]
+    if isinstance(layer, RoIAlign):
+        method = {
+            'sampling_ratio': layer.sampling_ratio,
+            'reduction': layer.pool_mode,
+            'aligned': layer.aligned,
+        }
+    elif isinstance(layer, RoIPool):
+        method = {'region': 'bins', 'sampling_ratio': None, 'reduction': 'max'}
+    else:
+        return None
+    return RoIExtractor(
+        layer.output_size,
+        built.featmap_strides,
+        level_rule=functools.partial(assign_levels_mmdet, finest_scale=built.finest_scale),
+        **method,
+    )

@@ -1,0 +1,292 @@
+"""Which detections match which objects, as ``COCOeval`` has it, and AP from these matches.
+
+The matches in an image do not depend on other images. So they are made once, by pycocotools'
+``COCOeval.evaluateImg``, and AP is computed from them as often as need be: over all images by
+``COCOeval.accumulate``, and over resamples of the images by :func:`resampled_ap`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from scipy.sparse import csr_array
+
+MAX_DETECTIONS = 100
+"""How many detections of each class count in an image: those with the highest scores."""
+
+AREAS = ('all', 'small', 'medium', 'large')
+"""The areas of objects for which there is an AP, in the order of ``COCOeval``."""
+
+
+@dataclass(frozen=True)
+class ClassMatches:
+    """The detections and objects of one class.
+
+    Attributes:
+        image: of each detection, as index into ``Matches.image_ids``; (D,), by falling score and,
+            where scores are equal, by image: the order of ``COCOeval``.
+        score: (D,)
+        matched: whether it matches an object, (areas, IoU thresholds, D).
+        ignored: whether it counts neither as right nor as wrong, (areas, IoU thresholds, D).
+        object_image: of each object, (G,).
+        object_ignored: crowds, and objects of another area; (areas, G).
+    """
+
+    image: np.ndarray
+    score: np.ndarray
+    matched: np.ndarray
+    ignored: np.ndarray
+    object_image: np.ndarray
+    object_ignored: np.ndarray
+
+
+@dataclass(frozen=True)
+class Matches:
+    """One detector's detections, matched with the objects of a data set.
+
+    Attributes:
+        image_ids: of all images of the annotations, sorted.
+        category_ids: of all classes of the annotations, sorted.
+        classes: in the order of ``category_ids``.
+        count: of all detections, with those beyond ``MAX_DETECTIONS``.
+    """
+
+    image_ids: list[int]
+    category_ids: list[int]
+    classes: list[ClassMatches]
+    count: int
+
+
+@dataclass(frozen=True)
+class ResampledAP:
+    """AP over each of R resamples of the images; NaN where a resample has no object to find.
+
+    Attributes:
+        curves: of all classes together, (areas, IoU thresholds, R).
+        per_class: over all areas and thresholds, (classes, R).
+    """
+
+    curves: np.ndarray
+    per_class: np.ndarray
+
+
+def match(ground_truth: COCO, detections: COCO, iou_type: str) -> Matches:
+    """Matches detections as ``COCOeval(ground_truth, detections, iou_type).evaluate()`` does.
+
+    ``'boundary'``, which pycocotools does not have, is Boundary IoU: see :class:`BoundaryEval`.
+
+    Nearly all pairs of an image and a class have no object, so that there is nothing to match.
+    pycocotools is called for the others.
+    """
+    if iou_type == 'boundary':
+        coco_eval = BoundaryEval(ground_truth, detections)
+    else:
+        coco_eval = COCOeval(ground_truth, detections, iou_type)
+    coco_eval._prepare()
+    params = coco_eval.params
+    images_of: dict[int, set[int]] = {category_id: set() for category_id in params.catIds}
+    for image_id, category_id in (*coco_eval._gts, *coco_eval._dts):
+        images_of[category_id].add(image_id)
+    index = {image_id: i for i, image_id in enumerate(params.imgIds)}
+    classes = [_match_class(coco_eval, c, images_of[c], index) for c in params.catIds]
+    return Matches(params.imgIds, params.catIds, classes, len(detections.anns))
+
+
+def boundary_of_masks() -> Callable[[dict], dict]:
+    """The function from the RLE of a mask to that of its boundary.
+
+    Raises:
+        ImportError: it is faster-coco-eval's, which is not installed.
+    """
+    try:
+        from faster_coco_eval.core.mask import rleToBoundary
+    except ImportError as error:
+        raise ImportError('Boundary AP needs faster-coco-eval: pip install faster-coco-eval') from error
+    return rleToBoundary
+
+
+class BoundaryEval(COCOeval):
+    """COCOeval of masks by Boundary IoU (Cheng et al., CVPR 2021), which sees errors of contours.
+
+    A pair's IoU is the lower of the masks' and that of their boundaries: the pixels within 2% of the
+    image's diagonal of the contour, on the inside. Crowds keep the IoU of the masks.
+    """
+
+    def __init__(self, ground_truth: COCO, detections: COCO) -> None:
+        super().__init__(ground_truth, detections, 'segm')
+        self._boundary = boundary_of_masks()
+
+    def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list:
+        ious = super().computeIoU(imgId, catId)
+        objects = self._gts[imgId, catId]
+        found = sorted(self._dts[imgId, catId], key=lambda d: -d['score'])[: len(ious)]
+        if not (objects and found):
+            return ious
+        boundaries = [
+            [self._boundary(instance['segmentation']) for instance in instances]
+            for instances in (found, objects)
+        ]
+        of_boundaries = mask_utils.iou(*boundaries, [0] * len(objects))
+        is_crowd = np.array([bool(instance['iscrowd']) for instance in objects])
+        return np.where(is_crowd, ious, np.minimum(ious, of_boundaries))
+
+
+def _match_class(
+    coco_eval: COCOeval, category_id: int, image_ids: set[int], index: dict[int, int]
+) -> ClassMatches:
+    params = coco_eval.params
+    shape = len(params.areaRng), len(params.iouThrs)
+    images, scores, matched, ignored = [], [], [np.zeros((*shape, 0), bool)], []
+    object_images, object_ignored = [], [np.zeros((len(params.areaRng), 0), bool)]
+    alone = []  # image, score and area of detections in images without objects of the class
+    for image_id in image_ids:
+        pair = image_id, category_id
+        found = coco_eval._dts.get(pair, [])
+        if pair not in coco_eval._gts:
+            found = sorted(found, key=lambda detection: -detection['score'])[:MAX_DETECTIONS]
+            alone += [(index[image_id], d['score'], d['area']) for d in found]
+            continue
+        coco_eval.ious[pair] = coco_eval.computeIoU(*pair) if found else []
+        results = [coco_eval.evaluateImg(*pair, area, MAX_DETECTIONS) for area in params.areaRng]
+        del coco_eval.ious[pair]
+        images += [index[image_id]] * len(results[0]['dtScores'])
+        scores += results[0]['dtScores']
+        matched.append(np.array([result['dtMatches'] != 0 for result in results]))
+        ignored.append(np.array([result['dtIgnore'] for result in results]))
+        object_images += [index[image_id]] * len(results[0]['gtIds'])
+        object_ignored.append(np.array([result['gtIgnore'] != 0 for result in results]))
+
+    image, score, area = np.array(alone, float).reshape(-1, 3).T
+    low, high = np.array(params.areaRng).T[..., None]
+    ignored.append(np.repeat(((area < low) | (area > high))[:, None], shape[1], axis=1))
+    matched.append(np.zeros((*shape, len(alone)), bool))
+    image = np.concatenate([np.array(images, int), image.astype(int)])
+    score = np.concatenate([np.array(scores, float), score])
+    order = np.lexsort((image, -score))
+    return ClassMatches(
+        image=image[order],
+        score=score[order],
+        matched=np.concatenate(matched, axis=-1)[..., order],
+        ignored=np.concatenate(ignored, axis=-1)[..., order],
+        object_image=np.array(object_images, int),
+        object_ignored=np.concatenate(object_ignored, axis=-1),
+    )
+
+
+def precision_at_recall(matches: Matches) -> np.ndarray:
+    """pycocotools' precision, -1 for classes without objects.
+
+    Returns:
+        ``COCOeval.eval['precision'][..., -1]``: (IoU thresholds, 101 recalls, classes, areas).
+    """
+    joined = [
+        {
+            'dtScores': c.score,
+            'dtMatches': c.matched[area],
+            'dtIgnore': c.ignored[area],
+            'gtIgnore': c.object_ignored[area],
+        }
+        for c in matches.classes
+        for area in range(len(AREAS))
+    ]
+    return accumulate(joined, len(matches.classes), len(AREAS))
+
+
+def accumulate(joined: list[dict], classes: int, areas: int) -> np.ndarray:
+    """``COCOeval.accumulate`` for results that are those of all images already.
+
+    Args:
+        joined: of each class and in it of each area what ``evaluateImg`` gives of an image.
+
+    Returns:
+        Precision, (IoU thresholds, 101 recalls, classes, areas).
+    """
+    coco_eval = COCOeval(iouType='bbox')
+    params = coco_eval.params
+    params.imgIds, params.catIds = [0], list(range(classes))
+    params.areaRng = params.areaRng[:areas]
+    params.iouThrs = params.iouThrs[: len(joined[0]['dtMatches'])] if joined else params.iouThrs
+    # A limit of detections is one of an image, so it was applied before.
+    params.maxDets = [max((len(result['dtScores']) for result in joined), default=0)]
+    coco_eval._paramsEval = params
+    coco_eval.evalImgs = joined
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco_eval.accumulate()
+    return coco_eval.eval['precision'][..., -1]
+
+
+def resampled_ap(matches: Matches, counts: np.ndarray) -> ResampledAP:
+    """AP over resamples of the images: what ``COCOeval`` gives where copies are images of their own.
+
+    Args:
+        counts: how often each resample has each image; integers, (images, R).
+
+    The copies of an image stand side by side in the order of ``COCOeval``, and so do the copies of
+    a detection here. The two differ only where an image has two detections of one class with the
+    very same score, of which ``COCOeval`` takes the first and the second of each copy in turn.
+    """
+    counts = np.ascontiguousarray(counts, dtype=np.int32)
+    sums = np.zeros((len(AREAS), matches.classes[0].matched.shape[1], counts.shape[1]))
+    present = np.zeros((len(AREAS), 1, counts.shape[1]), int)
+    per_class = np.full((len(matches.classes), counts.shape[1]), np.nan)
+    for index, matched in enumerate(matches.classes):
+        for area in range(len(AREAS)):
+            objects = counts[matched.object_image[~matched.object_ignored[area]]].sum(axis=0)
+            if not (is_present := objects > 0).any():
+                continue
+            ap = np.where(is_present, _class_ap(matched, area, counts, objects), 0)
+            sums[area] += ap
+            present[area] += is_present
+            if AREAS[area] == 'all':
+                per_class[index] = np.where(is_present, ap.mean(axis=0), np.nan)
+    curves = np.divide(sums, present, out=np.full_like(sums, np.nan), where=present > 0)
+    return ResampledAP(curves, per_class)
+
+
+_RECALLS = COCOeval(iouType='bbox').params.recThrs
+
+
+def _class_ap(
+    matches: ClassMatches, area: int, counts: np.ndarray, objects: np.ndarray
+) -> np.ndarray:
+    """AP at each IoU threshold, (T, R), of a class with that many ``objects``, (R,).
+
+    Recall rises at matched detections alone, and precision is highest there: these positions are
+    all that is needed. With one row a position and one column a resample, sums along a ranking
+    are sums of rows, which are fast.
+    """
+    ap = np.zeros((matches.matched.shape[1], counts.shape[1]))
+    for threshold, (matched, ignored) in enumerate(
+        zip(matches.matched[area], matches.ignored[area], strict=True)
+    ):
+        image = matches.image[~ignored]
+        hits = np.flatnonzero(matched[~ignored])
+        if not len(hits):
+            continue
+        # Row i sums the detections after hit i - 1, up to hit i.
+        last = hits[-1] + 1
+        since_last_hit = csr_array(
+            (np.ones(last, np.int32), image[:last], np.append(0, hits + 1)),
+            shape=(len(hits), len(counts)),
+        )
+        ranked = since_last_hit @ counts
+        right = counts[image[hits]]
+        for rows in (ranked, right):
+            for row, above in zip(rows[1:], rows, strict=False):
+                row += above
+        precision = right / (ranked + np.spacing(1))
+        for row, below in zip(precision[-2::-1], precision[::-1], strict=False):
+            np.maximum(row, below, out=row)
+        recall = right / np.maximum(objects, 1)
+        reached = (100 * recall + 1e-9).astype(np.int32)  # the last of _RECALLS, or one too many
+        reached += _RECALLS.take(reached) <= recall
+        reached[1:] -= reached[:-1].copy()
+        ap[threshold] = np.einsum('ij,ij->j', precision, reached) / len(_RECALLS)
+    return ap

@@ -1,0 +1,294 @@
+"""Where an extractor reads: the region it makes of a box, its bins and its samples, drawn and in pixels.
+
+All positions are those of :mod:`roi_plugins.ops.reference`, which the kernels are tested against.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from PIL import Image
+from tabulate import tabulate
+
+from roi_plugins.extractors import (
+    AdaptiveSampling,
+    AlignAvg,
+    QuantizedPool,
+    RoIExtractor,
+    RoIWarp,
+)
+from roi_plugins.ops.reference import resolve_axis, resolve_region
+
+METHODS: dict[str, Callable[..., RoIExtractor]] = {
+    'quantized-pool': QuantizedPool,
+    'quantized-pool-floor': partial(QuantizedPool, region='floor'),
+    'quantized-pool-bins': partial(QuantizedPool, region='bins'),
+    'roi-warp': RoIWarp,
+    'align': AlignAvg,
+    'align-unaligned': partial(AlignAvg, aligned=False),
+    'adaptive': AdaptiveSampling,
+}
+"""Every way of reading: ``(output_size, featmap_strides, level_rule=...)``. Max and average read the same."""
+
+SIDES = ('left', 'top', 'right', 'bottom')
+
+# Okabe and Ito's, which colour-blind readers can tell apart; neighbouring bins differ.
+_BIN_COLORS = ('#56B4E9', '#F0E442', '#CC79A7')
+_BOX_COLOR, _REGION_COLOR = '#D55E00', '#0072B2'
+
+
+class VisualizationError(ValueError):
+    """A box that cannot be drawn; the message says why."""
+
+
+@dataclass(frozen=True)
+class AxisReading:
+    """One axis of a box, in pixels of the image.
+
+    Attributes:
+        region: begin and end of what is divided into bins.
+        bins: ``(P, 2)`` begin and end of each bin; NaN for one that reads nothing.
+        samples: where each of the P bins reads: bilinear samples, or centres of cells.
+    """
+
+    region: tuple[float, float]
+    bins: np.ndarray
+    samples: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where an extractor reads a box, in pixels of the image.
+
+    Attributes:
+        box: ``(x1, y1, x2, y2)``.
+        level: index of the map that the level rule chose, and its ``stride`` in pixels.
+        of_cells: whole cells are read, not bilinear samples.
+        map_size: ``(height, width)`` of the map in cells.
+    """
+
+    box: tuple[float, float, float, float]
+    level: int
+    stride: float
+    of_cells: bool
+    map_size: tuple[int, int]
+    x: AxisReading
+    y: AxisReading
+
+    @property
+    def region(self) -> tuple[float, float, float, float]:
+        """The box as the method sees it, ``(x1, y1, x2, y2)``."""
+        return self.x.region[0], self.y.region[0], self.x.region[1], self.y.region[1]
+
+    @property
+    def covered(self) -> tuple[float, float, float, float]:
+        """What the bins cover together, ``(x1, y1, x2, y2)``; NaN on an axis that reads nothing."""
+        ends = [_span(axis.bins) for axis in (self.x, self.y)]
+        return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
+
+
+def read_box(
+    extractor: RoIExtractor, box: Sequence[float], image_size: tuple[int, int]
+) -> Reading:
+    """Where an extractor reads a box.
+
+    Args:
+        extractor: its level rule chooses the map, if there are several.
+        box: ``(x1, y1, x2, y2)`` in pixels of the image that the detector is given.
+        image_size: ``(height, width)`` of that image. Maps cover it, padded to the coarsest stride.
+
+    Raises:
+        VisualizationError: the box is empty, inverted, not finite, or not inside the image.
+    """
+    box = tuple(float(side) for side in box)
+    height, width = image_size
+    x1, y1, x2, y2 = box
+    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+        raise VisualizationError(
+            f'box: got {",".join(f"{side:g}" for side in box)}, expected x1,y1,x2,y2 with '
+            f'0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height}, the size of the image'
+        )
+    strides = extractor.featmap_strides
+    level = 0
+    if len(strides) > 1:
+        level = int(extractor.level_rule(torch.tensor([[0.0, *box]]), len(strides)))
+    stride, padding = strides[level], max(strides)
+    rows, columns = (
+        round(math.ceil(side / padding) * padding / stride) for side in image_size
+    )
+    bins_y, bins_x = extractor.output_size
+    return Reading(
+        box=box,
+        level=level,
+        stride=stride,
+        of_cells=extractor.method['sampling_ratio'] is None,
+        map_size=(rows, columns),
+        x=_read_axis(extractor, level, x1, x2, bins_x, columns),
+        y=_read_axis(extractor, level, y1, y2, bins_y, rows),
+    )
+
+
+def _read_axis(
+    extractor: RoIExtractor, level: int, low: float, high: float, pooled: int, extent: int
+) -> AxisReading:
+    method = extractor.method
+    stride, scale = extractor.featmap_strides[level], extractor.spatial_scales[level]
+    ends = torch.tensor([low]), torch.tensor([high])
+    how = method['region'], method['sampling_ratio'], method['aligned']
+    start, size, bin_ = (value.item() for value in resolve_region(*ends, scale, pooled, *how))
+    bounds = method['min_samples'], method['max_samples']
+    axis = resolve_axis(*ends, scale, pooled, extent, *how, *bounds).row(0)
+    # The value of a cell sits half a cell behind its edge.
+    positions = (axis.low * axis.low_weight + axis.high * axis.high_weight + 0.5) * stride
+    samples = [positions[p][axis.valid[p]].numpy() for p in range(pooled)]
+    if method['sampling_ratio'] is None:
+        half = stride / 2
+        bins = [(s.min() - half, s.max() + half) if len(s) else (np.nan, np.nan) for s in samples]
+    else:
+        start += 0.5
+        bins = [(stride * (start + p * bin_), stride * (start + (p + 1) * bin_)) for p in range(pooled)]
+    return AxisReading((stride * start, stride * (start + size)), np.array(bins), samples)
+
+
+def misalignment(reading: Reading, of_bins: bool = True) -> tuple[float, float, float, float]:
+    """How far what is read goes beyond the box, in pixels: left, top, right, bottom.
+
+    Below 0 where part of the box is not read.
+
+    Args:
+        of_bins: of what the bins cover; False: of the region alone, before it is divided into bins.
+    """
+    x1, y1, x2, y2 = reading.covered if of_bins else reading.region
+    box = reading.box
+    return box[0] - x1, box[1] - y1, x2 - box[2], y2 - box[3]
+
+
+def to_table(readings: Mapping[str, Reading]) -> str:
+    """The misalignment of each reading as text, in pixels of the image."""
+    rows = [
+        [
+            name,
+            f'{reading.stride:g}',
+            *(_format(side) for side in misalignment(reading, of_bins=False)),
+            *(_format(side) for side in misalignment(reading)),
+        ]
+        for name, reading in readings.items()
+    ]
+    header = ['', 'stride', *(f'region\n{side}' for side in SIDES), *(f'bins\n{side}' for side in SIDES)]
+    align = ['left'] + ['right'] * (len(header) - 1)
+    return tabulate(rows, header, disable_numparse=True, colalign=align)
+
+
+def draw_readings(readings: Mapping[str, Reading], image: Image.Image) -> Figure:
+    """Each reading on the image and, cut around the box, on the cells of its map.
+
+    Args:
+        readings: by their titles; of one box in ``image``.
+        image: what the detector is given. A cell is drawn in the mean colour of its pixels.
+    """
+    per_row = min(len(readings), 2)
+    rows = -(-len(readings) // per_row)
+    figure = Figure(figsize=(6.6 * per_row, 3.7 * rows + 0.4), dpi=110, layout='constrained')
+    panels = figure.subplots(rows, 2 * per_row, squeeze=False).reshape(-1, 2)
+    for (on_image, on_grid), (title, reading) in zip(panels, readings.items(), strict=False):
+        on_image.imshow(image, extent=(0, image.width, image.height, 0))
+        on_image.set_title(f'{title}, stride {reading.stride:g}', fontsize=9, loc='left')
+        _draw(on_image, reading, 1, max(image.size))
+        on_image.set(xlim=(0, image.width), ylim=(image.height, 0))
+        on_image.set_xlabel('pixels', fontsize=7)
+
+        rows_, columns = reading.map_size
+        on_grid.imshow(_mean_of_cells(image, reading), extent=(0, columns, rows_, 0), alpha=0.5)
+        x_window, y_window = _window(reading)
+        _draw(on_grid, reading, reading.stride, max(np.diff([x_window, y_window]).flat))
+        on_grid.set(xlim=x_window, ylim=y_window[::-1])
+        on_grid.set_xticks(np.arange(math.ceil(x_window[0]), x_window[1]), minor=True)
+        on_grid.set_yticks(np.arange(math.ceil(y_window[0]), y_window[1]), minor=True)
+        on_grid.grid(which='both', color='0.4', linewidth=0.4)
+        left, top, right, bottom = map(_format, misalignment(reading))
+        on_grid.set_title(
+            f'beyond the box, in pixels: left {left}, top {top},\nright {right}, bottom {bottom}',
+            fontsize=8,
+        )
+        on_grid.set_xlabel('cells', fontsize=7)
+        for panel in (on_image, on_grid):
+            panel.tick_params(which='both', labelsize=7, length=2)
+            panel.tick_params(which='minor', length=0)
+    for panel in panels[len(readings) :].flat:
+        panel.set_axis_off()
+    figure.legend(
+        handles=[
+            Rectangle((0, 0), 1, 1, fill=False, edgecolor=_BOX_COLOR, linewidth=2, label='box'),
+            Rectangle(
+                (0, 0), 1, 1, fill=False, edgecolor=_REGION_COLOR, linewidth=2, linestyle='--',
+                label='region made of it',
+            ),
+            Rectangle((0, 0), 1, 1, facecolor=_BIN_COLORS[0], alpha=0.6, label='bins (overlaps darker)'),
+            figure.axes[0].plot([], [], 'k.', label='what is read: bilinear samples, or centres of cells')[0],
+        ],
+        loc='outside lower center', ncols=4, frameon=False, fontsize=8,
+    )  # fmt: skip
+    figure.draw_without_rendering()  # the layout needs two rounds for panels of fixed aspect
+    return figure
+
+
+def _draw(panel: Axes, reading: Reading, unit: float, longest: float) -> None:
+    """Box, region, bins and samples; ``unit`` of the axes, in pixels, and ``longest``, their longer side."""
+    for p, (top, bottom) in enumerate(reading.y.bins / unit):
+        for q, (left, right) in enumerate(reading.x.bins / unit):
+            color = _BIN_COLORS[(p + q) % len(_BIN_COLORS)]
+            size = right - left, bottom - top
+            panel.add_patch(Rectangle((left, top), *size, facecolor=color, alpha=0.45, linewidth=0))
+            panel.add_patch(Rectangle((left, top), *size, fill=False, edgecolor='0.2', linewidth=0.5))
+    x, y = (np.concatenate(axis.samples) / unit for axis in (reading.x, reading.y))
+    # A panel is some 200 points wide; a dot takes about half of the room between samples.
+    x1, y1, x2, y2 = np.array(reading.region) / unit
+    gap = min((x2 - x1) / max(len(x), 1), (y2 - y1) / max(len(y), 1))
+    panel.plot(*np.meshgrid(x, y), '.', color='black', markersize=np.clip(150 * gap / longest, 0.3, 5))
+    for corners, color, line in (
+        (reading.box, _BOX_COLOR, '-'),
+        (reading.region, _REGION_COLOR, (0, (4, 3))),
+    ):
+        x1, y1, x2, y2 = np.array(corners) / unit
+        outline = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=2)
+        outline.set(linestyle=line, path_effects=[withStroke(linewidth=3.5, foreground='white')])
+        panel.add_patch(outline)
+
+
+def _window(reading: Reading) -> list[tuple[float, float]]:
+    """The box and all that is read, in cells, with a margin of a cell."""
+    ends = []
+    for low, high, axis, extent in zip(
+        reading.box[:2], reading.box[2:], (reading.x, reading.y), reading.map_size[::-1], strict=True
+    ):
+        spans = np.array([(low, high), axis.region, _span(axis.bins)]) / reading.stride
+        ends.append((max(np.nanmin(spans) - 1, -1), min(np.nanmax(spans) + 1, extent + 1)))
+    return ends
+
+
+def _mean_of_cells(image: Image.Image, reading: Reading) -> Image.Image:
+    rows, columns = reading.map_size
+    width, height = round(columns * reading.stride), round(rows * reading.stride)
+    padded = np.pad(
+        np.asarray(image), ((0, height - image.height), (0, width - image.width), (0, 0)), mode='edge'
+    )
+    return Image.fromarray(padded).resize((columns, rows), Image.Resampling.BOX)
+
+
+def _span(bins: np.ndarray) -> tuple[float, float]:
+    if np.isnan(bins).all():
+        return np.nan, np.nan
+    return np.nanmin(bins), np.nanmax(bins)
+
+
+def _format(pixels: float) -> str:
+    return '-' if math.isnan(pixels) else f'{round(pixels, 1) + 0.0:+.1f}'  # never -0.0

@@ -1,0 +1,140 @@
+"""The cost of the extractors of tiny runs of both frameworks. How dear anything is, is no test."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from roi_plugins.ablation.results import find_runs
+from roi_plugins.benchmark.extractor_cost import measure_costs, to_markdown, write_costs
+from roi_plugins.benchmark.measure import Effort
+from roi_plugins.datasets import ShapesSpec, generate_shapes
+from roi_plugins.evaluation import write_json
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+ONCE = Effort(seconds=0, min_rounds=2)
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp('shapes')
+    return generate_shapes(root, ShapesSpec(num_train=4, num_val=1, image_size=64))
+
+
+@pytest.fixture
+def make_run(tmp_path, data):
+    def make(name, framework, config):
+        run_dir = tmp_path / name
+        run_dir.mkdir()
+        write_json(run_dir / 'predictions.bbox.json', [])
+        write_json(
+            run_dir / 'metrics.json',
+            {
+                'format': 1,
+                'framework': framework,
+                'config': config,
+                'checkpoint': 'elsewhere/last.pth',
+                'ann_file': str(data / 'annotations/instances_val.json'),
+                'predictions': {'bbox': 'predictions.bbox.json'},
+            },
+        )
+        return run_dir
+
+    return make
+
+
+@pytest.fixture
+def mmdet_run(make_run, data):
+    if find_spec('mmdet') is None:
+        pytest.skip('mmdet is not installed')
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    run_dir = make_run('align-max', 'mmdet', 'configs/tiny.py')
+    cfg = Config.fromfile(CONFIGS / 'mmdet/shapes/mask-rcnn_r18-c4_align-max_shapes.py')
+    cfg.merge_from_dict(
+        {'train_dataloader.dataset.data_root': f'{data}/', 'train_dataloader.batch_size': 1}
+    )
+    cfg.dump(run_dir / 'tiny.py')
+    init_default_scope('mmdet')
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, run_dir / 'last.pth')
+    return run_dir
+
+
+@pytest.fixture(params=['yaml', 'lazy'])
+def detectron2_run(request, make_run, data):
+    if find_spec('detectron2') is None:
+        pytest.skip('Detectron2 is not installed')
+    from detectron2.config import LazyConfig
+
+    from roi_plugins.integrations.detectron2.datasets import register_shapes
+    from roi_plugins.integrations.detectron2.runs import describe, read_config
+
+    register_shapes(str(data))
+    run_dir = make_run('align-max', 'detectron2', 'configs/tiny')
+    if request.param == 'lazy':
+        config = CONFIGS / 'detectron2/shapes/mask-rcnn_r18-c4_align-max_shapes.py'
+        cfg = read_config(config, ['dataloader.train.total_batch_size=1'])
+        LazyConfig.save(cfg, str(run_dir / 'config.yaml'))
+    else:
+        config = CONFIGS / 'detectron2/shapes/mask-rcnn_r50w16-c4_align-max_shapes.yaml'
+        cfg = read_config(config, ['SOLVER.IMS_PER_BATCH', '1'])
+        (run_dir / 'config.yaml').write_text(cfg.dump())
+    torch.save({'model': describe(cfg).model().state_dict()}, run_dir / 'last.pth')
+    yield run_dir
+    register_shapes('data/shapes')
+
+
+def check(run_dir, output):
+    before = torch.load(run_dir / 'last.pth', weights_only=True)
+    costs = measure_costs(find_runs([run_dir]).runs, CPU, ONCE)
+    assert costs.problems == []
+    (cost,) = costs.rows
+    assert cost.extractor == 'align-max'
+    assert 0 < cost.num_rois <= 2 * 512  # of the box head and of the mask head
+    assert 0 < cost.forward_seconds < cost.step_seconds
+    assert 0 < cost.backward_seconds < cost.step_seconds
+    assert 0 < cost.share < 1
+    assert cost.num_parameters == 0
+    assert torch.load(run_dir / 'last.pth', weights_only=True).keys() == before.keys()
+
+    write_costs(costs, output)
+    kept = json.loads((output / 'cost.json').read_text())
+    assert kept['costs'][0]['step_seconds'] == cost.step_seconds
+    row = (output / 'cost.md').read_text().splitlines()[-1]
+    assert [cell.strip() for cell in row.split('|')][1:3] == ['align-max', str(cost.num_rois)]
+
+
+def test_cost_of_a_run_of_mmdetection(mmdet_run, tmp_path):
+    check(mmdet_run, tmp_path / 'out')
+
+
+def test_cost_of_a_run_of_detectron2(detectron2_run, tmp_path):
+    check(detectron2_run, tmp_path / 'out')
+
+
+def test_what_cannot_be_measured_is_said_and_does_not_stop_the_others(mmdet_run, make_run, tmp_path):
+    no_config = make_run('no-config', 'mmdet', 'gone.py')
+    no_weights = make_run('no-weights', 'mmdet', 'tiny.py')
+    (no_weights / 'tiny.py').write_text('')
+    no_data = make_run('no-data', 'mmdet', 'tiny.py')
+    config = (mmdet_run / 'tiny.py').read_text()
+    (no_data / 'tiny.py').write_text(config + "train_dataloader['dataset']['data_root'] = 'nowhere/'\n")
+    (no_data / 'last.pth').write_bytes((mmdet_run / 'last.pth').read_bytes())
+    (tmp_path / 'alone.bbox.json').write_text('[]')
+    ann_file = json.loads((mmdet_run / 'metrics.json').read_text())['ann_file']
+    runs = find_runs([no_config, no_weights, no_data, tmp_path / 'alone.bbox.json', mmdet_run], ann_file)
+    costs = measure_costs(runs.runs, CPU, ONCE)
+    assert [cost.extractor for cost in costs.rows] == ['align-max']
+    assert len(costs.problems) == 4
+    for problem, cause in zip(
+        costs.problems,
+        ('config is not in the run', 'checkpoint is not in the run', 'nowhere', 'give the run directory'),
+        strict=True,
+    ):
+        assert cause in problem
+    assert 'no-config' not in to_markdown(costs)

@@ -1,0 +1,190 @@
+"""AP from matches against pycocotools' own evaluation, of all images and of resampled ones."""
+
+import contextlib
+import copy
+import io
+import sys
+import time
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from synthetic import detect, make_annotations
+
+from roi_plugins.evaluation import load_results
+from roi_plugins.matching import match, precision_at_recall, resampled_ap
+
+
+def index(dataset):
+    coco = COCO()
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco
+
+
+def coco_eval(dataset, results, iou_type):
+    """pycocotools' own evaluation."""
+    truth = index(copy.deepcopy(dataset))
+    evaluation = COCOeval(truth, load_results(truth, copy.deepcopy(results)), iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@pytest.fixture(scope='module')
+def boxes():
+    """Few images with all that is special: crowds, absent classes, too many detections, ties."""
+    rng = np.random.default_rng(0)
+    dataset = make_annotations(rng, images=12, classes=4, objects=5, crowds=0.15)
+    dataset['annotations'] = [a for a in dataset['annotations'] if a['category_id'] != 4]
+    detections = detect(rng, dataset, noise=0.08, per_image=40)
+    crowded = [dict(d, image_id=3, category_id=c) for c in (1, 4) for d in detections[:150]]
+    results = [d for d in detections + crowded if d['image_id'] != 5]
+    for image in range(1, 13):  # the same scores in every image, and none twice in one
+        scores = iter(rng.permutation(400) / 400)
+        for result in results:
+            if result['image_id'] == image:
+                result['score'] = float(next(scores))
+    return dataset, results
+
+
+@pytest.fixture(scope='module')
+def masks(boxes):
+    dataset, results = copy.deepcopy(boxes)
+
+    def rle(box):
+        canvas = np.zeros((480, 640), np.uint8, order='F')
+        x, y, w, h = map(int, box)
+        yy, xx = np.ogrid[:480, :640]
+        canvas[((xx - x - w / 2) / (w / 2 + 1)) ** 2 + ((yy - y - h / 2) / (h / 2 + 1)) ** 2 <= 1] = 1
+        return mask_utils.encode(canvas)
+
+    for annotation in dataset['annotations']:
+        annotation['segmentation'] = rle(annotation['bbox'])
+    for result in results:
+        result['segmentation'] = rle(result.pop('bbox'))
+    return dataset, results
+
+
+@pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
+def test_precision_is_that_of_pycocotools(iou_type, request):
+    dataset, results = request.getfixturevalue({'bbox': 'boxes', 'segm': 'masks'}[iou_type])
+    for some in (results, [r for r in results if r['image_id'] > 10], results[:1], []):
+        expected = coco_eval(dataset, some, iou_type).eval['precision'][..., -1]
+        truth = index(copy.deepcopy(dataset))
+        matches = match(truth, load_results(truth, copy.deepcopy(some)), iou_type)
+        assert np.array_equal(precision_at_recall(matches), expected)
+        assert (expected[..., -1, 0] == -1).all()  # the class without objects
+
+
+def test_boundary_ap_is_that_of_faster_coco_eval(masks):
+    """The library finds the boundaries in both, and evaluates by itself in one."""
+    faster_coco_eval = pytest.importorskip('faster_coco_eval')
+    dataset, results = masks
+    as_text = copy.deepcopy(dataset)
+    for annotation in as_text['annotations']:
+        annotation['segmentation']['counts'] = annotation['segmentation']['counts'].decode()
+    truth = faster_coco_eval.COCO(as_text)
+    evaluation = faster_coco_eval.COCOeval_faster(
+        truth, truth.loadRes(copy.deepcopy(results)), 'boundary', boundary_cpu_count=1
+    )
+    evaluation.run()
+    truth = index(copy.deepcopy(dataset))
+    matches = match(truth, load_results(truth, copy.deepcopy(results)), 'boundary')
+    precision = precision_at_recall(matches)
+    assert precision == pytest.approx(evaluation.eval['precision'][..., -1], abs=1e-12)
+    of_masks = precision_at_recall(match(truth, load_results(truth, copy.deepcopy(results)), 'segm'))
+    assert 0.05 < precision[..., :3, 0].mean() < of_masks[..., :3, 0].mean()
+
+
+def test_faster_coco_eval_that_is_missing_is_asked_for(masks, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'faster_coco_eval.core.mask', None)
+    dataset, results = masks
+    truth = index(copy.deepcopy(dataset))
+    with pytest.raises(ImportError, match='pip install faster-coco-eval'):
+        match(truth, load_results(truth, copy.deepcopy(results)), 'boundary')
+
+
+def resample(dataset, results, counts):
+    """The data set with copies of images, which get ids of their own, side by side."""
+    images = [
+        (image['id'], 1000 * image['id'] + copy)
+        for image, count in zip(dataset['images'], counts, strict=True)
+        for copy in range(count)
+    ]
+
+    def of_copies(records):
+        return [
+            dict(record, image_id=new)
+            for old, new in images
+            for record in records
+            if record['image_id'] == old
+        ]
+
+    annotations = of_copies(dataset['annotations'])
+    resampled = {
+        **dataset,
+        'images': [{'id': new, 'height': 480, 'width': 640} for _, new in images],
+        'annotations': [dict(a, id=i) for i, a in enumerate(annotations, 1)],
+    }
+    return resampled, of_copies(results)
+
+
+@pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
+def test_resamples_are_those_of_a_direct_implementation(iou_type, request):
+    dataset, results = request.getfixturevalue({'bbox': 'boxes', 'segm': 'masks'}[iou_type])
+    rng = np.random.default_rng(1)
+    counts = rng.multinomial(12, [1 / 12] * 12, size=12 if iou_type == 'bbox' else 3).T
+    counts[:, 0] = 1
+    objects = {a['image_id'] for a in dataset['annotations'] if a['category_id'] == 3}
+    counts[[i for i in range(12) if i + 1 in objects], 1] = 0  # no object of a class is left
+    counts[0, 1] += 1
+    truth = index(copy.deepcopy(dataset))
+    matches = match(truth, load_results(truth, copy.deepcopy(results)), iou_type)
+    actual = resampled_ap(matches, counts)
+    for column, resampled in enumerate(counts.T):
+        evaluation = coco_eval(*resample(dataset, results, resampled), iou_type)
+        precision = evaluation.eval['precision'][..., -1]
+        curves = actual.curves[..., column]
+        ap, ap50, ap75, *by_area = evaluation.stats[:6]
+        assert curves[0].mean() == pytest.approx(ap, abs=1e-12)
+        assert curves[0, [0, 5]] == pytest.approx([ap50, ap75], abs=1e-12)
+        by_area = np.where(np.array(by_area) < 0, np.nan, by_area)
+        assert curves[1:].mean(axis=1) == pytest.approx(by_area, abs=1e-12, nan_ok=True)
+        per_class = precision[..., 0].mean(axis=(0, 1))
+        per_class[per_class < 0] = np.nan
+        assert actual.per_class[:, column] == pytest.approx(per_class, abs=1e-12, nan_ok=True)
+    assert np.isnan(actual.per_class[2, 1])
+    assert not np.isnan(actual.per_class[0]).any()
+
+
+def test_nothing_is_found_in_what_is_empty():
+    dataset = make_annotations(np.random.default_rng(0), images=3, classes=2, objects=4)
+    truth = index(dataset)
+    counts = np.ones((3, 2), int)
+    assert (resampled_ap(match(truth, load_results(truth, []), 'bbox'), counts).curves[0] == 0).all()
+    truth = index({**dataset, 'annotations': []})
+    empty = resampled_ap(match(truth, load_results(truth, []), 'bbox'), counts)
+    assert np.isnan(empty.curves).all() and np.isnan(empty.per_class).all()
+
+
+def test_a_tenth_of_coco_val_takes_a_tenth_of_the_time():
+    """The whole, two runs, may take two minutes of two cores; see docs/statistics.md."""
+    rng = np.random.default_rng(0)
+    dataset = make_annotations(rng, images=500, classes=80, objects=7.3)
+    truth = index(dataset)
+    detections = load_results(truth, detect(rng, dataset, noise=0.06, per_image=100))
+    counts = rng.multinomial(500, [1 / 500] * 500, size=1000).T
+    start = time.process_time()
+    resampled = resampled_ap(match(truth, detections, 'bbox'), counts)
+    assert time.process_time() - start < 12
+    assert resampled.curves.shape == (4, 10, 1000)

@@ -1,0 +1,103 @@
+import runpy
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+MMDET = ROOT / 'configs/mmdet/mask_rcnn'
+DETECTRON2 = ROOT / 'configs/detectron2/mask_rcnn'
+
+
+def needs(framework):
+    return pytest.mark.skipif(find_spec(framework) is None, reason=f'{framework} is not installed')
+
+
+@pytest.fixture
+def visualize(tmp_path, monkeypatch, capsys):
+    Image.new('RGB', (800, 800)).save(tmp_path / 'image.png')
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(ROOT / 'tools/visualize.py'))['main']
+
+    def run(config, *arguments, image='image.png', box='64,64,729,729'):
+        try:
+            status = main([str(config), image, f'--box={box}', *arguments])
+        except SystemExit as exit_:
+            status = exit_.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def rows(stdout):
+    """Name, stride and the eight misalignments of each row of the table."""
+    lines = [line.split() for line in stdout.splitlines()]
+    return {name: [*map(float, rest)] for name, *rest in lines if len(rest) == 9 and rest[0].isdigit()}
+
+
+@pytest.mark.parametrize(
+    ('config', 'expected'),
+    [
+        pytest.param(
+            MMDET / 'mask-rcnn_r50-fpn_1x_quantized-pool_coco.py',
+            {f'roi_head.{head}_roi_extractor': [32, *2 * [0, 0, 39, 39]] for head in ('bbox', 'mask')},
+            marks=needs('mmdet'),
+        ),
+        pytest.param(
+            MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py',
+            {f'roi_head.{head}_roi_extractor': [32, *[0] * 8] for head in ('bbox', 'mask')},
+            marks=needs('mmdet'),
+        ),
+        pytest.param(
+            DETECTRON2 / 'mask-rcnn_r50-fpn_1x_quantized-pool_coco.yaml',
+            {f'roi_heads.{head}_pooler': [32, *2 * [0, 0, 39, 39]] for head in ('box', 'mask')},
+            marks=needs('detectron2'),
+        ),
+        pytest.param(
+            DETECTRON2 / 'mask-rcnn_r50-fpn_1x_stock_coco.py',
+            {f'roi_heads.{head}_pooler': [32, *[0] * 8] for head in ('box', 'mask')},
+            marks=needs('detectron2'),
+        ),
+    ],
+)
+def test_draws_the_extractors_of_a_config(visualize, tmp_path, config, expected):
+    status, out, err = visualize(config)
+    assert status == 0, err
+    assert rows(out) == expected
+    assert Image.open(tmp_path / 'where_it_reads.png').width > 1000
+
+
+@needs('mmdet')
+def test_draws_all_extractors_side_by_side(visualize, tmp_path):
+    config = MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py'
+    status, out, err = visualize(config, '--extractors', 'all', '--output', 'all.svg')
+    assert status == 0, err
+    table = rows(out)
+    assert len(table) == 7
+    assert table['quantized-pool-floor'] == [32, 0, 0, -25, -25, 0, 0, -217, -217]
+    assert table['align-unaligned'] == [32, *2 * [-16, -16, 16, 16]]
+    assert '<svg' in (tmp_path / 'all.svg').read_text()
+
+
+@needs('mmdet')
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'box': '1,2,3'}, "'1,2,3'; expected four numbers x1,y1,x2,y2"),
+        ({'box': '0,0,900,10'}, 'expected x1,y1,x2,y2 with 0 <= x1 < x2 <= 800'),
+        ({'image': 'nowhere.png'}, 'nowhere.png: No such file'),
+        ({'image': 'text.png'}, 'text.png: not an image'),
+        ({'config': 'nowhere.py'}, 'nowhere.py does not exist'),
+        ({'config': 'dense.py'}, 'dense.py: has no RoI extractor'),
+        ({'config': 'broken.py'}, 'broken.py cannot be read'),
+    ],
+)
+def test_bad_input_is_named(visualize, tmp_path, options, message):
+    (tmp_path / 'text.png').write_text('no image')
+    (tmp_path / 'dense.py').write_text("model = dict(type='RetinaNet')\n")
+    (tmp_path / 'broken.py').write_text('model = dict(\n')
+    status, _, err = visualize(**{'config': MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py', **options})
+    assert status == 2
+    assert message in err
+    assert not (tmp_path / 'where_it_reads.png').exists()
