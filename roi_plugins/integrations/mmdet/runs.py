@@ -426,6 +426,10 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[
 def _main(function: Any, args: dict[str, Any]) -> int:
     try:
         result = function(**args)
+        # The first process still evaluates and writes when the others are done. One that leaves takes
+        # its end of the connections with it, and torchrun ends all when one does not leave cleanly.
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
     except (RunError, EvaluationError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
