@@ -47,6 +47,8 @@ template <typename A> struct Single {
   using type = A;
   using index = integer;
 };
+// N of them side by side: what a block handles.
+template <typename Lane, int N> struct Lanes {};
 typedef uint16_t u16x8 __attribute__((vector_size(16)));
 typedef uint32_t u32x8 __attribute__((vector_size(32)));
 
@@ -88,21 +90,27 @@ ROI_INLINE void store(S* to, const V& value) {
   for (size_t i = 0; i < sizeof(V) / sizeof(A); ++i) to[i] = S(lanes[i]);
 }
 
-template <typename Lane, int N, typename S, typename A>
+template <typename Lane, int N, bool add, typename To, typename S, typename A>
 ROI_INLINE void sum_block(
-    S* out, const S* map, int64_t stride, const Tap<A>* taps, int64_t count) {
+    Lanes<Lane, N>, std::bool_constant<add>, To* out, const S* from, int64_t stride, const Tap<A>* taps, int64_t count) {
   typename Lane::type sum[N] = {}, value;
   for (int64_t t = 0; t < count; ++t) {
-    const S* cell = map + taps[t].cell * stride;
+    const S* at = from + taps[t].index * stride;
     const A weight = taps[t].weight;
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
-      load(value, cell + i * Lane::size);
+      load(value, at + i * Lane::size);
       sum[i] += weight * value;
     }
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) store(out + i * Lane::size, sum[i]);
+  for (int i = 0; i < N; ++i) {
+    if constexpr (add) {
+      load(value, out + i * Lane::size);
+      sum[i] += value;
+    }
+    store(out + i * Lane::size, sum[i]);
+  }
 }
 
 template <typename V, typename I>
@@ -114,7 +122,7 @@ ROI_INLINE void zero_competes(V& best, I& index) {
 
 template <typename Lane, int N, typename S, typename A, typename Index>
 ROI_INLINE void maximum_block(
-    S* out, Index* winner, const S* map, int64_t stride, const Sample<A>* samples, int64_t count,
+    Lanes<Lane, N>, S* out, Index* winner, const S* map, int64_t stride, const Sample<A>* samples, int64_t count,
     int64_t zero_after) {
   using V = typename Lane::type;
   using I = typename Lane::index;
@@ -127,7 +135,7 @@ ROI_INLINE void maximum_block(
     for (int i = 0; i < N; ++i) {
       V sum = {};
       for (int t = 0; t < samples[s].count; ++t) {
-        load(value, map + samples[s].taps[t].cell * stride + i * Lane::size);
+        load(value, map + samples[s].taps[t].index * stride + i * Lane::size);
         sum += samples[s].taps[t].weight * value;
       }
       const I here = I{} + typename Lane::integer(s);
@@ -150,70 +158,24 @@ ROI_INLINE void maximum_block(
   }
 }
 
-template <typename Lane, int N, typename S, typename A>
-ROI_INLINE void scatter_block(
-    A* map, int64_t stride, const S* grad, const Tap<A>* taps, int64_t count) {
-  typename Lane::type value[N], cell;
-  for (int i = 0; i < N; ++i) load(value[i], grad + i * Lane::size);
-  for (int64_t t = 0; t < count; ++t) {
-    A* to = map + taps[t].cell * stride;
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) {
-      load(cell, to + i * Lane::size);
-      store(to + i * Lane::size, cell + taps[t].weight * value[i]);
-    }
-  }
-}
-
-template <typename Lane, int N, typename S, typename A, typename Index>
-ROI_INLINE void winners_block(
-    A* map, int64_t stride, const S* grad, const Index* winner, const Sample<A>* samples,
-    int64_t count) {
-  using V = typename Lane::type;
-  using I = typename Lane::index;
-  V value, cell;
-  I index;
-  typename Lane::integer lanes[Lane::size];
-  for (int j = 0; j < Lane::size; ++j) lanes[j] = winner[j];
-  std::memcpy(&index, lanes, sizeof(index));
-  load(value, grad);
-  for (int64_t s = 0; s < count; ++s) {
-    const I here = I{} + typename Lane::integer(s);
-    for (int t = 0; t < samples[s].count; ++t) {
-      A* to = map + samples[s].taps[t].cell * stride;
-      load(cell, to);
-      store(to, index == here ? cell + samples[s].taps[t].weight * value : cell);
-    }
-  }
-}
-
 // Over blocks of N vectors, then single vectors, then single channels.
 #define ROI_OVER_CHANNELS(N, block, ...) \
   int64_t c = 0; \
   for (; c + N * Wide<A>::size <= channels; c += N * Wide<A>::size) \
-    block<Wide<A>, N>(__VA_ARGS__); \
-  for (; c + Wide<A>::size <= channels; c += Wide<A>::size) block<Wide<A>, 1>(__VA_ARGS__); \
-  for (; c < channels; ++c) block<Single<A>, 1>(__VA_ARGS__)
+    block(Lanes<Wide<A>, N>(), __VA_ARGS__); \
+  for (; c + Wide<A>::size <= channels; c += Wide<A>::size) \
+    block(Lanes<Wide<A>, 1>(), __VA_ARGS__); \
+  for (; c < channels; ++c) block(Lanes<Single<A>, 1>(), __VA_ARGS__)
 
-template <typename S, typename A>
+template <bool add, typename To, typename S, typename A>
 ROI_INLINE void sum_loop(
-    S* out, int64_t out_stride, const S* map, int64_t stride, const BinTaps<A>& bins,
-    int64_t channels) {
-  for (int b = 0; b < bins.bins; ++b, out += out_stride) {
-    const Tap<A>* const taps = bins.taps + bins.begin[b];
-    const int64_t count = bins.begin[b + 1] - bins.begin[b];
-    ROI_OVER_CHANNELS(4, sum_block, out + c, map + c, stride, taps, count);
-  }
-}
-
-template <typename S, typename A>
-ROI_INLINE void scatter_loop(
-    A* map, int64_t stride, const S* grad, int64_t grad_stride, const BinTaps<A>& bins,
-    int64_t channels) {
-  for (int b = 0; b < bins.bins; ++b, grad += grad_stride) {
-    const Tap<A>* const taps = bins.taps + bins.begin[b];
-    const int64_t count = bins.begin[b + 1] - bins.begin[b];
-    ROI_OVER_CHANNELS(4, scatter_block, map + c, stride, grad + c, taps, count);
+    std::bool_constant<add> adds, To* out, int64_t out_stride, const S* from, int64_t stride,
+    const TapLists<A>& lists, int64_t channels) {
+  for (int b = 0; b < lists.count; ++b, out += out_stride) {
+    const Tap<A>* const taps = lists.taps + lists.begin[b];
+    const int64_t count = lists.begin[b + 1] - lists.begin[b];
+    if (add && count == 0) continue;
+    ROI_OVER_CHANNELS(4, sum_block, adds, out + c, from + c, stride, taps, count);
   }
 }
 
@@ -230,14 +192,12 @@ ROI_INLINE void maximum_loop(
   }
 }
 
-template <typename S, typename A, typename Index>
+template <typename S, typename Index>
 ROI_INLINE void winners_loop(
-    A* map, int64_t stride, const S* grad, const Index* winner, int64_t grad_stride,
-    const BinSamples<A>& bins, int64_t channels) {
-  for (int b = 0; b < bins.bins; ++b, grad += grad_stride, winner += grad_stride) {
-    const Sample<A>* const samples = bins.samples + bins.begin[b];
-    const int64_t count = bins.begin[b + 1] - bins.begin[b];
-    ROI_OVER_CHANNELS(1, winners_block, map + c, stride, grad + c, winner + c, samples, count);
+    S* out, const S* grad, const Index* winner, int64_t first, int64_t count, int64_t channels) {
+  for (int64_t i = first; i < first + count; ++i, out += channels) {
+    const Index here = Index(i);
+    for (int64_t c = 0; c < channels; ++c) out[c] = winner[c] == here ? grad[c] : S(0);
   }
 }
 
@@ -315,8 +275,6 @@ ROI_INLINE void transpose_loop(
 template <typename... Args>
 ROI_AVX2 void sum_avx2(const Args&... args) { sum_loop(args...); }
 template <typename... Args>
-ROI_AVX2 void scatter_avx2(const Args&... args) { scatter_loop(args...); }
-template <typename... Args>
 ROI_AVX2 void maximum_avx2(const Args&... args) { maximum_loop(args...); }
 template <typename... Args>
 ROI_AVX2 void winners_avx2(const Args&... args) { winners_loop(args...); }
@@ -326,18 +284,18 @@ ROI_AVX2 void transpose_avx2(const Args&... args) { transpose_loop(args...); }
 
 }  // namespace
 
-template <typename S>
+template <typename To, typename S>
 void sum_taps(
-    S* out, int64_t out_stride, const S* map, int64_t map_stride,
-    const BinTaps<accumulation_t<S>>& bins, int64_t channels) {
-  ROI_DISPATCH(sum, out, out_stride, map, map_stride, bins, channels);
+    To* out, int64_t out_stride, const S* from, int64_t stride,
+    const TapLists<accumulation_t<S>>& lists, int64_t channels) {
+  ROI_DISPATCH(sum, std::false_type{}, out, out_stride, from, stride, lists, channels);
 }
 
-template <typename S>
-void scatter_taps(
-    accumulation_t<S>* map, int64_t map_stride, const S* grad, int64_t grad_stride,
-    const BinTaps<accumulation_t<S>>& bins, int64_t channels) {
-  ROI_DISPATCH(scatter, map, map_stride, grad, grad_stride, bins, channels);
+template <typename To, typename S>
+void add_taps(
+    To* out, int64_t out_stride, const S* from, int64_t stride,
+    const TapLists<accumulation_t<S>>& lists, int64_t channels) {
+  ROI_DISPATCH(sum, std::true_type{}, out, out_stride, from, stride, lists, channels);
 }
 
 template <typename S, typename Index>
@@ -348,10 +306,9 @@ void maximum_of_samples(
 }
 
 template <typename S, typename Index>
-void scatter_winners(
-    accumulation_t<S>* map, int64_t map_stride, const S* grad, const Index* winner,
-    int64_t grad_stride, const BinSamples<accumulation_t<S>>& bins, int64_t channels) {
-  ROI_DISPATCH(winners, map, map_stride, grad, winner, grad_stride, bins, channels);
+void take_winners(
+    S* out, const S* grad, const Index* winner, int64_t first, int64_t count, int64_t channels) {
+  ROI_DISPATCH(winners, out, grad, winner, first, count, channels);
 }
 
 template <bool add, typename T>
@@ -362,29 +319,32 @@ void transpose(
       transpose, std::bool_constant<add>{}, to, to_stride, from, from_stride, rows, columns);
 }
 
-#define ROI_INSTANTIATE(S) \
-  template void sum_taps<S>( \
-      S*, int64_t, const S*, int64_t, const BinTaps<accumulation_t<S>>&, int64_t); \
-  template void scatter_taps<S>( \
-      accumulation_t<S>*, int64_t, const S*, int64_t, const BinTaps<accumulation_t<S>>&, \
-      int64_t); \
-  template void transpose<false, S>(S*, int64_t, const S*, int64_t, int64_t, int64_t); \
-  ROI_INSTANTIATE_MAXIMUM(S, uint8_t); \
-  ROI_INSTANTIATE_MAXIMUM(S, int32_t)
+#define ROI_INSTANTIATE_SUM(To, S) \
+  template void sum_taps<To, S>( \
+      To*, int64_t, const S*, int64_t, const TapLists<accumulation_t<S>>&, int64_t)
 #define ROI_INSTANTIATE_MAXIMUM(S, Index) \
   template void maximum_of_samples<S, Index>( \
       S*, Index*, int64_t, const S*, int64_t, const BinSamples<accumulation_t<S>>&, int64_t); \
-  template void scatter_winners<S, Index>( \
-      accumulation_t<S>*, int64_t, const S*, const Index*, int64_t, \
-      const BinSamples<accumulation_t<S>>&, int64_t)
+  template void take_winners<S, Index>(S*, const S*, const Index*, int64_t, int64_t, int64_t)
+#define ROI_INSTANTIATE(S) \
+  ROI_INSTANTIATE_MAXIMUM(S, uint8_t); \
+  ROI_INSTANTIATE_MAXIMUM(S, int32_t); \
+  template void transpose<false>(S*, int64_t, const S*, int64_t, int64_t, int64_t)
+#define ROI_INSTANTIATE_HALF(S) \
+  ROI_INSTANTIATE(S); \
+  ROI_INSTANTIATE_SUM(float, S); \
+  ROI_INSTANTIATE_SUM(S, float)
+#define ROI_INSTANTIATE_ACCUMULATION(A) \
+  ROI_INSTANTIATE(A); \
+  ROI_INSTANTIATE_SUM(A, A); \
+  template void add_taps<A, A>(A*, int64_t, const A*, int64_t, const TapLists<A>&, int64_t); \
+  template void transpose<true>(A*, int64_t, const A*, int64_t, int64_t, int64_t)
 
-ROI_INSTANTIATE(float);
-ROI_INSTANTIATE(double);
-ROI_INSTANTIATE(c10::Half);
-ROI_INSTANTIATE(c10::BFloat16);
+ROI_INSTANTIATE_ACCUMULATION(float);
+ROI_INSTANTIATE_ACCUMULATION(double);
+ROI_INSTANTIATE_HALF(c10::Half);
+ROI_INSTANTIATE_HALF(c10::BFloat16);
 template void transpose<false>(uint8_t*, int64_t, const uint8_t*, int64_t, int64_t, int64_t);
 template void transpose<false>(int32_t*, int64_t, const int32_t*, int64_t, int64_t, int64_t);
-template void transpose<true>(float*, int64_t, const float*, int64_t, int64_t, int64_t);
-template void transpose<true>(double*, int64_t, const double*, int64_t, int64_t, int64_t);
 
 }  // namespace roi_plugins

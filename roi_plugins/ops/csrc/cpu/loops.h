@@ -8,11 +8,19 @@
 
 namespace roi_plugins {
 
-// A cell, by its index in the map or window at hand.
+// What is read, by its index, and its weight.
 template <typename A>
 struct Tap {
-  int cell;
+  int index;
   A weight;
+};
+
+// The taps of `count` sums in a row; those of sum i are taps[begin[i]] .. taps[begin[i + 1] - 1].
+template <typename A>
+struct TapLists {
+  int count;
+  const int* begin;
+  const Tap<A>* taps;
 };
 
 // An interpolated value: up to four cells.
@@ -20,14 +28,6 @@ template <typename A>
 struct Sample {
   Tap<A> taps[4];
   int count;
-};
-
-// The taps of all bins of a RoI; those of bin b are begin[b] .. begin[b + 1] - 1.
-template <typename A>
-struct BinTaps {
-  int bins;
-  const int* begin;
-  const Tap<A>* taps;
 };
 
 // The samples of all bins of a RoI, likewise. Beside them a zero competes after `zero_after[b]` samples of
@@ -40,18 +40,17 @@ struct BinSamples {
   const int64_t* zero_after;
 };
 
-// out[bin][c] = sum over the bin's taps of weight * map[cell][c], for c in [0, channels). The strides are
-// from bin to bin and from cell to cell.
-template <typename S>
+// out[i][c] = sum of weight * from[index][c] over the taps of list i, for c in [0, channels). The strides are
+// from one i, and from one index, to the next.
+template <typename To, typename S>
 void sum_taps(
-    S* out, int64_t out_stride, const S* map, int64_t map_stride,
-    const BinTaps<accumulation_t<S>>& bins, int64_t channels);
-
-// map[cell][c] += weight * grad[bin][c] for every tap: the adjoint of sum_taps.
-template <typename S>
-void scatter_taps(
-    accumulation_t<S>* map, int64_t map_stride, const S* grad, int64_t grad_stride,
-    const BinTaps<accumulation_t<S>>& bins, int64_t channels);
+    To* out, int64_t out_stride, const S* from, int64_t stride,
+    const TapLists<accumulation_t<S>>& lists, int64_t channels);
+// The same, added to what is there.
+template <typename To, typename S>
+void add_taps(
+    To* out, int64_t out_stride, const S* from, int64_t stride,
+    const TapLists<accumulation_t<S>>& lists, int64_t channels);
 
 // out[bin][c] = the bin's largest sample, winner[bin][c] = its index or -1 (all bits set) for the zero. No
 // sample at all gives 0.
@@ -60,11 +59,10 @@ void maximum_of_samples(
     S* out, Index* winner, int64_t out_stride, const S* map, int64_t map_stride,
     const BinSamples<accumulation_t<S>>& bins, int64_t channels);
 
-// The adjoint of maximum_of_samples: grad[bin][c] goes to the taps of sample winner[bin][c].
+// out[i][c] = grad[c] where winner[c] is first + i, else 0, for i in [0, count): channels lie side by side.
 template <typename S, typename Index>
-void scatter_winners(
-    accumulation_t<S>* map, int64_t map_stride, const S* grad, const Index* winner,
-    int64_t grad_stride, const BinSamples<accumulation_t<S>>& bins, int64_t channels);
+void take_winners(
+    S* out, const S* grad, const Index* winner, int64_t first, int64_t count, int64_t channels);
 
 // to[j][i] = from[i][j], or += with `add`, for i in [0, rows) and j in [0, columns).
 template <bool add, typename T>

@@ -1,9 +1,8 @@
-// What a reduction makes of the samples of a RoI: tables for each axis, made once, and from them the taps of
-// all bins, whose cells are numbered as the map or the window at hand has them.
+// What a reduction makes of the samples of a RoI, from tables for each axis that are made once a RoI. An
+// upright box is the product of its axes, and so are its samples and their weights.
 #pragma once
 
 #include <algorithm>
-#include <climits>
 #include <vector>
 
 #include "../geometry.h"
@@ -14,10 +13,6 @@ namespace roi_plugins {
 // The cells of an axis from the first to the last that is read.
 class CellRange {
  public:
-  void clear() {
-    first_ = INT_MAX;
-    reads_.clear();
-  }
   void add(int cell) {
     if (reads_.empty()) first_ = cell;
     if (cell < first_) {
@@ -27,16 +22,105 @@ class CellRange {
     if (cell >= first_ + count()) reads_.resize(cell - first_ + 1, 0);
     reads_[cell - first_] = 1;
   }
+  void add(const CellRange& other) {
+    for (int i = 0; i < other.count(); ++i) {
+      if (other.reads(i)) add(other.first() + i);
+    }
+  }
   int first() const { return first_; }
   int count() const { return int(reads_.size()); }
   bool reads(int i) const { return reads_[i]; }  // the i-th from the first
 
+  // Calls work(begin, end) for the runs of cells that are read.
+  template <typename Work>
+  void for_runs(Work&& work) const {
+    for (int begin = 0, end; begin < count(); begin = end + 1) {
+      for (end = begin; end < count() && reads_[end]; ++end) {}
+      if (begin < end) work(begin, end);
+    }
+  }
+
  private:
-  int first_ = INT_MAX;
+  int first_ = 0;
   std::vector<char> reads_;
 };
 
-// An average is separable: a bin's weight of a cell is the product of its weights on both axes.
+// A list of T for each of several things: those of thing i are items[begin[i]] .. items[begin[i + 1] - 1].
+template <typename T>
+struct Lists {
+  std::vector<int> begin{0};
+  std::vector<T> items;
+
+  int count() const { return int(begin.size()) - 1; }
+  void close() { begin.push_back(int(items.size())); }
+};
+
+template <typename A>
+TapLists<A> view(const Lists<Tap<A>>& lists) {
+  return {lists.count(), lists.begin.data(), lists.items.data()};
+}
+template <typename A>
+TapLists<A> view(const Lists<Tap<A>>& lists, int i) {
+  return {1, lists.begin.data() + i, lists.items.data()};
+}
+
+// The lists the other way round, into memory that is kept: for each of `count` things, who lists it.
+template <typename A>
+void invert(const Lists<Tap<A>>& lists, int count, Lists<Tap<A>>& result) {
+  result.begin.assign(count + 1, 0);
+  for (const Tap<A>& tap : lists.items) ++result.begin[tap.index];
+  int end = 0;
+  for (int i = 0; i <= count; ++i) end = result.begin[i] += end;
+  result.items.resize(lists.items.size());
+  // From the last to the first: every begin then ends where its list starts.
+  for (int i = lists.count() - 1; i >= 0; --i) {
+    for (int t = lists.begin[i + 1] - 1; t >= lists.begin[i]; --t) {
+      result.items[--result.begin[lists.items[t].index]] = {i, lists.items[t].weight};
+    }
+  }
+}
+
+// Adds rows of values, at bins or at samples, to the cells that they were read from: first along x, then
+// along y. Both tables list the cells of each column and row, counted from the RoI's first.
+template <typename A>
+class Spread {
+ public:
+  void start(const CellRange& cells, const Lists<Tap<A>>& columns, int64_t channels) {
+    cells_ = &cells;
+    invert(columns, cells.count(), columns_);
+    channels_ = channels;
+    if (row_.size() < size_t(cells.count() * channels)) row_.resize(cells.count() * channels);
+    while (taps_.count() < cells.count()) {
+      taps_.items.push_back({taps_.count(), A(0)});
+      taps_.close();
+    }
+  }
+  // `map` is the RoI's first cell; strides are from row to row and from cell to cell. Values lie side by side.
+  template <typename S>
+  void add(
+      A* map, int64_t row_stride, int64_t stride, const S* values, const Lists<Tap<A>>& rows,
+      int row) {
+    sum_taps(row_.data(), channels_, values, channels_, view(columns_), channels_);
+    for (int t = rows.begin[row]; t < rows.begin[row + 1]; ++t) {
+      for (int j = 0; j < cells_->count(); ++j) taps_.items[j].weight = rows.items[t].weight;
+      A* const to = map + rows.items[t].index * row_stride;
+      cells_->for_runs([&](int begin, int end) {
+        add_taps(
+            to + begin * stride, stride, row_.data() + begin * channels_, channels_,
+            {end - begin, taps_.begin.data(), taps_.items.data()}, channels_);
+      });
+    }
+  }
+
+ private:
+  const CellRange* cells_ = nullptr;
+  Lists<Tap<A>> columns_;
+  std::vector<A> row_;
+  Lists<Tap<A>> taps_;  // one weight for each column
+  int64_t channels_ = 0;
+};
+
+// An average has one weight a cell, however many samples of a bin share it: a product of those on its axes.
 template <typename S>
 class Average {
  public:
@@ -44,16 +128,11 @@ class Average {
   using Index = uint8_t;
   static constexpr bool has_winner = false;
 
-  // For each bin one weight a cell, however many samples share it.
   struct AxisTable {
     CellRange cells;
-    std::vector<int> begin;
-    std::vector<Tap<A>> taps;
+    Lists<Tap<A>> taps;  // of each bin
 
     void resolve(const Method& method, const Axis<A>& axis, int pooled) {
-      cells.clear();
-      taps.clear();
-      begin.assign(1, 0);
       for (int p = 0; p < pooled; ++p) {
         const Window<A> window = make_window(method, axis, p);
         for (int64_t i = window.begin; i < window.end; ++i) {
@@ -61,59 +140,55 @@ class Average {
           add(sample.low, sample.low_weight);
           if (sample.high_weight != A(0)) add(sample.high, sample.high_weight);
         }
-        for (size_t t = begin.back(); t < taps.size(); ++t) taps[t].weight /= window.count;
-        begin.push_back(int(taps.size()));
+        for (size_t t = taps.begin.back(); t < taps.items.size(); ++t) {
+          taps.items[t].weight /= window.count;
+        }
+        taps.close();
       }
+      for (Tap<A>& tap : taps.items) tap.index -= cells.first();
     }
 
    private:
     // Positions are monotone, so a cell that the bin has read before is among its last two.
     void add(int cell, A weight) {
-      for (size_t t = taps.size(); t > size_t(begin.back()) && t + 2 > taps.size(); --t) {
-        if (taps[t - 1].cell == cell) {
-          taps[t - 1].weight += weight;
+      std::vector<Tap<A>>& items = taps.items;
+      for (size_t t = items.size(); t > size_t(taps.begin.back()) && t + 2 > items.size(); --t) {
+        if (items[t - 1].index == cell) {
+          items[t - 1].weight += weight;
           return;
         }
       }
       cells.add(cell);
-      taps.push_back({cell, weight});
+      items.push_back({cell, weight});
     }
   };
 
-  // `first` is the number of the cell (0, 0) of the map, `row` the cells of a row.
-  void combine(const AxisTable& y, const AxisTable& x, int64_t first, int64_t row) {
-    taps_.resize(y.taps.size() * x.taps.size());
-    begin_.assign(1, 0);
-    Tap<A>* tap = taps_.data();
-    for (size_t p = 0; p + 1 < y.begin.size(); ++p) {
-      for (size_t q = 0; q + 1 < x.begin.size(); ++q) {
-        for (int i = y.begin[p]; i < y.begin[p + 1]; ++i) {
-          const int cell = int(first + y.taps[i].cell * row);
-          for (int j = x.begin[q]; j < x.begin[q + 1]; ++j) {
-            *tap++ = {cell + x.taps[j].cell, y.taps[i].weight * x.taps[j].weight};
-          }
-        }
-        begin_.push_back(int(tap - taps_.data()));
-      }
+  // Bins lie side by side, and so do cells. `map` is the RoI's first cell, `map_row` what lies between rows.
+  void forward(
+      const AxisTable& y, const AxisTable& x, S* out, Index*, const S* map, int64_t map_row,
+      int64_t channels) {
+    if (row_.size() < size_t(x.cells.count() * channels)) row_.resize(x.cells.count() * channels);
+    for (int p = 0; p < y.taps.count(); ++p, out += x.taps.count() * channels) {
+      x.cells.for_runs([&](int begin, int end) {
+        sum_taps(
+            row_.data() + begin * channels, 0, map + begin * channels, map_row, view(y.taps, p),
+            (end - begin) * channels);
+      });
+      sum_taps(out, channels, row_.data(), channels, view(x.taps), channels);
+    }
+  }
+  void backward(
+      const AxisTable& y, const AxisTable& x, A* map, int64_t map_row, int64_t map_stride,
+      const S* grad, const Index*, int64_t channels) {
+    spread_.start(x.cells, x.taps, channels);
+    for (int p = 0; p < y.taps.count(); ++p, grad += x.taps.count() * channels) {
+      spread_.add(map, map_row, map_stride, grad, y.taps, p);
     }
   }
 
-  void forward(
-      S* out, Index*, int64_t out_stride, const S* map, int64_t map_stride,
-      int64_t channels) const {
-    sum_taps(out, out_stride, map, map_stride, bins(), channels);
-  }
-  void backward(
-      A* map, int64_t map_stride, const S* grad, const Index*, int64_t grad_stride,
-      int64_t channels) const {
-    scatter_taps(map, map_stride, grad, grad_stride, bins(), channels);
-  }
-
  private:
-  BinTaps<A> bins() const { return {int(begin_.size()) - 1, begin_.data(), taps_.data()}; }
-
-  std::vector<int> begin_;
-  std::vector<Tap<A>> taps_;
+  std::vector<A> row_;
+  Spread<A> spread_;
 };
 
 // A maximum compares sample by sample; Winner is the type of its index.
@@ -126,29 +201,38 @@ class Maximum {
 
   struct AxisTable {
     CellRange cells;
-    std::vector<Window<A>> windows;
-    std::vector<int> begin;
-    std::vector<Taps<A>> taps;
+    Lists<Tap<A>> taps;              // of each sample
+    std::vector<int> begin{0};       // of each bin's samples
+    std::vector<Window<A>> windows;  // of each bin
 
     void resolve(const Method& method, const Axis<A>& axis, int pooled) {
-      cells.clear();
-      windows.clear();
-      taps.clear();
-      begin.assign(1, 0);
       for (int p = 0; p < pooled; ++p) {
         windows.push_back(make_window(method, axis, p));
         for (int64_t i = windows[p].begin; i < windows[p].end; ++i) {
-          taps.push_back(make_taps(method, axis, p, i));
-          cells.add(taps.back().low);
-          if (taps.back().high_weight != A(0)) cells.add(taps.back().high);
+          const Taps<A> sample = make_taps(method, axis, p, i);
+          add(sample.low, sample.low_weight);
+          add(sample.high, sample.high_weight);
+          taps.close();
         }
-        begin.push_back(int(taps.size()));
+        begin.push_back(taps.count());
       }
+      for (Tap<A>& tap : taps.items) tap.index -= cells.first();
+    }
+    int samples(int p) const { return begin[p + 1] - begin[p]; }
+
+   private:
+    void add(int cell, A weight) {
+      if (weight == A(0)) return;
+      cells.add(cell);
+      taps.items.push_back({cell, weight});
     }
   };
 
-  void combine(const AxisTable& y, const AxisTable& x, int64_t first, int64_t row) {
-    samples_.resize(y.taps.size() * x.taps.size());
+  void forward(
+      const AxisTable& y, const AxisTable& x, S* out, Index* winner, const S* map,
+      int64_t map_row, int64_t channels) {
+    const int64_t row = map_row / channels;
+    samples_.resize(size_t(y.taps.count()) * x.taps.count());
     begin_.assign(1, 0);
     zero_after_.clear();
     Sample<A>* to = samples_.data();
@@ -156,47 +240,52 @@ class Maximum {
       for (size_t q = 0; q < x.windows.size(); ++q) {
         for (int i = y.begin[p]; i < y.begin[p + 1]; ++i) {
           for (int j = x.begin[q]; j < x.begin[q + 1]; ++j) {
-            *to++ = sample(y.taps[i], x.taps[j], first, row);
+            to->count = 0;
+            for (int s = y.taps.begin[i]; s < y.taps.begin[i + 1]; ++s) {
+              for (int t = x.taps.begin[j]; t < x.taps.begin[j + 1]; ++t) {
+                const Tap<A>&a = y.taps.items[s], &b = x.taps.items[t];
+                to->taps[to->count++] = {int(a.index * row + b.index), a.weight * b.weight};
+              }
+            }
+            ++to;
           }
         }
         begin_.push_back(int(to - samples_.data()));
         zero_after_.push_back(first_outside(y.windows[p], x.windows[q]));
       }
     }
+    const int bins = int(zero_after_.size());
+    maximum_of_samples(
+        out, winner, channels, map, channels,
+        {bins, begin_.data(), samples_.data(), zero_after_.data()}, channels);
   }
 
-  void forward(
-      S* out, Index* winner, int64_t out_stride, const S* map, int64_t map_stride,
-      int64_t channels) const {
-    maximum_of_samples(out, winner, out_stride, map, map_stride, bins(), channels);
-  }
+  // The gradient goes to the samples that won, and from there as that of an average of one sample a bin.
   void backward(
-      A* map, int64_t map_stride, const S* grad, const Index* winner, int64_t grad_stride,
-      int64_t channels) const {
-    scatter_winners(map, map_stride, grad, winner, grad_stride, bins(), channels);
+      const AxisTable& y, const AxisTable& x, A* map, int64_t map_row, int64_t map_stride,
+      const S* grad, const Index* winner, int64_t channels) {
+    spread_.start(x.cells, x.taps, channels);
+    if (row_.size() < size_t(x.taps.count() * channels)) row_.resize(x.taps.count() * channels);
+    const int64_t bins = int64_t(x.windows.size());
+    for (size_t p = 0; p < y.windows.size(); ++p) {
+      for (int i = 0; i < y.samples(p); ++i) {
+        for (int64_t q = 0; q < bins; ++q) {
+          const int64_t bin = (p * bins + q) * channels;
+          take_winners(
+              row_.data() + x.begin[q] * channels, grad + bin, winner + bin, i * x.samples(q),
+              x.samples(q), channels);
+        }
+        spread_.add(map, map_row, map_stride, row_.data(), y.taps, y.begin[p] + i);
+      }
+    }
   }
 
  private:
-  static Sample<A> sample(const Taps<A>& y, const Taps<A>& x, int64_t first, int64_t row) {
-    Sample<A> result;
-    result.count = 0;
-    const auto read = [&](int i, A row_weight, int j, A column_weight) {
-      if (row_weight == A(0) || column_weight == A(0)) return;
-      result.taps[result.count++] = {int(first + i * row + j), row_weight * column_weight};
-    };
-    read(y.low, y.low_weight, x.low, x.low_weight);
-    read(y.low, y.low_weight, x.high, x.high_weight);
-    read(y.high, y.high_weight, x.low, x.low_weight);
-    read(y.high, y.high_weight, x.high, x.high_weight);
-    return result;
-  }
-  BinSamples<A> bins() const {
-    return {int(zero_after_.size()), begin_.data(), samples_.data(), zero_after_.data()};
-  }
-
-  std::vector<int> begin_;
   std::vector<Sample<A>> samples_;
+  std::vector<int> begin_;
   std::vector<int64_t> zero_after_;
+  std::vector<S> row_;
+  Spread<A> spread_;
 };
 
 }  // namespace roi_plugins

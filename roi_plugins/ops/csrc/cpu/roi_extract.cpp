@@ -1,13 +1,14 @@
 // The op on the CPU: the loops over RoIs and channels, whatever the reduction (docs/kernels.md).
 //
-// In both layouts a vector is a run of channels of one cell. channels_last has them side by side. In NCHW
-// the window of the map that a RoI reads is transposed into scratch memory, a block of channels at a time,
-// and its bins are transposed back: all else is the same code. Backward runs in parallel over channels, so
-// that no two threads meet in a cell and the sums do not depend on how many threads there are.
+// In both layouts a vector is a run of channels of one cell. channels_last has them side by side. From NCHW
+// patches of the map are transposed into scratch memory, a block of channels at a time, and the bins are
+// transposed back: all else is the same code. Backward sums in patches too, and runs in parallel over
+// channels, so that no two threads meet in a cell and the sums do not depend on how many threads there are.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
 #include "loops.h"
+#include "memory.h"
 #include "reductions.h"
 #include "rois.h"
 
@@ -22,49 +23,119 @@ struct Plan {
     typename Reduction::AxisTable y, x;
   };
   std::vector<Tables> tables;
-  std::vector<int64_t> order;
+  std::vector<int64_t> order;  // of those that read
 
-  explicit Plan(const Rois<typename Reduction::A>& rois)
-      : tables(rois.call.num_rois()), order(rois.call.num_rois()) {
+  explicit Plan(const Rois<typename Reduction::A>& rois) : tables(rois.call.num_rois()) {
     const Options& options = rois.call.options;
-    std::vector<int64_t> image(order.size());
     at::parallel_for(0, int64_t(tables.size()), 16, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) {
-        order[k] = k;
         if (rois.state(k) != RoiState::read) continue;
-        image[k] = rois.level(k) * rois.call.images() + rois.image(k);
         tables[k].y.resolve(options.method, rois.y_axis(k), options.pooled_height);
         tables[k].x.resolve(options.method, rois.x_axis(k), options.pooled_width);
       }
     });
-    std::stable_sort(
-        order.begin(), order.end(), [&](int64_t a, int64_t b) { return image[a] < image[b]; });
+    for (int64_t k = 0; k < rois.call.num_rois(); ++k) {
+      if (rois.state(k) == RoiState::read) order.push_back(k);
+    }
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      return rois.map_and_image(a) < rois.map_and_image(b);
+    });
   }
 };
 
-// Where a RoI's window lies in the planes of an image, and how wide the window is in scratch memory: the
-// transposes take eight columns at a time, so it is widened to a multiple where the map allows it.
-struct PlaneWindow {
-  int64_t first_row, rows, first_column, columns, row, plane;
+// A window of an image that is worked on in scratch memory, where a block of channels of its cells lies side
+// by side, and the RoIs that it is for: order[begin] .. order[end - 1].
+struct Patch {
+  int64_t begin, end;
+  CellRange y, x;
+  int64_t width, plane;  // of the map: cells of a row, and of all rows
+  int64_t first_column, columns;
 
-  PlaneWindow(const CellRange& y, const CellRange& x, int64_t height, int64_t width)
-      : first_row(y.first()), rows(y.count()), first_column(x.first()), columns(x.count()),
-        row(width), plane(height * width) {
+  // The transposes take eight columns at a time, so a patch is widened to a multiple where the map allows it.
+  void place(int64_t map_height, int64_t map_width) {
+    width = map_width;
+    plane = map_height * map_width;
+    first_column = x.first();
+    columns = x.count();
     const int64_t wide = (columns + 7) / 8 * 8;
     if (wide > width) return;
     columns = wide;
     first_column = std::min(first_column, width - wide);
   }
-  int64_t origin() const { return first_row * row + first_column; }
-  // The number that cell (0, 0) of the map would have in the window.
-  int64_t first_cell() const { return -(first_row * columns + first_column); }
+  // Of all RoIs of its image: then it holds all of their sums. Otherwise patches may overlap.
+  bool is_shared() const { return end > begin + 1; }
+  int64_t cells() const { return y.count() * columns; }
+  // Where a cell of the map is in the patch.
+  int64_t cell(int64_t i, int64_t j) const {
+    return (i - y.first()) * columns + j - first_column;
+  }
 };
 
-// The channels of which a thread holds windows at a time: few enough for the cache, and for every thread
-// to have some.
-int64_t channel_block(int64_t channels) {
+// The patches to visit, in order: one for each RoI, but one for all RoIs of an image where that is smaller.
+template <typename Reduction>
+std::vector<Patch> make_patches(
+    const Rois<typename Reduction::A>& rois, const Plan<Reduction>& plan) {
+  std::vector<Patch> patches;
+  const int64_t count = int64_t(plan.order.size());
+  for (int64_t begin = 0, end; begin < count; begin = end) {
+    const int64_t first = plan.order[begin];
+    Patch shared{begin, begin};
+    int64_t cells = 0;
+    const size_t separate = patches.size();
+    for (end = begin; end < count; ++end) {
+      const int64_t k = plan.order[end];
+      if (rois.map_and_image(k) != rois.map_and_image(first)) break;
+      patches.push_back({end, end + 1, plan.tables[k].y.cells, plan.tables[k].x.cells});
+      patches.back().place(rois.height(k), rois.width(k));
+      cells += patches.back().cells();
+      shared.y.add(patches.back().y);
+      shared.x.add(patches.back().x);
+    }
+    shared.end = end;
+    shared.place(rois.height(first), rois.width(first));
+    if (shared.cells() < cells) {
+      patches.resize(separate);
+      patches.push_back(shared);
+    }
+  }
+  return patches;
+}
+
+// Channels [first, first + count), in which a thread works on patches.
+struct Block {
+  int64_t first, count;
+};
+
+// Long runs of channels win over few misses; there is a block for every thread.
+int64_t block_size(int64_t channels) {
   const int64_t share = (channels + at::get_num_threads() - 1) / at::get_num_threads();
-  return std::min((share + 7) / 8 * 8, int64_t(32));
+  return std::min((share + 7) / 8 * 8, int64_t(128));
+}
+
+// The bins of RoI k in `tensor`, which has the call's layout, to and from scratch memory.
+template <typename T>
+void load_bins(const Call& call, T* scratch, const T* tensor, int64_t k, Block block) {
+  const int64_t channels = call.channels(), bins = call.options.bins();
+  tensor += k * channels * bins;
+  if (!call.channels_last) {
+    transpose<false>(
+        scratch, block.count, tensor + block.first * bins, bins, block.count, bins);
+    return;
+  }
+  for (int64_t b = 0; b < bins; ++b) {
+    std::copy_n(tensor + b * channels + block.first, block.count, scratch + b * block.count);
+  }
+}
+
+// What every element of a RoI that reads nothing is.
+template <typename S, typename A, typename Index>
+void fill_unread(const Rois<A>& rois, S* output, Index* winner) {
+  const int64_t size = rois.call.channels() * rois.call.options.bins();
+  for (int64_t k = 0; k < rois.call.num_rois(); ++k) {
+    if (rois.state(k) == RoiState::read) continue;
+    std::fill_n(output + k * size, size, rois.template fill<S>(k));
+    if (winner != nullptr) std::fill_n(winner + k * size, size, -1);
+  }
 }
 
 template <typename Reduction, typename S>
@@ -73,22 +144,18 @@ void forward_channels_last(
   const Rois<typename Reduction::A> rois{call};
   const Plan<Reduction> plan(rois);
   const int64_t channels = call.channels(), size = channels * call.options.bins();
-  at::parallel_for(0, call.num_rois(), 1, [&](int64_t begin, int64_t end) {
+  fill_unread(rois, output, winner);
+  at::parallel_for(0, int64_t(plan.order.size()), 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t k = plan.order[i];
-      S* const to = output + k * size;
-      typename Reduction::Index* const winner_to = winner + k * size;
-      if (rois.state(k) != RoiState::read) {
-        std::fill_n(to, size, rois.template fill<S>(k));
-        if (Reduction::has_winner) std::fill_n(winner_to, size, -1);
-        continue;
-      }
-      reduction.combine(plan.tables[k].y, plan.tables[k].x, 0, rois.width(k));
+      const int64_t k = plan.order[i], width = rois.width(k);
+      const auto& [y, x] = plan.tables[k];
       const at::Tensor& map = maps[rois.level(k)];
       reduction.forward(
-          to, winner_to, channels, map.const_data_ptr<S>() + rois.image_offset(k), channels,
-          channels);
+          y, x, output + k * size, winner == nullptr ? nullptr : winner + k * size,
+          map.const_data_ptr<S>() + rois.image_offset(k) +
+              (y.cells.first() * width + x.cells.first()) * channels,
+          width * channels, channels);
     }
   });
 }
@@ -98,107 +165,116 @@ void forward_planes(
     const Call& call, at::TensorList maps, S* output, typename Reduction::Index* winner) {
   const Rois<typename Reduction::A> rois{call};
   const Plan<Reduction> plan(rois);
+  const std::vector<Patch> patches = make_patches(rois, plan);
   const int64_t channels = call.channels(), bins = call.options.bins();
-  const int64_t block = channel_block(channels), blocks = (channels + block - 1) / block;
+  const int64_t size = block_size(channels), blocks = (channels + size - 1) / size;
+  fill_unread(rois, output, winner);
   // A thread keeps to its channels where there are enough, since RoIs share cells.
   const int64_t parts = (at::get_num_threads() + blocks - 1) / blocks;
-  const int64_t part = (call.num_rois() + parts - 1) / parts;
+  const int64_t part = (int64_t(plan.order.size()) + parts - 1) / parts;
   at::parallel_for(0, blocks * parts, 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
-    std::vector<S> window, rows(block * bins);
-    std::vector<typename Reduction::Index> winners(Reduction::has_winner ? block * bins : 0);
+    std::vector<S> cells, rows(size * bins);
+    std::vector<typename Reduction::Index> winners(Reduction::has_winner ? size * bins : 0);
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t first = t / parts * block, n = std::min(block, channels - first);
-      const int64_t last_roi = std::min((t % parts + 1) * part, call.num_rois());
-      for (int64_t r = t % parts * part; r < last_roi; ++r) {
-        const int64_t k = plan.order[r];
-        const int64_t offset = (k * channels + first) * bins;
-        if (rois.state(k) != RoiState::read) {
-          std::fill_n(output + offset, n * bins, rois.template fill<S>(k));
-          if (Reduction::has_winner) std::fill_n(winner + offset, n * bins, -1);
-          continue;
-        }
-        const auto& [y, x] = plan.tables[k];
-        const PlaneWindow place(y.cells, x.cells, rois.height(k), rois.width(k));
-        const at::Tensor& map = maps[rois.level(k)];
-        const S* const from = map.const_data_ptr<S>() + rois.image_offset(k) +
-            first * place.plane + place.origin();
-        const size_t size = place.rows * place.columns * n;
-        if (window.size() < size) window.resize(size);  // never less: growing again costs zeros
-        for (int64_t i = 0; i < place.rows; ++i) {
-          if (!y.cells.reads(i)) continue;
-          transpose<false>(
-              window.data() + i * place.columns * n, n, from + i * place.row, place.plane, n,
-              place.columns);
-        }
-        reduction.combine(y, x, place.first_cell(), place.columns);
-        reduction.forward(rows.data(), winners.data(), n, window.data(), n, n);
-        transpose<false>(output + offset, bins, rows.data(), n, bins, n);
-        if (Reduction::has_winner) {
-          transpose<false>(winner + offset, bins, winners.data(), n, bins, n);
+      const int64_t first = t / parts * size, n = std::min(size, channels - first);
+      for (const Patch& patch : patches) {
+        const int64_t first_roi = std::max(patch.begin, t % parts * part);
+        const int64_t last_roi = std::min(patch.end, (t % parts + 1) * part);
+        if (first_roi >= last_roi) continue;
+        const int64_t any = plan.order[patch.begin];
+        const at::Tensor& map = maps[rois.level(any)];
+        const S* const from = map.const_data_ptr<S>() + rois.image_offset(any) +
+            first * patch.plane + patch.first_column;
+        if (cells.size() < size_t(patch.cells() * n)) cells.resize(patch.cells() * n);
+        patch.y.for_runs([&](int run, int run_end) {
+          for (int64_t i = run; i < run_end; ++i) {
+            transpose<false>(
+                cells.data() + i * patch.columns * n, n,
+                from + (patch.y.first() + i) * patch.width, patch.plane, n, patch.columns);
+          }
+        });
+        for (int64_t r = first_roi; r < last_roi; ++r) {
+          const int64_t k = plan.order[r], offset = (k * channels + first) * bins;
+          const auto& [y, x] = plan.tables[k];
+          reduction.forward(
+              y, x, rows.data(), winners.data(),
+              cells.data() + patch.cell(y.cells.first(), x.cells.first()) * n, patch.columns * n,
+              n);
+          transpose<false>(output + offset, bins, rows.data(), n, bins, n);
+          if (Reduction::has_winner) {
+            transpose<false>(winner + offset, bins, winners.data(), n, bins, n);
+          }
         }
       }
     }
   });
 }
 
-template <typename Reduction, typename S, typename A>
-void backward_channels_last(
-    const Call& call, const S* grad, const typename Reduction::Index* winner,
-    const std::vector<A*>& sums) {
-  constexpr int64_t kUnit = 16;  // channels that stay together: a cache line of float32
-  const Rois<A> rois{call};
-  const Plan<Reduction> plan(rois);
-  const int64_t channels = call.channels(), size = channels * call.options.bins();
-  const int64_t units = (channels + kUnit - 1) / kUnit;
-  at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kUnit, n = std::min(end * kUnit, channels) - first;
-    Reduction reduction;
-    for (const int64_t k : plan.order) {
-      if (rois.state(k) != RoiState::read) continue;
-      reduction.combine(plan.tables[k].y, plan.tables[k].x, 0, rois.width(k));
-      reduction.backward(
-          sums[rois.level(k)] + rois.image_offset(k) + first, channels, grad + k * size + first,
-          winner + k * size + first, channels, n);
+// Brings a patch of sums into `image`, zeros before, in the call's layout.
+template <typename A>
+void store_patch(const Call& call, A* image, const A* cells, const Patch& patch, Block block) {
+  const int64_t channels = call.channels(), n = block.count;
+  patch.y.for_runs([&](int begin, int end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const A* const from = cells + i * patch.columns * n;
+      const int64_t to = (patch.y.first() + i) * patch.width + patch.first_column;
+      if (call.channels_last) {
+        for (int64_t j = 0; j < patch.columns; ++j) {
+          std::copy_n(from + j * n, n, image + (to + j) * channels + block.first);
+        }
+        continue;
+      }
+      A* const planes = image + block.first * patch.plane + to;
+      if (patch.is_shared()) {
+        transpose<false>(planes, patch.plane, from, n, patch.columns, n);
+      } else {
+        transpose<true>(planes, patch.plane, from, n, patch.columns, n);
+      }
     }
   });
 }
 
-template <typename Reduction, typename S, typename A>
-void backward_planes(
+template <typename Reduction, typename S>
+void backward(
     const Call& call, const S* grad, const typename Reduction::Index* winner,
-    const std::vector<A*>& sums) {
+    const std::vector<typename Reduction::A*>& sums) {
+  using A = typename Reduction::A;
   const Rois<A> rois{call};
   const Plan<Reduction> plan(rois);
+  const std::vector<Patch> patches = make_patches(rois, plan);
   const int64_t channels = call.channels(), bins = call.options.bins();
-  const int64_t block = channel_block(channels), blocks = (channels + block - 1) / block;
+  const int64_t size = block_size(channels), blocks = (channels + size - 1) / size;
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
-    std::vector<A> window;
-    std::vector<S> rows(block * bins);
-    std::vector<typename Reduction::Index> winners(Reduction::has_winner ? block * bins : 0);
-    for (int64_t first = begin * block; first < std::min(end * block, channels); first += block) {
-      const int64_t n = std::min(block, channels - first);
-      for (const int64_t k : plan.order) {
-        if (rois.state(k) != RoiState::read) continue;
-        const int64_t offset = (k * channels + first) * bins;
-        transpose<false>(rows.data(), n, grad + offset, bins, n, bins);
-        if (Reduction::has_winner) {
-          transpose<false>(winners.data(), n, winner + offset, bins, n, bins);
+    std::vector<A> cells;
+    std::vector<S> rows(size * bins);
+    std::vector<typename Reduction::Index> winners(Reduction::has_winner ? size * bins : 0);
+    for (int64_t first = begin * size; first < std::min(end * size, channels); first += size) {
+      const Block block{first, std::min(size, channels - first)};
+      for (const Patch& patch : patches) {
+        const int64_t any = plan.order[patch.begin];
+        A* const image = sums[rois.level(any)] + rois.image_offset(any);
+        // Where a cell's channels lie side by side, a patch pays only where RoIs share it.
+        const bool direct = call.channels_last && !patch.is_shared();
+        if (!direct) cells.assign(patch.cells() * block.count, A(0));
+        for (int64_t r = patch.begin; r < patch.end; ++r) {
+          const int64_t k = plan.order[r];
+          const auto& [y, x] = plan.tables[k];
+          load_bins(call, rows.data(), grad, k, block);
+          if (Reduction::has_winner) load_bins(call, winners.data(), winner, k, block);
+          const int64_t i = y.cells.first(), j = x.cells.first();
+          if (direct) {
+            reduction.backward(
+                y, x, image + (i * patch.width + j) * channels + first, patch.width * channels,
+                channels, rows.data(), winners.data(), block.count);
+          } else {
+            reduction.backward(
+                y, x, cells.data() + patch.cell(i, j) * block.count, patch.columns * block.count,
+                block.count, rows.data(), winners.data(), block.count);
+          }
         }
-        const auto& [y, x] = plan.tables[k];
-        const PlaneWindow place(y.cells, x.cells, rois.height(k), rois.width(k));
-        window.assign(place.rows * place.columns * n, A(0));
-        reduction.combine(y, x, place.first_cell(), place.columns);
-        reduction.backward(window.data(), n, rows.data(), winners.data(), n, n);
-        A* const to = sums[rois.level(k)] + rois.image_offset(k) + first * place.plane +
-            place.origin();
-        for (int64_t i = 0; i < place.rows; ++i) {
-          if (!y.cells.reads(i)) continue;
-          transpose<true>(
-              to + i * place.row, place.plane, window.data() + i * place.columns * n, n,
-              place.columns, n);
-        }
+        if (!direct) store_patch(call, image, cells.data(), patch, block);
       }
     }
   });
@@ -222,6 +298,8 @@ void dispatch(const Call& call, at::ScalarType type, Work&& work) {
 
 void forward_cpu(
     const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
+  populate(output);
+  if (call.options.max) populate(winner);
   std::vector<at::Tensor> maps;
   for (const at::Tensor& map : features) maps.push_back(map.contiguous(call.format()));
   dispatch(call, output.scalar_type(), [&](auto element, auto reduction) {
@@ -248,7 +326,9 @@ std::vector<at::Tensor> backward_cpu(
         {call.images(), call.channels(), call.height(l), call.width(l)},
         grad.options()
             .dtype(accumulation_type(grad.scalar_type()))
-            .memory_format(call.format())).zero_());
+            .memory_format(call.format())));
+    populate(maps.back());
+    maps.back().zero_();
   }
   dispatch(call, grad.scalar_type(), [&](auto element, auto reduction) {
     using S = decltype(element);
@@ -259,11 +339,7 @@ std::vector<at::Tensor> backward_cpu(
     if constexpr (Reduction::has_winner) {
       winners = winner.const_data_ptr<typename Reduction::Index>();
     }
-    if (call.channels_last) {
-      backward_channels_last<Reduction>(call, grad.const_data_ptr<S>(), winners, sums);
-    } else {
-      backward_planes<Reduction>(call, grad.const_data_ptr<S>(), winners, sums);
-    }
+    backward<Reduction>(call, grad.const_data_ptr<S>(), winners, sums);
   });
   for (at::Tensor& map : maps) map = map.to(grad.scalar_type());
   return maps;

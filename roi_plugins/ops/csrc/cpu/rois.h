@@ -15,6 +15,8 @@ struct Rois {
   const A* row(int64_t k) const { return call.rois.const_data_ptr<A>() + 5 * k; }
   int64_t image(int64_t k) const { return int64_t(row(k)[0]); }
   int64_t level(int64_t k) const { return call.levels.const_data_ptr<int64_t>()[k]; }
+  // RoIs of equal numbers read the same cells.
+  int64_t map_and_image(int64_t k) const { return level(k) * call.images() + image(k); }
   int height(int64_t k) const { return int(call.height(level(k))); }
   int width(int64_t k) const { return int(call.width(level(k))); }
   RoiState state(int64_t k) const {

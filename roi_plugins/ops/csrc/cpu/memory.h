@@ -1,0 +1,31 @@
+// Memory that is new to the process.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace roi_plugins {
+
+// Asks for the pages of a large new tensor in one call a thread. Otherwise every 4 KiB cost a page fault
+// when they are first written, and the faults can take longer than all else (docs/kernels.md). A system
+// that does not know the advice (Linux before 5.14) faults as ever.
+inline void populate(const at::Tensor& tensor) {
+#if defined(__linux__)
+  constexpr int kPopulateWrite = 23;         // MADV_POPULATE_WRITE, which older headers lack
+  constexpr size_t kFromSystem = 32u << 20;  // malloc keeps nothing larger: its pages are always new
+  if (tensor.nbytes() < kFromSystem) return;
+  static const int64_t page = sysconf(_SC_PAGESIZE);
+  const int64_t address = reinterpret_cast<intptr_t>(tensor.data_ptr());
+  const int64_t first = address / page, last = (address + int64_t(tensor.nbytes()) - 1) / page;
+  at::parallel_for(first, last + 1, 1024, [&](int64_t begin, int64_t end) {
+    madvise(reinterpret_cast<void*>(begin * page), size_t((end - begin) * page), kPopulateWrite);
+  });
+#endif
+}
+
+}  // namespace roi_plugins
