@@ -130,6 +130,8 @@ def _setup_context(ctx, inputs, output):
         ctx.feature_shapes += map_.shape[2:]
     ctx.channels_last = is_channels_last(features[0])
     ctx.options = options
+    # Or every backward pass would fill a gradient of the winner, which has none, with zeros.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], rois, levels)
 
 

@@ -57,6 +57,21 @@ def leaves(maps):
     return [m.detach().requires_grad_() for m in maps]
 
 
+def test_backward_runs_nothing_but_its_op():
+    # Autograd fills a missing gradient with zeros: for the winner of a maximum as many as the output has.
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            ran.append(func)
+            return func(*args, **kwargs or {})
+
+    features = random_map(1, 4, 6, 8).requires_grad_()
+    output = roi_extract(features, random_rois(3, 1, 6, 8), 3, 1.0, reduction='max')
+    grad, ran = torch.ones_like(output), []
+    with Record():
+        torch.autograd.grad(output, features, grad)
+    assert [func for func in ran if 'detach' not in str(func)] == [BACKWARD]
+
+
 class TestOpcheck:
     @configurations
     def test_forward(self, device, name):
