@@ -17,7 +17,7 @@ from roi_plugins.benchmark.cases import BACKWARD, FORWARD, LAYOUTS, Case
 from roi_plugins.benchmark.peers import PEERS
 
 OURS = 'roi_plugins'
-_TURN = 0.02  # seconds, about, before the next contender runs
+_TURN = 0.1  # seconds, about, before the next contender runs
 PEER_DTYPES = {'cpu': ('float32',), 'cuda': ('float32', 'float16', 'bfloat16')}
 
 
@@ -115,15 +115,18 @@ def interleave(
         seconds = _run_in(contender, lambda c: time_calls(c.call, 1, device))  # warms up too
         if seconds < _TURN:  # otherwise one call fills a turn, however long the next takes
             seconds = _run_in(contender, lambda c: time_calls(c.call, number, device))
-        repeats.append(min(max(int(_TURN / (number * seconds)), 1), 10))
+        repeats.append(min(max(int(_TURN / (number * seconds)), 1), 20))
     samples: list[list[float]] = [[] for _ in contenders]
     rounds, start = 0, time.perf_counter()
     while rounds < effort.min_rounds or time.perf_counter() - start < effort.seconds:
         rounds += 1
         for contender, repeat, seconds in zip(contenders, repeats, samples, strict=True):
+            # The first call of a turn finds the caches and the threads as another contender left them.
             seconds += _run_in(
                 contender,
-                lambda c, repeat=repeat: [time_calls(c.call, number, device) for _ in range(repeat)],
+                lambda c, repeat=repeat: [
+                    time_calls(c.call, number, device) for _ in range(repeat + 1)
+                ][1:],
             )
     return samples
 
