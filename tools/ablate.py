@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.dry_run:
             for job in runner.prepare(plan, work_dir, options):
                 print(f'{job.cell.name}: {"finished" if job.finished else "to run"}')
+                if job.problem:
+                    print(f'  not yet: {job.problem}')
                 for command in job.commands:
                     print(f'  {shlex.join(command)}')
             return 0

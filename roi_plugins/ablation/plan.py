@@ -17,6 +17,17 @@
 ``{extractor}`` in a path stands for the name of each extractor. A cell is one config with one
 extractor and one seed. The options of a config win over those of all cells; where a plan holds
 configs of both frameworks, whose options have different names, they go to the configs.
+
+A config with ``checkpoints`` is not trained: each of them is tested with each extractor. ::
+
+      mask_rcnn_r18:
+        framework: mmdet
+        path: ../mmdet/shapes/mask-rcnn_r18-c4_{extractor}_shapes.py
+        checkpoints:
+          align-avg: ../embedded/mask_rcnn_r18.align-avg.seed{seed}   # relative to the work directory
+
+The key says what it was trained with; the path is that of the weights or of a finished run, such as a
+cell of another plan; ``{seed}`` stands for each seed.
 """
 
 from __future__ import annotations
@@ -39,7 +50,13 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class Cell:
-    """One detector to train and evaluate."""
+    """One detector to train and evaluate, or only to evaluate.
+
+    Attributes:
+        checkpoint: what is evaluated without training: weights, or the run directory that they are
+            from, absolute or relative to the work directory. None for a cell that is trained.
+        trained_with: the plan's name for what ``checkpoint`` was trained with.
+    """
 
     config_name: str
     framework: str
@@ -47,11 +64,14 @@ class Cell:
     extractor: str
     seed: int
     cfg_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    checkpoint: Path | None = None
+    trained_with: str | None = None
 
     @property
     def name(self) -> str:
         """Unique in its plan; the name of the cell's run directory."""
-        return f'{self.config_name}.{self.extractor}.seed{self.seed}'
+        parts = (self.config_name, self.trained_with, self.extractor, f'seed{self.seed}')
+        return '.'.join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -133,7 +153,7 @@ def _parse(tree: Any, folder: Path) -> Plan:
     common = check_cfg_options(tree.get('cfg_options', {}))
     options = {}
     for name, config in tree['configs'].items():
-        _check_config(name, config, several=len(extractors) > 1)
+        _check_config(name, config, extractors, seeds)
         own = check_cfg_options(config.get('cfg_options', {}), f'configs.{name}.cfg_options')
         options[name] = {**common, **own}
     frameworks = sorted({config['framework'] for config in tree['configs'].values()})
@@ -146,9 +166,12 @@ def _parse(tree: Any, folder: Path) -> Plan:
             extractor=extractor,
             seed=seed,
             cfg_options=options[name],
+            checkpoint=checkpoint and Path(checkpoint.replace('{seed}', str(seed))),
+            trained_with=trained_with,
         )
         for seed in seeds
         for name, config in tree['configs'].items()
+        for trained_with, checkpoint in config.get('checkpoints', {None: None}).items()
         for extractor in extractors
     )
     for cell in cells:
@@ -165,22 +188,47 @@ def _parse(tree: Any, folder: Path) -> Plan:
     )
 
 
-def _check_config(name: Any, config: Any, several: bool) -> None:
+def _check_config(name: Any, config: Any, extractors: Sequence, seeds: Sequence) -> None:
     if not _is_name(name):
         raise PlanError(f'configs: {name!r} is not a name of letters, digits, - and _')
     where = f'configs.{name}'
-    _check_keys(config, where, required=('framework', 'path'), optional=('cfg_options',))
+    _check_keys(
+        config, where, required=('framework', 'path'), optional=('cfg_options', 'checkpoints')
+    )
     if config['framework'] not in FRAMEWORKS:
         raise PlanError(
             f'{where}.framework is {config["framework"]!r}; expected one of {", ".join(FRAMEWORKS)}'
         )
     if not isinstance(config['path'], str):
         raise PlanError(f'{where}.path is {config["path"]!r}; expected a string')
-    if several and '{extractor}' not in config['path']:
+    if len(extractors) > 1 and '{extractor}' not in config['path']:
         raise PlanError(
             f'{where}.path is {config["path"]!r}, the same config for every extractor; '
             'put {extractor} where their paths differ'
         )
+    if 'checkpoints' in config:
+        _check_checkpoints(config['checkpoints'], f'{where}.checkpoints', seeds)
+
+
+def _check_checkpoints(checkpoints: Any, where: str, seeds: Sequence) -> None:
+    if not isinstance(checkpoints, Mapping) or not checkpoints:
+        raise PlanError(
+            f'{where} is {checkpoints!r}; expected a mapping, of the extractor that each was trained '
+            'with to its path'
+        )
+    for trained_with, path in checkpoints.items():
+        if not _is_name(trained_with):
+            raise PlanError(f'{where}: {trained_with!r} is not a name of letters, digits, - and _')
+        if not isinstance(path, str) or '://' in path:
+            raise PlanError(
+                f'{where}.{trained_with} is {path!r}; expected the path of a checkpoint or of a run '
+                'directory on this machine'
+            )
+        if len(seeds) > 1 and '{seed}' not in path:
+            raise PlanError(
+                f'{where}.{trained_with} is {path!r}, the same checkpoint for every seed, whose '
+                'results would all be one; put {seed} where their paths differ, or give one seed'
+            )
 
 
 def _config_path(folder: Path, pattern: str, extractor: str) -> Path:

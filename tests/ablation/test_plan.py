@@ -75,6 +75,26 @@ def test_a_configs_own_options_win_over_the_plans(write_plan):
 
 
 ONE_CONFIG = PLAN['configs']['mask']
+FASTER = PLAN['configs']['faster']
+
+
+def test_each_checkpoint_is_tested_with_each_extractor(write_plan):
+    checkpoints = {'align-avg': '../small/mask.align-avg.seed{seed}', 'stock': '/data/{seed}.pth'}
+    configs = {'mask': {**ONE_CONFIG, 'checkpoints': checkpoints}, 'faster': FASTER}
+    cells = load_plan(write_plan(configs=configs)).cells
+    assert [(cell.name, cell.checkpoint) for cell in cells if cell.seed == 3] == [
+        ('mask.align-avg.align-max.seed3', Path('../small/mask.align-avg.seed3')),
+        ('mask.align-avg.align-avg.seed3', Path('../small/mask.align-avg.seed3')),
+        ('mask.stock.align-max.seed3', Path('/data/3.pth')),
+        ('mask.stock.align-avg.seed3', Path('/data/3.pth')),
+        ('faster.align-max.seed3', None),
+        ('faster.align-avg.seed3', None),
+    ]
+    assert [cell.trained_with for cell in cells[:5]] == [*['align-avg'] * 2, *['stock'] * 2, None]
+
+
+def checkpoints(value):
+    return {'configs': {'a': {**ONE_CONFIG, 'checkpoints': value}}}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +116,12 @@ ONE_CONFIG = PLAN['configs']['mask']
         ({'configs': {'a': {**ONE_CONFIG, 'framework': 'x'}}}, r"is 'x'; expected one of mmdet"),
         ({'configs': {'a': {**ONE_CONFIG, 'path': 'b.py'}}}, r'put \{extractor\} where'),
         ({'configs': {'a': {**ONE_CONFIG, 'path': '{extractor}.py'}}}, 'there is no config'),
+        (checkpoints({}), r'configs\.a\.checkpoints is {}; expected a mapping'),
+        (checkpoints('a.pth'), r"checkpoints is 'a\.pth'; expected a mapping"),
+        (checkpoints({'a b': 'a{seed}.pth'}), r"checkpoints: 'a b' is not a name"),
+        (checkpoints({'avg': 3}), r'checkpoints\.avg is 3; expected the path'),
+        (checkpoints({'avg': 'https://a/{seed}.pth'}), r'expected the path .* on this machine'),
+        (checkpoints({'avg': 'a.pth'}), r'the same checkpoint for every seed.*put {seed}'),
         ({'cfg_options': {'train_cfg': {'max_iters': 1}}}, r'e\.g\. train_cfg\.max_iters'),
         ({'cfg_options': [1]}, 'cfg_options is .*expected a mapping'),
         (
