@@ -1,6 +1,7 @@
 """The trunk of mask-rcnn_r18-c5 in a one-stage detector, to start the cells of shapes_table2d.yaml from.
 
-It reads no RoI, so that the trunk has not grown used to any extractor.
+It reads no RoI, so that the trunk has not grown used to any extractor. The stages that it shares with
+retinanet_r18-c4.py start from there.
 """
 _base_ = './mask-rcnn_r18-c5_stock_shapes.py'
 
@@ -43,4 +44,5 @@ param_scheduler = [
 ]
 
 # runtime
+load_from = 'work_dirs/retinanet_r18-c4/iter_800.pth'
 randomness = dict(seed=0)
