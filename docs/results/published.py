@@ -20,7 +20,6 @@ from roi_plugins.ablation.results import find_runs
 from roi_plugins.ablation.significance import RunSample, contrast, resample_images, sample_run
 from roi_plugins.ablation.tables import format_points
 from roi_plugins.evaluation import (
-    IOU_TYPES,
     METRICS,
     load_annotations,
     match_predictions,
@@ -29,8 +28,10 @@ from roi_plugins.evaluation import (
     written_aside,
 )
 
+NAMES = {'segm': 'mask', 'bbox': 'box'}  # the paper's table is of masks
 STRIDES = {'stride_16': 'stride 16', 'stride_32': 'stride 32'}
 POOL = 'quantized-pool'
+TEXT_COLUMNS = ('extractor', 'claim', 'where', *(f'{name}: verdict' for name in NAMES.values()))
 SHOWN_METRICS = ('AP', 'AP50', 'AP75')
 
 # He et al., "Mask R-CNN", ICCV 2017, Tables 2c (masks) and 2d: AP, AP50, AP75. None: not looked up.
@@ -111,23 +112,21 @@ def main() -> None:
     parser.add_argument('--output', type=Path, required=True)
     args = parser.parse_args()
     samples = read_samples(args.work_dirs, args.bootstrap)
-    judged = [judge(claim, iou_type, samples) for claim in claims() for iou_type in IOU_TYPES]
+    judged = [judge(claim, iou_type, samples) for claim in claims() for iou_type in NAMES]
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(args.output / 'published.json', {'margin': MARGIN, 'claims': judged})
     with written_aside(args.output / 'published.md') as aside:
         aside.write_text(to_markdown(samples, judged), encoding='utf-8')
 
 
-def read_samples(
-    work_dirs: list[str], resamples: int
-) -> dict[tuple[str, str, str], dict[int, RunSample]]:
+def read_samples(work_dirs: list[str], resamples: int) -> dict[tuple[str, str, str], dict[int, RunSample]]:
     """The runs by config, extractor and IoU type, then by seed."""
     runs = find_runs(work_dirs).runs
     coco = load_annotations(runs[0].ann_file)
     counts = resample_images(len(coco.imgs), resamples, seed=0)
     samples: dict[tuple[str, str, str], dict[int, RunSample]] = {}
     for run in runs:
-        for iou_type in IOU_TYPES:
+        for iou_type in NAMES:
             matches = match_predictions(coco, run.predictions[iou_type], iou_type)
             sample = sample_run(summarize(matches), matches, counts)
             samples.setdefault((run.config_name, run.extractor, iou_type), {})[run.seed] = sample
@@ -154,7 +153,7 @@ def judge(
             for key, weight in claim.terms.items()
         ]
         estimate = contrast(terms)
-        found |= estimate.where(estimate.notna(), None).to_dict()
+        found |= {column: None if pd.isna(value) else value for column, value in estimate.items()}
         found['verdict'] = verdict(claim, 100 * estimate['low'], 100 * estimate['high'])
     return found
 
@@ -164,7 +163,7 @@ def verdict(claim: Claim, low: float, high: float) -> str:
     if claim.alike:
         if low >= -MARGIN and high <= MARGIN:
             return 'shown'
-        return 'open' if low <= 0 <= high else 'not alike'
+        return 'not alike' if low > MARGIN or high < -MARGIN else 'open'
     if low > 0:
         return 'shown'
     return 'the opposite' if high < 0 else 'open'
@@ -187,7 +186,8 @@ def to_markdown(
 ) -> str:
     parts = []
     for config, stride in STRIDES.items():
-        parts += [f'### {stride.capitalize()}', format_table(ap_rows(config, samples))]
+        if rows := ap_rows(config, samples):
+            parts += [f'### {stride.capitalize()}', format_table(rows)]
     parts += ['### The claims', format_table(claim_rows(judged))]
     return '\n\n'.join(parts) + '\n'
 
@@ -198,7 +198,7 @@ def ap_rows(
     rows = []
     for extractor in dict.fromkeys(key[1] for key in samples if key[0] == config):
         row = {'extractor': extractor}
-        for iou_type, name in (('segm', 'mask'), ('bbox', 'box')):
+        for iou_type, name in NAMES.items():
             runs = samples[config, extractor, iou_type]
             row['seeds'] = str(len(runs))
             for metric in SHOWN_METRICS:
@@ -218,8 +218,8 @@ def claim_rows(judged: list[dict[str, Any]]) -> list[dict[str, str]]:
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for found in judged:
         key = found['claim'], found['where']
-        row = rows.setdefault(key, {'claim': key[0], 'where': key[1]})
-        name = {'segm': 'masks', 'bbox': 'boxes'}[found['iou_type']]
+        row = rows.setdefault(key, {'claim': key[0], 'where': key[1], 'seeds': str(len(found['seeds']))})
+        name = NAMES[found['iou_type']]
         paper = found['paper']
         row[f'paper, {name}'] = '' if paper is None else f'{paper:+.1f}'
         row[name] = ''
@@ -232,7 +232,8 @@ def claim_rows(judged: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def format_table(rows: list[dict[str, str]]) -> str:
     columns = list(rows[0])
-    lines = [columns, ['---'] * len(columns), *(list(row.values()) for row in rows)]
+    rule = ['---' if column in TEXT_COLUMNS else '---:' for column in columns]
+    lines = [columns, rule, *(list(row.values()) for row in rows)]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
