@@ -19,6 +19,7 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
 
 from roi_plugins.ablation import runner
 from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.estimate import summarize
 from roi_plugins.ablation.plan import Plan, PlanError, check_cfg_options, check_common_options, load_plan
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.evaluation import EvaluationError
@@ -36,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         help='config options for every cell, e.g. train_cfg.max_iters=100; values are YAML',
     )
     parser.add_argument(
-        '--dry-run', action='store_true', help='print the cells and their commands, and run nothing'
+        '--dry-run',
+        action='store_true',
+        help='print the cells, their commands and how long they will take, and run nothing',
     )
     args = parser.parse_args(argv)
     try:
@@ -46,12 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         check_common_options(options, frameworks, '--cfg-options')
         work_dir = Path(args.work_dir or plan.work_dir)
         if args.dry_run:
-            for job in runner.prepare(plan, work_dir, options):
-                print(f'{job.cell.name}: {"finished" if job.finished else "to run"}')
-                if job.problem:
-                    print(f'  not yet: {job.problem}')
-                for command in job.commands:
-                    print(f'  {shlex.join(command)}')
+            dry_run(runner.prepare(plan, work_dir, options))
             return 0
         stop_on_signals()
         failed = runner.run(plan, work_dir, options, Console())
@@ -62,6 +60,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print('\nstopped; the same command goes on where it was', file=sys.stderr)
         return 130
+
+
+def dry_run(jobs: list[runner.Job]) -> None:
+    for job in jobs:
+        state = 'to resume' if job.record else 'to run'
+        print(f'{job.cell.name}: {"finished" if job.finished else state}')
+        if job.problem:
+            print(f'  not yet: {job.problem}')
+        for command in job.commands:
+            print(f'  {shlex.join(command)}')
+    print('\n' + '\n'.join(summarize(jobs)))
 
 
 def parse_options(pairs: list[str]) -> dict:

@@ -27,8 +27,8 @@ class Framework:
     Attributes:
         resolve: ``(config, options) -> dict``: all that the config says, with the files it inherits
             from and the options. What a cell was run with is compared by this.
-        commands: ``(config, run_dir, options, checkpoint) -> list of commands``, to be run one after
-            the other. Each may be run again after an interruption and then goes on where it was;
+        commands: ``(config, run_dir, options, checkpoint, num_gpus) -> list of commands``, to be run one
+            after the other. Each may be run again after an interruption and then goes on where it was;
             after the last, ``run_dir`` holds a finished run: of these weights, or, where
             ``checkpoint`` is None, of those that the commands train.
         seed_option: the config option that seeds the initial weights and the order of the data.
@@ -37,7 +37,7 @@ class Framework:
     """
 
     resolve: Callable[[Path, Mapping[str, Any]], dict]
-    commands: Callable[[Path, Path, Mapping[str, Any], Path | None], list[list[str]]]
+    commands: Callable[[Path, Path, Mapping[str, Any], Path | None, int], list[list[str]]]
     seed_option: str
     weights_options: tuple[str, ...]
     progress: Callable[[str], tuple[str, float] | None]
@@ -62,10 +62,16 @@ def _mmdet_resolve(config: Path, options: Mapping[str, Any]) -> dict:
 
 
 def _mmdet_commands(
-    config: Path, run_dir: Path, options: Mapping[str, Any], checkpoint: Path | None
+    config: Path, run_dir: Path, options: Mapping[str, Any], checkpoint: Path | None, num_gpus: int
 ) -> list[list[str]]:
-    runs = [sys.executable, '-m', 'roi_plugins.integrations.mmdet.runs']
-    common = ['--work-dir', str(run_dir), '--cfg-options', *_mmdet_arguments(options)]
+    runs = ['-m', 'roi_plugins.integrations.mmdet.runs']
+    common = ['--work-dir', str(run_dir)]
+    if num_gpus > 1:
+        launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(num_gpus)]
+        runs = [*launch, *runs]
+        common += ['--launcher', 'pytorch']
+    runs = [sys.executable, *runs]
+    common += ['--cfg-options', *_mmdet_arguments(options)]
     train = [*runs, 'train', str(config), '--resume', 'auto', *common]
     test = [*runs, 'test', str(config), str(checkpoint or run_dir), *common]
     return [test] if checkpoint else [train, test]
@@ -126,15 +132,16 @@ def _detectron2_resolve(config: Path, options: Mapping[str, Any]) -> dict:
 
 
 def _detectron2_commands(
-    config: Path, run_dir: Path, options: Mapping[str, Any], checkpoint: Path | None
+    config: Path, run_dir: Path, options: Mapping[str, Any], checkpoint: Path | None, num_gpus: int
 ) -> list[list[str]]:
     runs = [sys.executable, '-m', 'roi_plugins.integrations.detectron2.runs']
     options = {**options, 'OUTPUT_DIR': str(run_dir)}
     if checkpoint:
         options['MODEL.WEIGHTS'] = str(checkpoint)
-    mode = '--eval-only' if checkpoint else '--resume'
-    arguments = _detectron2_arguments(config, options)
-    return [[*runs, '--config-file', str(config), mode, *arguments]]
+    flags = ['--eval-only' if checkpoint else '--resume']
+    if num_gpus > 1:
+        flags += ['--num-gpus', str(num_gpus)]
+    return [[*runs, '--config-file', str(config), *flags, *_detectron2_arguments(config, options)]]
 
 
 _LAZY_NAMES = {

@@ -63,7 +63,7 @@ class Job:
 
     Attributes:
         digest: of everything that decides the result: the config with all that it inherits, the
-            options with the seed, and the checkpoint, if one is given.
+            options with the seed, and the checkpoint, if one is given, or the number of GPUs.
         record: the content of ``cell.json`` where the cell was run before, else empty.
         finished: its run directory holds the finished run.
         checkpoint: what a cell that trains nothing evaluates; else None.
@@ -97,7 +97,7 @@ def prepare(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> list[
         AblationError: a run directory holds results of something else than its cell now says, or a
             config cannot be read.
     """
-    return [_prepare(cell, work_dir, cfg_options) for cell in plan.cells]
+    return [_prepare(cell, work_dir, cfg_options, plan.num_gpus) for cell in plan.cells]
 
 
 def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Console) -> list[Job]:
@@ -132,7 +132,7 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
         return failed
 
 
-def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any]) -> Job:
+def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any], num_gpus: int) -> Job:
     framework = FRAMEWORKS[cell.framework]
     run_dir = work_dir / cell.name
     options = {**cell.cfg_options, **cfg_options, framework.seed_option: cell.seed}
@@ -148,22 +148,26 @@ def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any]) -> Job:
     try:
         resolved = framework.resolve(cell.config, options)
         commands = framework.commands(
-            cell.config, run_dir, options, checkpoint.path if checkpoint else None
+            cell.config, run_dir, options, checkpoint.path if checkpoint else None, num_gpus
         )
     except Exception as error:  # configs are programs: anything can happen in them
         raise AblationError(
             f'cell {cell.name}: the config {cell.config} cannot be read with its options: '
             f'{type(error).__name__}: {error}'
         ) from error
-    decisive = [resolved, checkpoint.sha256] if checkpoint else resolved
+    decisive = resolved
+    if checkpoint:
+        decisive = [resolved, checkpoint.sha256]
+    elif num_gpus > 1:  # it decides the batches; a test is the same on any number
+        decisive = [resolved, num_gpus]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
     has_metrics = (run_dir / METRICS_FILE).exists()
     if record.get('digest') != digest:
         if has_metrics or (run_dir / 'last_checkpoint').exists():
             raise AblationError(
-                f'cell {cell.name}: {run_dir} holds the results of another config, other options or '
-                'another checkpoint than the plan has now. To keep them and run all cells anew, give '
-                f'another --work-dir; to run this cell anew, move {run_dir} away'
+                f'cell {cell.name}: {run_dir} holds the results of another config, other options, '
+                'another checkpoint or number of GPUs than the plan has now. To keep them and run all '
+                f'cells anew, give another --work-dir; to run this cell anew, move {run_dir} away'
             )
         record = {}
     finished = has_metrics and record.get('state') == 'finished'

@@ -26,7 +26,7 @@ def resolve(config, options):
     return {**json.loads(config.read_text()), **options}
 
 
-def commands(config, run_dir, options, checkpoint):
+def commands(config, run_dir, options, checkpoint, num_gpus):
     command = [sys.executable, __file__]
     arguments = [json.dumps(resolve(config, options)), str(run_dir)]
     test = [*command, 'test', *arguments, str(checkpoint or run_dir / 'last_checkpoint')]

@@ -124,13 +124,15 @@ def test_options_reach_every_cell_and_win(make_plan, tmp_path):
     assert steps(plan, 'tiny.max.seed0') == [1, 2]
 
 
-@pytest.mark.parametrize('change', ['config', 'options'])
+@pytest.mark.parametrize('change', ['config', 'options', 'num_gpus'])
 def test_a_finished_cell_whose_config_has_changed_is_kept_and_named(make_plan, change):
     plan = make_plan({'other': {'steps': 1}, 'max': {'steps': 2}})
     run(plan)
     before = read(plan, 'tiny.max.seed0', 'cell.json')
     if change == 'config':
         plan = make_plan({'other': {'steps': 1}, 'max': {'steps': 3}})
+    if change == 'num_gpus':
+        plan = replace(plan, num_gpus=8)
     with pytest.raises(AblationError, match=r'cell tiny\.\w+\.seed0: .*--work-dir.*move'):
         run(plan, {'lr': 0.1} if change == 'options' else {})
     assert steps(plan, 'tiny.max.seed0') == [1, 2]
@@ -391,13 +393,21 @@ class TestMMDetection:
     def test_options_are_passed_in_mmengines_language_or_refused(self):
         pytest.importorskip('mmengine')
         options = {'a.b': [1, 2.5], 'c': None, 'd': True, 'e': 'text', 'lr': '1e-3', 'f': []}
-        train, test = self.mmdet.commands(Path('c.py'), Path('run'), options, None)
+        train, test = self.mmdet.commands(Path('c.py'), Path('run'), options, None, 1)
         for command in (train, test):
             arguments = command[command.index('--cfg-options') + 1 :]
             assert arguments == ['a.b=[1,2.5]', 'c=None', 'd=True', 'e=text', 'lr=1e-3', 'f=[]']
         for bad in ('two words', 'a,b', 'None', '[1]'):
             with pytest.raises(ValueError, match=r'the option x=.*write it into the config'):
-                self.mmdet.commands(Path('c.py'), Path('run'), {'x': bad}, None)
+                self.mmdet.commands(Path('c.py'), Path('run'), {'x': bad}, None, 1)
+
+    def test_several_gpus_are_joined_by_torchrun(self):
+        pytest.importorskip('mmengine')
+        for command in self.mmdet.commands(Path('c.py'), Path('run'), {'a': 1}, None, 8):
+            at = command.index('--nproc_per_node')
+            assert command[1:at] == ['-m', 'torch.distributed.run', '--standalone']
+            assert command[at + 1 : at + 4] == ['8', '-m', 'roi_plugins.integrations.mmdet.runs']
+            assert command[-4:] == ['--launcher', 'pytorch', '--cfg-options', 'a=1']
 
     def test_what_decides_a_cell_includes_inherited_files_and_options(self, tmp_path):
         pytest.importorskip('mmengine')

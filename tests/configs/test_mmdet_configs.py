@@ -113,6 +113,7 @@ def test_there_are_configs_and_plans():
         'mask-rcnn_table2d',
         'shapes_table2c',
         'shapes_table2d',
+        'test_only_shapes',
     }
 
 

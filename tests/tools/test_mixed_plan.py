@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 pytest.importorskip('mmdet', reason='MMDetection is not installed')
@@ -97,7 +98,7 @@ def test_both_frameworks_side_by_side(data, tmp_path):
 
 
 def check_swapped(plan, folder, data):
-    """The trained weights of both frameworks, tested with another extractor."""
+    """The trained weights of both frameworks, tested with another extractor, by two processes each."""
     swapped = {
         **plan,
         'work_dir': str(folder / 'swapped'),
@@ -107,6 +108,7 @@ def check_swapped(plan, folder, data):
             for name, config in plan['configs'].items()
         },
         'extractors': ['quantized-pool'],
+        'num_gpus': 2 if torch.cuda.device_count() in (0, 2) else 1,
     }
     path = folder / 'swapped.yaml'
     path.write_text(json.dumps(swapped))
