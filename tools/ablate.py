@@ -97,7 +97,11 @@ def report(plan: Plan, work_dir: Path, failed: list[runner.Job]) -> bool:
     """Prints and writes the table of the finished cells. True if anything went wrong."""
     failed_cells = {job.cell for job in failed}
     finished = [cell for cell in plan.cells if cell not in failed_cells]
-    problems = [f'cell {job.cell.name} failed: see {job.log}' for job in failed]
+    problems = [
+        f'cell {job.cell.name} '
+        + (f'was not run: {job.problem}' if job.problem else f'failed: see {job.log}')
+        for job in failed
+    ]
     if finished:
         has_baseline = any(cell.extractor == plan.baseline for cell in finished)
         try:

@@ -42,8 +42,7 @@ def find_checkpoint(cell: Cell, work_dir: Path) -> Checkpoint:
         return Checkpoint(path, _sha256(path))
     except FileNotFoundError:
         raise CheckpointError(
-            f'there is no checkpoint {path}; if it is the run directory of a cell of another plan, run '
-            'that first'
+            f'there is no checkpoint or finished run {path}'
         ) from None
 
 
@@ -53,11 +52,13 @@ def checkpoint_path(cell: Cell, work_dir: Path) -> Path:
 
 
 def _of_run(run_dir: Path, cell: Cell) -> Path:
+    if not (run_dir / METRICS_FILE).is_file():
+        raise CheckpointError(f'{run_dir} is not a finished run: it has no {METRICS_FILE}')
     try:
         _check_cell(run_dir, cell)
         metrics = read_json(run_dir / METRICS_FILE, 'record')
     except EvaluationError as error:
-        raise CheckpointError(f'{error}: {run_dir} is not a finished run; finish it first') from None
+        raise CheckpointError(str(error)) from None
     if metrics.get('framework') != cell.framework:
         raise CheckpointError(
             f'{run_dir} is a run of {metrics.get("framework")}; expected one of {cell.framework}'

@@ -108,24 +108,24 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
         console: where the progress is shown: a live line on a terminal, plain lines elsewhere.
 
     Returns:
-        The jobs that failed; the cause is at the end of the ``log.txt`` of their ``run_dir``.
+        The jobs that failed; the cause is their ``problem``, or at the end of the ``log.txt`` of their
+        ``run_dir``.
 
     Raises:
-        AblationError: see :func:`prepare`; a checkpoint is not there; or another process runs cells in
-            ``work_dir``.
+        AblationError: see :func:`prepare`; or another process runs cells in ``work_dir``.
         KeyboardInterrupt: after the running cell was stopped so that it can be resumed.
     """
     with _locked(work_dir) as lock:
         jobs = prepare(plan, work_dir, cfg_options)
-        if problems := dict.fromkeys(job.problem for job in jobs if job.problem):
-            raise AblationError('\n'.join(problems))
         failed = []
         with _Display(jobs, console) as display:
             for job in jobs:
                 if job.finished:
                     continue
+                if job.problem:  # what it tests may have been trained since, by this very plan
+                    job = _prepare(job.cell, work_dir, cfg_options, plan.num_gpus)
                 display.start(job)
-                succeeded = _run_job(job, plan.name, lock, display)
+                succeeded = not job.problem and _run_job(job, plan.name, lock, display)
                 display.end(job, succeeded)
                 if not succeeded:
                     failed.append(job)
@@ -344,6 +344,8 @@ class _Display:
         self.started = self.line_time = time.monotonic()
         self.spent = job.record.get('seconds', 0)
         self.log_start = job.log.stat().st_size if job.log.exists() else 0
+        if job.problem:
+            return
         verb = 'resuming' if job.record else 'running'
         self._print(f'{verb} {job.cell.name}, log in {job.log}')
 
@@ -356,11 +358,13 @@ class _Display:
 
     def end(self, job: Job, succeeded: bool) -> None:
         seconds = self.spent + time.monotonic() - self.started
-        self.pending.remove(job)
+        self.pending = [other for other in self.pending if other.cell is not job.cell]
         self.progress.advance(self.task)
         if succeeded:
             self._remember(job, seconds)
             self._print(f'finished {job.cell.name} in {_duration(seconds)}')
+        elif job.problem:
+            self._print(f'NOT RUN {job.cell.name}: {job.problem}')
         else:
             self._print(f'FAILED {job.cell.name}: {_last_line(job.log)}')
             self._print(f'  see {job.log}')
@@ -380,7 +384,7 @@ class _Display:
         cell_left = max(0, *guesses)
         left = cell_left
         for job in self.pending:
-            if job is not self.job:
+            if job.cell is not self.job.cell:
                 left += self._usual_seconds(job) or elapsed + cell_left
         return f'{self.job.cell.name}: {what}, ETA {_duration(left)}'
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -226,20 +227,40 @@ def test_a_checkpoint_may_be_a_file(trained, tmp_path):
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        (lambda run: run.rename(run.with_name('elsewhere')), r'no checkpoint .*/work/tiny\.avg\.seed0; '),
-        (lambda run: (run / 'metrics.json').unlink(), r'tiny\.avg\.seed0 is not a finished run'),
-        (lambda run: (run / 'last_checkpoint').unlink(), r'last_checkpoint, .* is not there any more'),
-        (lambda run: edit(run / 'cell.json', seed=3), r"with the seed 3, but the plan says 0"),
-        (lambda run: edit(run / 'cell.json', extractor='max'), r"extractor 'max', but the plan says 'avg'"),
-        (lambda run: edit(run / 'metrics.json', framework='mmdet'), r'a run of mmdet; expected one of fake'),
+        (lambda run: run.rename(run.with_name('elsewhere')), 'no checkpoint or finished run {}$'),
+        (lambda run: (run / 'metrics.json').unlink(), '{} is not a finished run'),
+        (lambda run: (run / 'metrics.json').write_text('{'), '{}/metrics.json: the record is not JSON'),
+        (lambda run: (run / 'last_checkpoint').unlink(), '{}/last_checkpoint, .* is not there any more'),
+        (lambda run: edit(run / 'cell.json', seed=3), '{} was trained with the seed 3, but the plan says 0'),
+        (lambda run: edit(run / 'cell.json', extractor='max'), "extractor 'max', but the plan says 'avg'"),
+        (lambda run: edit(run / 'metrics.json', framework='mmdet'), 'a run of mmdet; expected one of fake'),
     ],
 )
-def test_a_checkpoint_that_cannot_be_tested_is_named_before_anything_runs(trained, damage, message):
+def test_a_checkpoint_that_cannot_be_tested_stops_no_other(trained, damage, message):
     plan, swapped = trained
-    damage(plan.work_dir / 'tiny.avg.seed0')
-    with pytest.raises(AblationError, match=message):
-        run(swapped)
-    assert [path.name for path in swapped.work_dir.iterdir()] == ['.lock']
+    run_dir = plan.work_dir / 'tiny.avg.seed0'
+    damage(run_dir)
+    failed, output = run(swapped)
+    assert failed == ['tiny.avg.max.seed0']
+    (problem,) = re.findall(r'NOT RUN tiny\.avg\.max\.seed0: (.*)', output)
+    assert re.search(message.replace('{}', re.escape(str(run_dir)), 1), problem)
+    assert not (swapped.work_dir / 'tiny.avg.max.seed0').exists()
+    assert read(swapped, 'tiny.avg.max.seed5', 'cell.json')['state'] == 'finished'
+
+
+def test_a_plan_may_test_what_it_trains(make_plan, tmp_path):
+    plan = make_plan({'avg': {'steps': 2}})
+    (cell,) = plan.cells
+    (tmp_path / 'max.json').write_text('{}')
+    tested = replace(
+        cell,
+        config=tmp_path / 'max.json',
+        extractor='max',
+        checkpoint=Path('tiny.avg.seed0'),
+        trained_with='avg',
+    )
+    assert run(replace(plan, cells=(cell, tested)))[0] == []
+    assert read(plan, 'tiny.avg.max.seed0', 'metrics.json')['weights'] == '2'
 
 
 def edit(path, **changes):
