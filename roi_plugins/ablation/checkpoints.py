@@ -41,9 +41,7 @@ def find_checkpoint(cell: Cell, work_dir: Path) -> Checkpoint:
     try:
         return Checkpoint(path, _sha256(path))
     except FileNotFoundError:
-        raise CheckpointError(
-            f'there is no checkpoint or finished run {path}'
-        ) from None
+        raise CheckpointError(f'there is no checkpoint or finished run {path}') from None
 
 
 def checkpoint_path(cell: Cell, work_dir: Path) -> Path:
