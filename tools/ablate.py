@@ -19,6 +19,7 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
 
 from roi_plugins.ablation import runner
 from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.estimate import summarize
 from roi_plugins.ablation.plan import Plan, PlanError, check_cfg_options, check_common_options, load_plan
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.evaluation import EvaluationError
@@ -36,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         help='config options for every cell, e.g. train_cfg.max_iters=100; values are YAML',
     )
     parser.add_argument(
-        '--dry-run', action='store_true', help='print the cells and their commands, and run nothing'
+        '--dry-run',
+        action='store_true',
+        help='print the cells, their commands and how long they will take, and run nothing',
     )
     args = parser.parse_args(argv)
     try:
@@ -46,10 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         check_common_options(options, frameworks, '--cfg-options')
         work_dir = Path(args.work_dir or plan.work_dir)
         if args.dry_run:
-            for job in runner.prepare(plan, work_dir, options):
-                print(f'{job.cell.name}: {"finished" if job.finished else "to run"}')
-                for command in job.commands:
-                    print(f'  {shlex.join(command)}')
+            dry_run(runner.prepare(plan, work_dir, options))
             return 0
         stop_on_signals()
         failed = runner.run(plan, work_dir, options, Console())
@@ -60,6 +60,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print('\nstopped; the same command goes on where it was', file=sys.stderr)
         return 130
+
+
+def dry_run(jobs: list[runner.Job]) -> None:
+    for job in jobs:
+        state = 'to resume' if job.record else 'to run'
+        print(f'{job.cell.name}: {"finished" if job.finished else state}')
+        if job.problem:
+            print(f'  not yet: {job.problem}')
+        for command in job.commands:
+            print(f'  {shlex.join(command)}')
+    print('\n' + '\n'.join(summarize(jobs)))
 
 
 def parse_options(pairs: list[str]) -> dict:
@@ -86,7 +97,11 @@ def report(plan: Plan, work_dir: Path, failed: list[runner.Job]) -> bool:
     """Prints and writes the table of the finished cells. True if anything went wrong."""
     failed_cells = {job.cell for job in failed}
     finished = [cell for cell in plan.cells if cell not in failed_cells]
-    problems = [f'cell {job.cell.name} failed: see {job.log}' for job in failed]
+    problems = [
+        f'cell {job.cell.name} '
+        + (f'was not run: {job.problem}' if job.problem else f'failed: see {job.log}')
+        for job in failed
+    ]
     if finished:
         has_baseline = any(cell.extractor == plan.baseline for cell in finished)
         try:

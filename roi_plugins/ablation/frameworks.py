@@ -27,16 +27,19 @@ class Framework:
     Attributes:
         resolve: ``(config, options) -> dict``: all that the config says, with the files it inherits
             from and the options. What a cell was run with is compared by this.
-        commands: ``(config, run_dir, options) -> list of commands``, to be run one after the other.
-            Each may be run again after an interruption and then goes on where it was; after the
-            last, ``run_dir`` holds a finished run.
+        commands: ``(config, run_dir, options, checkpoint, num_gpus) -> list of commands``, to be run one
+            after the other. Each may be run again after an interruption and then goes on where it was;
+            after the last, ``run_dir`` holds a finished run: of these weights, or, where
+            ``checkpoint`` is None, of those that the commands train.
         seed_option: the config option that seeds the initial weights and the order of the data.
+        weights_options: the config options that name the weights to start from.
         progress: ``(end of the log) -> (what is done, seconds left of this command)``, or None.
     """
 
     resolve: Callable[[Path, Mapping[str, Any]], dict]
-    commands: Callable[[Path, Path, Mapping[str, Any]], list[list[str]]]
+    commands: Callable[[Path, Path, Mapping[str, Any], Path | None, int], list[list[str]]]
     seed_option: str
+    weights_options: tuple[str, ...]
     progress: Callable[[str], tuple[str, float] | None]
 
 
@@ -58,13 +61,20 @@ def _mmdet_resolve(config: Path, options: Mapping[str, Any]) -> dict:
     return cfg.to_dict()
 
 
-def _mmdet_commands(config: Path, run_dir: Path, options: Mapping[str, Any]) -> list[list[str]]:
-    runs = [sys.executable, '-m', 'roi_plugins.integrations.mmdet.runs']
-    common = ['--work-dir', str(run_dir), '--cfg-options', *_mmdet_arguments(options)]
-    return [
-        [*runs, 'train', str(config), '--resume', 'auto', *common],
-        [*runs, 'test', str(config), str(run_dir), *common],
-    ]
+def _mmdet_commands(
+    config: Path, run_dir: Path, options: Mapping[str, Any], checkpoint: Path | None, num_gpus: int
+) -> list[list[str]]:
+    runs = ['-m', 'roi_plugins.integrations.mmdet.runs']
+    common = ['--work-dir', str(run_dir)]
+    if num_gpus > 1:
+        launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(num_gpus)]
+        runs = [*launch, *runs]
+        common += ['--launcher', 'pytorch']
+    runs = [sys.executable, *runs]
+    common += ['--cfg-options', *_mmdet_arguments(options)]
+    train = [*runs, 'train', str(config), '--resume', 'auto', *common]
+    test = [*runs, 'test', str(config), str(checkpoint or run_dir), *common]
+    return [test] if checkpoint else [train, test]
 
 
 def _mmdet_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -121,13 +131,24 @@ def _detectron2_resolve(config: Path, options: Mapping[str, Any]) -> dict:
         return {'config': Path(folder, 'config.yaml').read_text(encoding='utf-8')}
 
 
-def _detectron2_commands(config: Path, run_dir: Path, options: Mapping[str, Any]) -> list[list[str]]:
+def _detectron2_commands(
+    config: Path, run_dir: Path, options: Mapping[str, Any], checkpoint: Path | None, num_gpus: int
+) -> list[list[str]]:
     runs = [sys.executable, '-m', 'roi_plugins.integrations.detectron2.runs']
-    arguments = _detectron2_arguments(config, {**options, 'OUTPUT_DIR': str(run_dir)})
-    return [[*runs, '--config-file', str(config), '--resume', *arguments]]
+    options = {**options, 'OUTPUT_DIR': str(run_dir)}
+    if checkpoint:
+        options['MODEL.WEIGHTS'] = str(checkpoint)
+    flags = ['--eval-only' if checkpoint else '--resume']
+    if num_gpus > 1:
+        flags += ['--num-gpus', str(num_gpus)]
+    return [[*runs, '--config-file', str(config), *flags, *_detectron2_arguments(config, options)]]
 
 
-_LAZY_NAMES = {'SEED': 'train.seed', 'OUTPUT_DIR': 'train.output_dir'}
+_LAZY_NAMES = {
+    'SEED': 'train.seed',
+    'OUTPUT_DIR': 'train.output_dir',
+    'MODEL.WEIGHTS': 'train.init_checkpoint',
+}
 
 
 def _detectron2_arguments(config: Path, options: Mapping[str, Any]) -> list[str]:
@@ -162,12 +183,14 @@ FRAMEWORKS = {
         resolve=_mmdet_resolve,
         commands=_mmdet_commands,
         seed_option='randomness.seed',
+        weights_options=('load_from', 'resume'),
         progress=_mmdet_progress,
     ),
     'detectron2': Framework(
         resolve=_detectron2_resolve,
         commands=_detectron2_commands,
         seed_option='SEED',  # train.seed of a LazyConfig
+        weights_options=('MODEL.WEIGHTS', 'train.init_checkpoint'),
         progress=_detectron2_progress,
     ),
 }

@@ -13,10 +13,32 @@
     extractors: [quantized-pool, align-max, align-avg, adaptive]
     seeds: [0, 1, 2]
     cfg_options: {default_hooks.logger.interval: 10}   # optional: those of all cells
+    num_gpus: 8                           # optional, 1 by default: of each cell, on this machine
 
 ``{extractor}`` in a path stands for the name of each extractor. A cell is one config with one
 extractor and one seed. The options of a config win over those of all cells; where a plan holds
-configs of both frameworks, whose options have different names, they go to the configs.
+configs of both frameworks, whose options have different names, they go to the configs. Where there is
+no GPU, ``num_gpus`` is the number of processes on the CPU. MMDetection's batch size is that of each.
+
+A config may say what its training takes by the model zoo of its framework, for ``--dry-run``; the
+figure is that of the zoo's own extractor. Where the zoo has none, a text says so. ::
+
+        zoo_time:
+          seconds_per_iter: 0.453
+          iterations: 87960
+          hardware: 8 x NVIDIA V100
+          source: https://...
+
+A config with ``checkpoints`` is not trained: each of them is tested with each extractor. ::
+
+      mask_rcnn_r18:
+        framework: mmdet
+        path: ../mmdet/shapes/mask-rcnn_r18-c4_{extractor}_shapes.py
+        checkpoints:
+          align-avg: ../embedded/mask_rcnn_r18.align-avg.seed{seed}   # relative to the work directory
+
+The key says what it was trained with; the path is that of the weights or of a finished run, such as a
+cell of another plan; ``{seed}`` stands for each seed.
 """
 
 from __future__ import annotations
@@ -24,7 +46,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +60,30 @@ class PlanError(ValueError):
 
 
 @dataclass(frozen=True)
+class ZooTime:
+    """What a training takes by the model zoo of its framework, with the zoo's own extractor."""
+
+    seconds_per_iter: float
+    iterations: int
+    hardware: str
+    source: str
+
+    @property
+    def hours(self) -> float:
+        """Of the training alone."""
+        return self.seconds_per_iter * self.iterations / 3600
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One detector to train and evaluate."""
+    """One detector to train and evaluate, or only to evaluate.
+
+    Attributes:
+        checkpoint: what is evaluated without training: weights, or the run directory that they are
+            from, absolute or relative to the work directory. None for a cell that is trained.
+        trained_with: the plan's name for what ``checkpoint`` was trained with.
+        zoo_time: what the training takes by a model zoo, or why that is not known.
+    """
 
     config_name: str
     framework: str
@@ -47,11 +91,15 @@ class Cell:
     extractor: str
     seed: int
     cfg_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    checkpoint: Path | None = None
+    trained_with: str | None = None
+    zoo_time: ZooTime | str = 'the plan names no figure of a model zoo'
 
     @property
     def name(self) -> str:
         """Unique in its plan; the name of the cell's run directory."""
-        return f'{self.config_name}.{self.extractor}.seed{self.seed}'
+        parts = (self.config_name, self.trained_with, self.extractor, f'seed{self.seed}')
+        return '.'.join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -63,6 +111,7 @@ class Plan:
     work_dir: Path
     baseline: str
     cells: tuple[Cell, ...]
+    num_gpus: int = 1
 
 
 def load_plan(path: str | os.PathLike) -> Plan:
@@ -116,13 +165,16 @@ def _parse(tree: Any, folder: Path) -> Plan:
         tree,
         'the plan',
         required=('name', 'work_dir', 'baseline', 'configs', 'extractors', 'seeds'),
-        optional=('cfg_options',),
+        optional=('cfg_options', 'num_gpus'),
     )
     for key in ('name', 'work_dir'):
         if not isinstance(tree[key], str) or not tree[key]:
             raise PlanError(f'{key} is {tree[key]!r}; expected a string')
     extractors = _check_list(tree, 'extractors', _is_name, 'names of letters, digits, - and _')
-    seeds = _check_list(tree, 'seeds', _is_seed, 'integers >= 0')
+    seeds = _check_list(tree, 'seeds', _is_count, 'integers >= 0')
+    num_gpus = tree.get('num_gpus', 1)
+    if not _is_count(num_gpus) or num_gpus < 1:
+        raise PlanError(f'num_gpus is {num_gpus!r}; expected an integer >= 1')
     if tree['baseline'] not in extractors:
         raise PlanError(
             f'baseline is {tree["baseline"]!r}; expected one of the extractors '
@@ -131,11 +183,12 @@ def _parse(tree: Any, folder: Path) -> Plan:
     if not isinstance(tree['configs'], Mapping) or not tree['configs']:
         raise PlanError(f'configs is {tree["configs"]!r}; expected a mapping of names to configs')
     common = check_cfg_options(tree.get('cfg_options', {}))
-    options = {}
+    options, zoo_times = {}, {}
     for name, config in tree['configs'].items():
-        _check_config(name, config, several=len(extractors) > 1)
+        _check_config(name, config, extractors, seeds)
         own = check_cfg_options(config.get('cfg_options', {}), f'configs.{name}.cfg_options')
         options[name] = {**common, **own}
+        zoo_times[name] = _zoo_time(config, f'configs.{name}')
     frameworks = sorted({config['framework'] for config in tree['configs'].values()})
     check_common_options(common, frameworks, 'cfg_options')
     cells = tuple(
@@ -146,9 +199,13 @@ def _parse(tree: Any, folder: Path) -> Plan:
             extractor=extractor,
             seed=seed,
             cfg_options=options[name],
+            checkpoint=checkpoint and Path(checkpoint.replace('{seed}', str(seed))),
+            trained_with=trained_with,
+            zoo_time=zoo_times[name],
         )
         for seed in seeds
         for name, config in tree['configs'].items()
+        for trained_with, checkpoint in config.get('checkpoints', {None: None}).items()
         for extractor in extractors
     )
     for cell in cells:
@@ -162,25 +219,77 @@ def _parse(tree: Any, folder: Path) -> Plan:
         work_dir=Path(tree['work_dir']),
         baseline=tree['baseline'],
         cells=cells,
+        num_gpus=num_gpus,
     )
 
 
-def _check_config(name: Any, config: Any, several: bool) -> None:
+def _check_config(name: Any, config: Any, extractors: Sequence, seeds: Sequence) -> None:
     if not _is_name(name):
         raise PlanError(f'configs: {name!r} is not a name of letters, digits, - and _')
     where = f'configs.{name}'
-    _check_keys(config, where, required=('framework', 'path'), optional=('cfg_options',))
+    _check_keys(
+        config,
+        where,
+        required=('framework', 'path'),
+        optional=('cfg_options', 'checkpoints', 'zoo_time'),
+    )
     if config['framework'] not in FRAMEWORKS:
         raise PlanError(
             f'{where}.framework is {config["framework"]!r}; expected one of {", ".join(FRAMEWORKS)}'
         )
     if not isinstance(config['path'], str):
         raise PlanError(f'{where}.path is {config["path"]!r}; expected a string')
-    if several and '{extractor}' not in config['path']:
+    if len(extractors) > 1 and '{extractor}' not in config['path']:
         raise PlanError(
             f'{where}.path is {config["path"]!r}, the same config for every extractor; '
             'put {extractor} where their paths differ'
         )
+    if 'checkpoints' in config:
+        _check_checkpoints(config['checkpoints'], f'{where}.checkpoints', seeds)
+
+
+def _check_checkpoints(checkpoints: Any, where: str, seeds: Sequence) -> None:
+    if not isinstance(checkpoints, Mapping) or not checkpoints:
+        raise PlanError(
+            f'{where} is {checkpoints!r}; expected a mapping, of the extractor that each was trained '
+            'with to its path'
+        )
+    for trained_with, path in checkpoints.items():
+        if not _is_name(trained_with):
+            raise PlanError(f'{where}: {trained_with!r} is not a name of letters, digits, - and _')
+        if not isinstance(path, str) or '://' in path:
+            raise PlanError(
+                f'{where}.{trained_with} is {path!r}; expected the path of a checkpoint or of a run '
+                'directory on this machine'
+            )
+        if len(seeds) > 1 and '{seed}' not in path:
+            raise PlanError(
+                f'{where}.{trained_with} is {path!r}, the same checkpoint for every seed, whose '
+                'results would all be one; put {seed} where their paths differ, or give one seed'
+            )
+
+
+def _zoo_time(config: Mapping, where: str) -> ZooTime | str:
+    if 'checkpoints' in config:
+        if 'zoo_time' in config:
+            raise PlanError(
+                f'{where} has checkpoints, which are not trained, and zoo_time, which is that of a '
+                'training; leave one out'
+            )
+        return 'a test alone is not in the model zoos'
+    given = config.get('zoo_time', Cell.zoo_time)
+    if isinstance(given, str):
+        return given
+    where += '.zoo_time'
+    _check_keys(given, where, [field.name for field in fields(ZooTime)])
+    for key in ('seconds_per_iter', 'iterations'):
+        number = given[key]
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
+            raise PlanError(f'{where}.{key} is {number!r}; expected a number > 0')
+    for key in ('hardware', 'source'):
+        if not isinstance(given[key], str) or not given[key]:
+            raise PlanError(f'{where}.{key} is {given[key]!r}; expected a string')
+    return ZooTime(**given)
 
 
 def _config_path(folder: Path, pattern: str, extractor: str) -> Path:
@@ -215,5 +324,5 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r'[\w-]+', value) is not None
 
 
-def _is_seed(value: Any) -> bool:
+def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,23 @@ def read_record(run: Run) -> Record | None:
         return None
     metrics = _read(run_dir / METRICS_FILE)
     cell = _read(run_dir / CELL_FILE) if (run_dir / CELL_FILE).is_file() else {}
-    config, checkpoint = str(metrics.get('config', '')), str(metrics.get('checkpoint', ''))
-    # MMDetection saves it under its own name. Both lie in the run directory, wherever that is now.
-    configs = (run_dir / 'config.yaml', run_dir / os.path.basename(config))
-    checkpoints = (run_dir / os.path.basename(checkpoint), Path(checkpoint))
+    # MMDetection saves it under its own name.
+    configs = (run_dir / 'config.yaml', run_dir / os.path.basename(str(metrics.get('config', ''))))
     return Record(
         commands=cell.get('commands') or [metrics.get('command', [])],
         config=next((path for path in configs if path.is_file()), None),
-        checkpoint=next((path for path in checkpoints if path.is_file()), None),
+        checkpoint=evaluated_checkpoint(run_dir, metrics),
         versions=metrics.get('versions', {}),
         hardware=metrics.get('hardware', ''),
         time=metrics.get('time', ''),
     )
+
+
+def evaluated_checkpoint(run_dir: Path, metrics: Mapping[str, Any]) -> Path | None:
+    """The weights that ``metrics.json`` names, wherever their run directory is now; None if not there."""
+    recorded = str(metrics.get('checkpoint', ''))
+    paths = (run_dir / os.path.basename(recorded), Path(recorded))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ class Run:
         name: the path it was read from, for messages.
         extractor: label of what is compared. For a run that is no cell of a plan, the name of its
             directory or file, or the whole path where several have the same name.
-        config_name: the config of the plan; empty for a run that is no cell of a plan.
+        config_name: the config of the plan, with what its checkpoint was trained with where the cell
+            has only tested one; empty for a run that is no cell of a plan.
         seed: None for a run that is no cell of a plan.
         framework: ``'mmdet'`` or ``'detectron2'``; None for bare prediction files.
         ann_file: COCO annotations of the evaluated images.
@@ -123,6 +124,9 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
     labels = {'extractor': run_dir.resolve().name, 'config_name': '', 'seed': None}
     if (run_dir / CELL_FILE).is_file():
         labels = _read_record(run_dir / CELL_FILE, *labels)
+        trained_with = read_json(run_dir / CELL_FILE, 'record').get('trained_with')
+        if trained_with:
+            labels['config_name'] += f', trained with {trained_with}'
     if not (isinstance(record['predictions'], dict) and record['predictions']):
         raise EvaluationError(f'{run_dir / METRICS_FILE}: names no predictions')
     predictions = {}

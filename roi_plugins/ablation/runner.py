@@ -35,6 +35,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import roi_plugins
+from roi_plugins.ablation.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_path,
+    find_checkpoint,
+)
 from roi_plugins.ablation.frameworks import FRAMEWORKS
 from roi_plugins.ablation.plan import Cell, Plan
 from roi_plugins.evaluation import CELL_FILE, METRICS_FILE, write_json
@@ -56,10 +62,12 @@ class Job:
     """A cell with all that is needed to run it.
 
     Attributes:
-        digest: of everything that decides the result: the config with all that it inherits, and the
-            options with the seed.
+        digest: of everything that decides the result: the config with all that it inherits, the
+            options with the seed, and the checkpoint, if one is given, or the number of GPUs.
         record: the content of ``cell.json`` where the cell was run before, else empty.
         finished: its run directory holds the finished run.
+        checkpoint: what a cell that trains nothing evaluates; else None.
+        problem: why the cell cannot be run now; empty if it can.
     """
 
     cell: Cell
@@ -68,6 +76,8 @@ class Job:
     digest: str
     record: Mapping[str, Any]
     finished: bool
+    checkpoint: Checkpoint | None = None
+    problem: str = ''
 
     @property
     def log(self) -> Path:
@@ -87,7 +97,7 @@ def prepare(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> list[
         AblationError: a run directory holds results of something else than its cell now says, or a
             config cannot be read.
     """
-    return [_prepare(cell, work_dir, cfg_options) for cell in plan.cells]
+    return [_prepare(cell, work_dir, cfg_options, plan.num_gpus) for cell in plan.cells]
 
 
 def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Console) -> list[Job]:
@@ -98,7 +108,8 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
         console: where the progress is shown: a live line on a terminal, plain lines elsewhere.
 
     Returns:
-        The jobs that failed; the cause is at the end of the ``log.txt`` of their ``run_dir``.
+        The jobs that failed; the cause is their ``problem``, or at the end of the ``log.txt`` of their
+        ``run_dir``.
 
     Raises:
         AblationError: see :func:`prepare`; or another process runs cells in ``work_dir``.
@@ -111,39 +122,70 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
             for job in jobs:
                 if job.finished:
                     continue
+                if job.problem:  # what it tests may have been trained since, by this very plan
+                    job = _prepare(job.cell, work_dir, cfg_options, plan.num_gpus)
                 display.start(job)
-                succeeded = _run_job(job, plan.name, lock, display)
+                succeeded = not job.problem and _run_job(job, plan.name, lock, display)
                 display.end(job, succeeded)
                 if not succeeded:
                     failed.append(job)
         return failed
 
 
-def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any]) -> Job:
+def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any], num_gpus: int) -> Job:
     framework = FRAMEWORKS[cell.framework]
     run_dir = work_dir / cell.name
     options = {**cell.cfg_options, **cfg_options, framework.seed_option: cell.seed}
+    record = _read_record(run_dir)
+    checkpoint, problem = None, ''
+    if cell.checkpoint is not None:
+        if double := [name for name in framework.weights_options if name in options]:
+            raise AblationError(
+                f'cell {cell.name}: got the option {double[0]}, but the cell tests {cell.checkpoint} '
+                'and trains nothing; leave the option out'
+            )
+        checkpoint, problem = _find_checkpoint(cell, work_dir, record)
     try:
         resolved = framework.resolve(cell.config, options)
-        commands = framework.commands(cell.config, run_dir, options)
+        commands = framework.commands(
+            cell.config, run_dir, options, checkpoint.path if checkpoint else None, num_gpus
+        )
     except Exception as error:  # configs are programs: anything can happen in them
         raise AblationError(
             f'cell {cell.name}: the config {cell.config} cannot be read with its options: '
             f'{type(error).__name__}: {error}'
         ) from error
-    digest = hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest()
-    record = _read_record(run_dir)
+    decisive = resolved
+    if checkpoint:
+        decisive = [resolved, checkpoint.sha256]
+    elif num_gpus > 1:  # it decides the batches; a test is the same on any number
+        decisive = [resolved, num_gpus]
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
     has_metrics = (run_dir / METRICS_FILE).exists()
     if record.get('digest') != digest:
         if has_metrics or (run_dir / 'last_checkpoint').exists():
             raise AblationError(
-                f'cell {cell.name}: {run_dir} holds the results of another config or other options '
-                'than the plan has now. To keep them and run all cells anew, give another '
-                f'--work-dir; to run this cell anew, move {run_dir} away'
+                f'cell {cell.name}: {run_dir} holds the results of another config, other options, '
+                'another checkpoint or number of GPUs than the plan has now. To keep them and run all '
+                f'cells anew, give another --work-dir; to run this cell anew, move {run_dir} away'
             )
         record = {}
     finished = has_metrics and record.get('state') == 'finished'
-    return Job(cell, run_dir, commands, digest, record, finished)
+    return Job(cell, run_dir, commands, digest, record, finished, checkpoint, problem)
+
+
+def _find_checkpoint(
+    cell: Cell, work_dir: Path, record: Mapping[str, Any]
+) -> tuple[Checkpoint, str]:
+    """What the cell evaluates, and why it cannot, if it cannot."""
+    try:
+        return find_checkpoint(cell, work_dir), ''
+    except CheckpointError as error:
+        recorded = record.get('checkpoint') or {}
+        if record.get('state') == 'finished' and recorded.get('given') == str(cell.checkpoint):
+            # Its result stands, even if the weights were removed since to save space.
+            return Checkpoint(Path(recorded['path']), recorded['sha256']), ''
+        return Checkpoint(checkpoint_path(cell, work_dir), ''), str(error)
 
 
 def _read_record(run_dir: Path) -> dict[str, Any]:
@@ -167,6 +209,13 @@ def _run_job(job: Job, plan_name: str, lock: int, display: _Display) -> bool:
         'config_name': job.cell.config_name,
         'extractor': job.cell.extractor,
         'seed': job.cell.seed,
+        'trained_with': job.cell.trained_with,
+        'checkpoint': job.checkpoint
+        and {
+            'given': str(job.cell.checkpoint),
+            'path': str(job.checkpoint.path),
+            'sha256': job.checkpoint.sha256,
+        },
         'state': 'running',
         'started': job.record.get('started', _now()),
         'finished': None,
@@ -295,6 +344,8 @@ class _Display:
         self.started = self.line_time = time.monotonic()
         self.spent = job.record.get('seconds', 0)
         self.log_start = job.log.stat().st_size if job.log.exists() else 0
+        if job.problem:
+            return
         verb = 'resuming' if job.record else 'running'
         self._print(f'{verb} {job.cell.name}, log in {job.log}')
 
@@ -307,11 +358,13 @@ class _Display:
 
     def end(self, job: Job, succeeded: bool) -> None:
         seconds = self.spent + time.monotonic() - self.started
-        self.pending.remove(job)
+        self.pending = [other for other in self.pending if other.cell is not job.cell]
         self.progress.advance(self.task)
         if succeeded:
             self._remember(job, seconds)
             self._print(f'finished {job.cell.name} in {_duration(seconds)}')
+        elif job.problem:
+            self._print(f'NOT RUN {job.cell.name}: {job.problem}')
         else:
             self._print(f'FAILED {job.cell.name}: {_last_line(job.log)}')
             self._print(f'  see {job.log}')
@@ -331,7 +384,7 @@ class _Display:
         cell_left = max(0, *guesses)
         left = cell_left
         for job in self.pending:
-            if job is not self.job:
+            if job.cell is not self.job.cell:
                 left += self._usual_seconds(job) or elapsed + cell_left
         return f'{self.job.cell.name}: {what}, ETA {_duration(left)}'
 

@@ -117,6 +117,59 @@ def estimate(
             seed_variance, freedom = _sum_of_variances(
                 _seed_variance(_stack(runs)), _seed_variance(_stack(baseline))
             )
+    table = _table(value, resampled, seed_variance, freedom)
+    if baseline is None:
+        table['p'] = np.nan
+    first, second = len(METRICS), len(METRICS) + len(IOU_THRESHOLDS)
+    return Estimates(
+        metrics=table[:first].set_axis(METRICS),
+        over_iou=table[first:second].set_axis(IOU_THRESHOLDS),
+        per_class=table[second:].set_axis(classes),
+    )
+
+
+def contrast(terms: Sequence[tuple[float, Mapping[Any, RunSample], str]]) -> pd.Series:
+    """A weighted sum of AP over several extractors, configs or metrics, and how sure it is.
+
+    Such as a difference of two differences: by how much more one extractor is better in AP75 than in
+    AP50, or at one stride than at another.
+
+    Args:
+        terms: a weight, the runs by seed and one of METRICS each; all over the same resamples. The sum
+            is taken seed by seed: what the terms of one seed have in common does not count twice.
+
+    Returns:
+        A row as those of :class:`Estimates`, ``p`` for the hypothesis that the sum is zero.
+
+    Raises:
+        ValueError: the terms do not have the same seeds.
+    """
+    _, first, _ = terms[0]
+    for _, runs, metric in terms:
+        if runs.keys() != first.keys():
+            raise ValueError(
+                f'terms: {metric} has the seeds {sorted(runs)}, the first term {sorted(first)}; '
+                'expected the same seeds: leave out those that are not everywhere'
+            )
+    sums = {
+        seed: _weighted([(w, runs[seed], METRICS.index(metric)) for w, runs, metric in terms])
+        for seed in first
+    }
+    value, resampled = _mean(sums)
+    return _table(value, resampled, *_seed_variance(_stack(sums))).iloc[0]
+
+
+def _weighted(terms: Sequence[tuple[float, RunSample, int]]) -> RunSample:
+    return RunSample(
+        values=sum(weight * run.values[[row]] for weight, run, row in terms),
+        resampled=sum(weight * run.resampled[[row]] for weight, run, row in terms),
+    )
+
+
+def _table(
+    value: np.ndarray, resampled: np.ndarray, seed_variance: np.ndarray, freedom: np.ndarray
+) -> pd.DataFrame:
+    """The columns of :class:`Estimates`, for values (Q,) and their resamples (Q, R)."""
     # A resample has fewer different images, which shifts its AP; the shift is not an error of
     # the value. Without it, the interval is around the value.
     with warnings.catch_warnings():
@@ -129,21 +182,15 @@ def estimate(
             p = _bootstrap_p(shifted)
         else:
             low, high, p = _t_interval(value, image_error**2, seed_variance, freedom)
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             'value': value,
             'low': low,
             'high': high,
-            'p': np.nan if baseline is None else p,
+            'p': p,
             'image_error': image_error,
             'seed_error': np.sqrt(seed_variance),
         }
-    )
-    first, second = len(METRICS), len(METRICS) + len(IOU_THRESHOLDS)
-    return Estimates(
-        metrics=table[:first].set_axis(METRICS),
-        over_iou=table[first:second].set_axis(IOU_THRESHOLDS),
-        per_class=table[second:].set_axis(classes),
     )
 
 

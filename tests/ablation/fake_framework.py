@@ -2,8 +2,8 @@
 
 Its configs are JSON: ``steps`` to train, ``seconds`` a step, ``fail`` (the phase that does),
 ``hold`` (a file: after each step, training waits until it is there), ``ann_file`` and ``predictions``
-(what it "detects"). It "saves a checkpoint" after each step, and writes down each step it does. As a
-program it is its own training and test.
+(what it "detects"). It "saves a checkpoint" after each step, and writes down each step it does. A test writes
+down what the checkpoint says. As a program it is its own training and test.
 """
 
 import json
@@ -26,11 +26,11 @@ def resolve(config, options):
     return {**json.loads(config.read_text()), **options}
 
 
-def commands(config, run_dir, options):
+def commands(config, run_dir, options, checkpoint, num_gpus):
     command = [sys.executable, __file__]
-    return [
-        [*command, phase, json.dumps(resolve(config, options)), str(run_dir)] for phase in ('train', 'test')
-    ]
+    arguments = [json.dumps(resolve(config, options)), str(run_dir)]
+    test = [*command, 'test', *arguments, str(checkpoint or run_dir / 'last_checkpoint')]
+    return [test] if checkpoint else [[*command, 'train', *arguments], test]
 
 
 def progress(log):
@@ -41,7 +41,9 @@ def progress(log):
     return f'train {step}/{steps}', float(left)
 
 
-FAKE = Framework(resolve, commands, seed_option='seed', progress=progress)
+FAKE = Framework(
+    resolve, commands, seed_option='seed', weights_options=('weights',), progress=progress
+)
 
 
 def train(config, run_dir):
@@ -57,9 +59,10 @@ def train(config, run_dir):
             time.sleep(0.02)
 
 
-def test(config, run_dir):
+def test(config, run_dir, checkpoint):
     if 'predictions' not in config:
-        (run_dir / 'metrics.json').write_text(json.dumps({'seed': config['seed']}))
+        tested = {'framework': 'fake', 'checkpoint': str(checkpoint), 'weights': checkpoint.read_text()}
+        (run_dir / 'metrics.json').write_text(json.dumps({'seed': config['seed'], **tested}))
         return
     from roi_plugins.evaluation import write_run
 
@@ -68,7 +71,7 @@ def test(config, run_dir):
         run_dir,
         framework='fake',
         config='fake.json',
-        checkpoint='last_checkpoint',
+        checkpoint=checkpoint,
         ann_file=config['ann_file'],
         command=sys.argv,
     )
@@ -78,4 +81,7 @@ if __name__ == '__main__':
     phase, config, run_dir = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
     if config.get('fail') == phase:
         sys.exit(f'{phase} fails as asked')
-    {'train': train, 'test': test}[phase](config, run_dir)
+    if phase == 'train':
+        train(config, run_dir)
+    else:
+        test(config, run_dir, Path(sys.argv[4]))

@@ -101,13 +101,49 @@ def test_a_dry_run_shows_what_options_give_and_runs_nothing(ablate, write_plan, 
     assert ablate([write_plan(), *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'tiny.avg.seed0: to run'
-    assert [line for line in lines if not line.startswith(' ')] == [lines[0], lines[3]]
-    commands = [shlex.split(line) for line in lines if line.startswith(' ')]
+    cells, summary = lines[: lines.index('')], lines[lines.index('') + 1 :]
+    assert [line for line in cells if not line.startswith(' ')] == [lines[0], lines[3]]
+    assert summary[0] == '2 cells: 0 finished, 2 to run'
+    assert summary[-1] == 'in sum unknown'
+    commands = [shlex.split(line) for line in cells if line.startswith(' ')]
     assert [command[2] for command in commands] == ['train', 'test'] * 2
     assert {json.loads(command[3])['steps'] for command in commands} == {7}
     assert {Path(command[4]).parts[0] for command in commands} == {'other'}
     assert not Path('other').exists()
     assert not Path('work').exists()
+
+
+def test_a_dry_run_tells_what_is_finished_and_changes_nothing(ablate, write_plan, capsys):
+    assert ablate([write_plan(avg={'steps': 2}, max={'fail': 'test'})]) == 1
+    before = {path: path.read_bytes() for path in Path().rglob('*') if path.is_file()}
+    capsys.readouterr()
+    assert ablate(['plan.yaml', '--dry-run']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'tiny.avg.seed0: finished'
+    assert lines[3] == 'tiny.max.seed0: to resume'
+    assert '2 cells: 1 finished, 1 to run' in lines
+    took = json.loads(Path('work/tiny.avg.seed0/cell.json').read_text())['seconds']
+    assert lines[-1].startswith(f'in sum {took / 60:.1f} min on ')
+    assert {path: path.read_bytes() for path in Path().rglob('*') if path.is_file()} == before
+
+
+def test_a_dry_run_tells_which_checkpoint_is_not_there_yet(ablate, write_plan, capsys):
+    plan = Path(write_plan())
+    tree = yaml.safe_load(plan.read_text())
+    tree['configs']['tiny']['checkpoints'] = {'avg': '../work/tiny.avg.seed{seed}'}
+    Path('swap.yaml').write_text(yaml.safe_dump({**tree, 'work_dir': 'swap'}))
+    assert ablate(['swap.yaml', '--dry-run']) == 0
+    output = capsys.readouterr().out
+    assert 'tiny.avg.max.seed0: to run\n  not yet: there is no checkpoint or finished run work/' in output
+    assert ablate(['swap.yaml']) == 1
+    errors = capsys.readouterr().err
+    assert 'error: cell tiny.avg.max.seed0 was not run: there is no checkpoint or finished run' in errors
+
+    assert ablate([str(plan)]) == 0
+    assert ablate(['swap.yaml']) == 0
+    table = capsys.readouterr().out
+    assert 'tiny, trained with avg' in table
+    assert not Path('swap/tiny.avg.max.seed0/steps.txt').exists()
 
 
 @pytest.mark.parametrize(

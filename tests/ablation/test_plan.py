@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from roi_plugins.ablation.plan import PlanError, check_cfg_options, load_plan
+from roi_plugins.ablation.plan import PlanError, ZooTime, check_cfg_options, load_plan
 
 PLAN = {
     'name': 'small',
@@ -75,6 +75,46 @@ def test_a_configs_own_options_win_over_the_plans(write_plan):
 
 
 ONE_CONFIG = PLAN['configs']['mask']
+FASTER = PLAN['configs']['faster']
+
+
+def test_each_checkpoint_is_tested_with_each_extractor(write_plan):
+    checkpoints = {'align-avg': '../small/mask.align-avg.seed{seed}', 'stock': '/data/{seed}.pth'}
+    configs = {'mask': {**ONE_CONFIG, 'checkpoints': checkpoints}, 'faster': FASTER}
+    cells = load_plan(write_plan(configs=configs)).cells
+    assert [(cell.name, cell.checkpoint) for cell in cells if cell.seed == 3] == [
+        ('mask.align-avg.align-max.seed3', Path('../small/mask.align-avg.seed3')),
+        ('mask.align-avg.align-avg.seed3', Path('../small/mask.align-avg.seed3')),
+        ('mask.stock.align-max.seed3', Path('/data/3.pth')),
+        ('mask.stock.align-avg.seed3', Path('/data/3.pth')),
+        ('faster.align-max.seed3', None),
+        ('faster.align-avg.seed3', None),
+    ]
+    assert [cell.trained_with for cell in cells[:5]] == [*['align-avg'] * 2, *['stock'] * 2, None]
+
+
+ZOO_TIME = {'seconds_per_iter': 0.25, 'iterations': 90000, 'hardware': '8 x V100', 'source': 'zoo'}
+
+
+def test_what_a_config_takes_by_the_model_zoo(write_plan):
+    configs = {'mask': {**ONE_CONFIG, 'zoo_time': ZOO_TIME}, 'faster': {**FASTER, 'zoo_time': 'it has none'}}
+    mask, *_, faster = load_plan(write_plan(configs=configs, num_gpus=8)).cells
+    assert mask.zoo_time == ZooTime(**ZOO_TIME)
+    assert mask.zoo_time.hours == 6.25
+    assert faster.zoo_time == 'it has none'
+
+
+def test_the_number_of_gpus(write_plan):
+    assert load_plan(write_plan()).num_gpus == 1
+    assert load_plan(write_plan(num_gpus=8)).num_gpus == 8
+
+
+def checkpoints(value):
+    return config(checkpoints=value)
+
+
+def config(**changes):
+    return {'configs': {'a': {**ONE_CONFIG, **changes}}}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +136,22 @@ ONE_CONFIG = PLAN['configs']['mask']
         ({'configs': {'a': {**ONE_CONFIG, 'framework': 'x'}}}, r"is 'x'; expected one of mmdet"),
         ({'configs': {'a': {**ONE_CONFIG, 'path': 'b.py'}}}, r'put \{extractor\} where'),
         ({'configs': {'a': {**ONE_CONFIG, 'path': '{extractor}.py'}}}, 'there is no config'),
+        (checkpoints({}), r'configs\.a\.checkpoints is {}; expected a mapping'),
+        (checkpoints('a.pth'), r"checkpoints is 'a\.pth'; expected a mapping"),
+        (checkpoints({'a b': 'a{seed}.pth'}), r"checkpoints: 'a b' is not a name"),
+        (checkpoints({'avg': 3}), r'checkpoints\.avg is 3; expected the path'),
+        (checkpoints({'avg': 'https://a/{seed}.pth'}), r'expected the path .* on this machine'),
+        (checkpoints({'avg': 'a.pth'}), r'the same checkpoint for every seed.*put {seed}'),
+        (
+            config(checkpoints={'avg': '{seed}.pth'}, zoo_time=ZOO_TIME),
+            r'configs\.a has checkpoints, .* and zoo_time',
+        ),
+        (config(zoo_time={'hours': 3}), r"zoo_time has the unknown key 'hours'; known are seconds_per_iter"),
+        (config(zoo_time={'iterations': 3}), r'zoo_time lacks seconds_per_iter'),
+        (config(zoo_time={**ZOO_TIME, 'iterations': '1'}), r"iterations is '1'; expected a number > 0"),
+        (config(zoo_time={**ZOO_TIME, 'source': None}), r'source is None; expected a string'),
+        ({'num_gpus': 0}, 'num_gpus is 0; expected an integer >= 1'),
+        ({'num_gpus': 'all'}, "num_gpus is 'all'; expected an integer >= 1"),
         ({'cfg_options': {'train_cfg': {'max_iters': 1}}}, r'e\.g\. train_cfg\.max_iters'),
         ({'cfg_options': [1]}, 'cfg_options is .*expected a mapping'),
         (

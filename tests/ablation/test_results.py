@@ -75,3 +75,11 @@ def test_what_cannot_be_read_is_a_problem_and_the_others_are_read(make_run, tmp_
         assert problem.startswith(str(path))
         assert all(part in problem for part in cause.split('.*'))
     assert len(find_runs([no_annotations], tmp_path / 'annotations.json').runs) == 1
+
+
+def test_what_only_tested_a_checkpoint_says_what_it_was_trained_with(make_run):
+    trained = make_run('mask_rcnn.align-avg.seed0', extractor='align-avg')
+    swapped = make_run('mask_rcnn.align-avg.align-max.seed0', extractor='align-max', trained_with='align-avg')
+    runs = find_runs([trained, swapped]).runs
+    assert [run.config_name for run in runs] == ['mask_rcnn', 'mask_rcnn, trained with align-avg']
+    assert [run.extractor for run in runs] == ['align-avg', 'align-max']

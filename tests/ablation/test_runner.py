@@ -1,8 +1,10 @@
 """The runner of plans, with cells that take milliseconds: nothing is lost, whatever happens."""
 
+import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,7 +67,7 @@ def test_runs_each_cell_once(make_plan):
     failed, output = run(plan)
     assert failed == []
     for cell in plan.cells:
-        assert read(plan, cell.name, 'metrics.json') == {'seed': cell.seed}
+        assert read(plan, cell.name, 'metrics.json')['seed'] == cell.seed
         assert steps(plan, cell.name) == [1, 2]
     record = read(plan, 'tiny.avg.seed5', 'cell.json')
     assert {key: record[key] for key in ('format', 'plan', 'framework', 'config_name')} == {
@@ -94,7 +96,7 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(make_plan, tmp_path, ph
     assert f'FAILED tiny.bad.seed0: {phase} fails as asked' in output
     assert str(plan.work_dir / 'tiny.bad.seed0' / 'log.txt') in output
     assert read(plan, 'tiny.bad.seed0', 'cell.json')['state'] == 'failed'
-    assert read(plan, 'tiny.good.seed0', 'metrics.json') == {'seed': 0}
+    assert read(plan, 'tiny.good.seed0', 'metrics.json')['seed'] == 0
 
     if phase == 'train':  # it left no checkpoint: a mended config may take its place
         make_plan({'bad': {'steps': 2}, 'good': {'steps': 1}})
@@ -110,7 +112,7 @@ def test_a_cell_without_metrics_has_failed(make_plan, monkeypatch):
     monkeypatch.setitem(
         FRAMEWORKS,
         'fake',
-        type(FAKE)(FAKE.resolve, lambda *args: FAKE.commands(*args)[:1], 'seed', FAKE.progress),
+        replace(FAKE, commands=lambda *args: FAKE.commands(*args)[:1]),
     )
     assert run(plan)[0] == ['tiny.max.seed0']
 
@@ -123,13 +125,15 @@ def test_options_reach_every_cell_and_win(make_plan, tmp_path):
     assert steps(plan, 'tiny.max.seed0') == [1, 2]
 
 
-@pytest.mark.parametrize('change', ['config', 'options'])
+@pytest.mark.parametrize('change', ['config', 'options', 'num_gpus'])
 def test_a_finished_cell_whose_config_has_changed_is_kept_and_named(make_plan, change):
     plan = make_plan({'other': {'steps': 1}, 'max': {'steps': 2}})
     run(plan)
     before = read(plan, 'tiny.max.seed0', 'cell.json')
     if change == 'config':
         plan = make_plan({'other': {'steps': 1}, 'max': {'steps': 3}})
+    if change == 'num_gpus':
+        plan = replace(plan, num_gpus=8)
     with pytest.raises(AblationError, match=r'cell tiny\.\w+\.seed0: .*--work-dir.*move'):
         run(plan, {'lr': 0.1} if change == 'options' else {})
     assert steps(plan, 'tiny.max.seed0') == [1, 2]
@@ -151,6 +155,122 @@ def test_a_config_that_cannot_be_read_is_named_before_anything_runs(make_plan, t
     with pytest.raises(AblationError, match=r'cell tiny\.broken\.seed0: the config .*broken\.json'):
         run(plan)
     assert not (plan.work_dir / 'tiny.max.seed0').exists()
+
+
+@pytest.fixture
+def trained(make_plan):
+    """A finished plan, and one that tests its weights with another extractor, in a work directory beside."""
+    plan = make_plan({'avg': {'steps': 2}}, seeds=(0, 5))
+    assert run(plan)[0] == []
+    cells = [
+        replace(
+            cell,
+            extractor='max',
+            checkpoint=Path(f'../work/tiny.avg.seed{cell.seed}'),
+            trained_with='avg',
+        )
+        for cell in plan.cells
+    ]
+    return plan, replace(plan, work_dir=plan.work_dir.with_name('swapped'), cells=tuple(cells))
+
+
+def test_a_cell_with_a_checkpoint_trains_nothing(trained):
+    plan, swapped = trained
+    weights = plan.work_dir / 'tiny.avg.seed5' / 'last_checkpoint'
+    assert run(swapped)[0] == []
+    assert [cell.name for cell in swapped.cells] == ['tiny.avg.max.seed0', 'tiny.avg.max.seed5']
+    assert not (swapped.work_dir / 'tiny.avg.max.seed5' / 'steps.txt').exists()
+    metrics = read(swapped, 'tiny.avg.max.seed5', 'metrics.json')
+    assert (metrics['seed'], metrics['checkpoint'], metrics['weights']) == (5, str(weights), '2')
+    record = read(swapped, 'tiny.avg.max.seed5', 'cell.json')
+    assert (record['trained_with'], record['extractor'], record['state']) == ('avg', 'max', 'finished')
+    assert record['checkpoint'] == {
+        'given': '../work/tiny.avg.seed5',
+        'path': str(weights),
+        'sha256': hashlib.sha256(b'2').hexdigest(),
+    }
+    assert [command[2] for command in record['commands']] == ['test']
+    assert read(plan, 'tiny.avg.seed5', 'cell.json')['checkpoint'] is None
+
+    # Not again, not even if the weights were removed to save space.
+    weights.unlink()
+    assert '2 of 2 cells are finished already' in run(swapped)[1]
+    assert read(swapped, 'tiny.avg.max.seed5', 'cell.json') == record
+
+
+def test_another_checkpoint_at_the_same_path_is_another_cell(trained):
+    plan, swapped = trained
+    assert run(swapped)[0] == []
+    before = read(swapped, 'tiny.avg.max.seed0', 'metrics.json')
+    (plan.work_dir / 'tiny.avg.seed0' / 'last_checkpoint').write_text('7')
+    with pytest.raises(AblationError, match=r'tiny\.avg\.max\.seed0: .*another checkpoint.*--work-dir'):
+        run(swapped)
+    assert read(swapped, 'tiny.avg.max.seed0', 'metrics.json') == before
+    # Where the trained runs were moved to is not.
+    (plan.work_dir / 'tiny.avg.seed0' / 'last_checkpoint').write_text('2')
+    plan.work_dir.rename(plan.work_dir.with_name('moved'))
+    cells = [
+        replace(cell, checkpoint=Path(str(cell.checkpoint).replace('work', 'moved')))
+        for cell in swapped.cells
+    ]
+    assert '2 of 2 cells are finished already' in run(replace(swapped, cells=tuple(cells)))[1]
+
+
+def test_a_checkpoint_may_be_a_file(trained, tmp_path):
+    _, swapped = trained
+    (tmp_path / 'weights.pth').write_text('of elsewhere')
+    cell = replace(swapped.cells[0], checkpoint=tmp_path / 'weights.pth')
+    assert run(replace(swapped, cells=(cell,)))[0] == []
+    assert read(swapped, cell.name, 'metrics.json')['weights'] == 'of elsewhere'
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lambda run: run.rename(run.with_name('elsewhere')), 'no checkpoint or finished run {}$'),
+        (lambda run: (run / 'metrics.json').unlink(), '{} is not a finished run'),
+        (lambda run: (run / 'metrics.json').write_text('{'), '{}/metrics.json: the record is not JSON'),
+        (lambda run: (run / 'last_checkpoint').unlink(), '{}/last_checkpoint, .* is not there any more'),
+        (lambda run: edit(run / 'cell.json', seed=3), '{} was trained with the seed 3, but the plan says 0'),
+        (lambda run: edit(run / 'cell.json', extractor='max'), "extractor 'max', but the plan says 'avg'"),
+        (lambda run: edit(run / 'metrics.json', framework='mmdet'), 'a run of mmdet; expected one of fake'),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_tested_stops_no_other(trained, damage, message):
+    plan, swapped = trained
+    run_dir = plan.work_dir / 'tiny.avg.seed0'
+    damage(run_dir)
+    failed, output = run(swapped)
+    assert failed == ['tiny.avg.max.seed0']
+    (problem,) = re.findall(r'NOT RUN tiny\.avg\.max\.seed0: (.*)', output)
+    assert re.search(message.replace('{}', re.escape(str(run_dir)), 1), problem)
+    assert not (swapped.work_dir / 'tiny.avg.max.seed0').exists()
+    assert read(swapped, 'tiny.avg.max.seed5', 'cell.json')['state'] == 'finished'
+
+
+def test_a_plan_may_test_what_it_trains(make_plan, tmp_path):
+    plan = make_plan({'avg': {'steps': 2}})
+    (cell,) = plan.cells
+    (tmp_path / 'max.json').write_text('{}')
+    tested = replace(
+        cell,
+        config=tmp_path / 'max.json',
+        extractor='max',
+        checkpoint=Path('tiny.avg.seed0'),
+        trained_with='avg',
+    )
+    assert run(replace(plan, cells=(cell, tested)))[0] == []
+    assert read(plan, 'tiny.avg.max.seed0', 'metrics.json')['weights'] == '2'
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_an_option_that_names_other_weights_is_refused(trained):
+    _, swapped = trained
+    with pytest.raises(AblationError, match=r'got the option weights, but the cell tests \.\./work/tiny'):
+        run(swapped, {'weights': 'other.pth'})
 
 
 # Runs the plan in a process of its own, to be interrupted.
@@ -294,13 +414,21 @@ class TestMMDetection:
     def test_options_are_passed_in_mmengines_language_or_refused(self):
         pytest.importorskip('mmengine')
         options = {'a.b': [1, 2.5], 'c': None, 'd': True, 'e': 'text', 'lr': '1e-3', 'f': []}
-        train, test = self.mmdet.commands(Path('c.py'), Path('run'), options)
+        train, test = self.mmdet.commands(Path('c.py'), Path('run'), options, None, 1)
         for command in (train, test):
             arguments = command[command.index('--cfg-options') + 1 :]
             assert arguments == ['a.b=[1,2.5]', 'c=None', 'd=True', 'e=text', 'lr=1e-3', 'f=[]']
         for bad in ('two words', 'a,b', 'None', '[1]'):
             with pytest.raises(ValueError, match=r'the option x=.*write it into the config'):
-                self.mmdet.commands(Path('c.py'), Path('run'), {'x': bad})
+                self.mmdet.commands(Path('c.py'), Path('run'), {'x': bad}, None, 1)
+
+    def test_several_gpus_are_joined_by_torchrun(self):
+        pytest.importorskip('mmengine')
+        for command in self.mmdet.commands(Path('c.py'), Path('run'), {'a': 1}, None, 8):
+            at = command.index('--nproc_per_node')
+            assert command[1:at] == ['-m', 'torch.distributed.run', '--standalone']
+            assert command[at + 1 : at + 4] == ['8', '-m', 'roi_plugins.integrations.mmdet.runs']
+            assert command[-4:] == ['--launcher', 'pytorch', '--cfg-options', 'a=1']
 
     def test_what_decides_a_cell_includes_inherited_files_and_options(self, tmp_path):
         pytest.importorskip('mmengine')

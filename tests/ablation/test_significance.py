@@ -11,6 +11,7 @@ from synthetic import detect, make_annotations
 from roi_plugins.ablation.significance import (
     CONFIDENCE,
     RunSample,
+    contrast,
     estimate,
     resample_images,
     sample_run,
@@ -82,6 +83,55 @@ def test_seeds_alone_give_the_t_tests():
 
     del others[1], others[2]  # one seed: its spread is unknown, so is that of the difference
     assert np.isnan(ap(runs, others)['seed_error'])
+
+
+def random_runs(seeds, rng):
+    """Runs whose every AP is another."""
+    return {
+        seed: RunSample(rng.uniform(0.2, 0.5, QUANTITIES), rng.uniform(0.2, 0.5, (QUANTITIES, 200)))
+        for seed in seeds
+    }
+
+
+@pytest.mark.parametrize('seeds', [[0], [0, 1, 2]])
+def test_a_contrast_of_two_is_their_difference(seeds):
+    rng = np.random.default_rng(0)
+    runs, others = random_runs(seeds, rng), random_runs(seeds, rng)
+    expected = estimate(runs, others, classes=[]).metrics.loc['AP75']
+    result = contrast([(1, runs, 'AP75'), (-1, others, 'AP75')])
+    assert result.to_dict() == pytest.approx(expected.to_dict(), nan_ok=True)
+
+
+def test_a_difference_of_differences_is_taken_seed_by_seed():
+    rng = np.random.default_rng(0)
+    runs, others = random_runs(range(3), rng), random_runs(range(3), rng)
+    ap75, ap50 = METRICS.index('AP75'), METRICS.index('AP50')
+    by_seed = [
+        (runs[seed].values - others[seed].values)[ap75]
+        - (runs[seed].values - others[seed].values)[ap50]
+        for seed in range(3)
+    ]
+    result = contrast(
+        [(1, runs, 'AP75'), (-1, others, 'AP75'), (-1, runs, 'AP50'), (1, others, 'AP50')]
+    )
+    assert result['value'] == pytest.approx(np.mean(by_seed))
+    assert result['seed_error'] == pytest.approx(stats.sem(by_seed))
+    over_images = np.mean(
+        [
+            (runs[seed].resampled - others[seed].resampled)[ap75]
+            - (runs[seed].resampled - others[seed].resampled)[ap50]
+            for seed in range(3)
+        ],
+        axis=0,
+    )
+    assert result['image_error'] == pytest.approx(over_images.std(ddof=1))
+
+
+def test_a_contrast_needs_the_same_seeds_everywhere():
+    rng = np.random.default_rng(0)
+    terms = [(1, random_runs([0, 1], rng), 'AP'), (-1, random_runs([0, 2], rng), 'AP75')]
+    with pytest.raises(ValueError, match=r'AP75 has the seeds \[0, 2\], the first term \[0, 1\]'):
+        contrast(terms)
 
 
 def test_images_and_seeds_together_cover_the_truth():

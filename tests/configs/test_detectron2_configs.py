@@ -223,6 +223,10 @@ def test_learns(path):
     assert gradient.isfinite().all() and gradient.any()
 
 
-def test_the_plan_has_its_configs():
-    plan = load_plan(ROOT / 'ablations/embedded_detectron2.yaml')  # fails where a config is missing
+@pytest.mark.parametrize('name', ['embedded', 'fpn', 'mask-rcnn_table2c', 'mask-rcnn_table2d'])
+def test_a_plan_is_the_one_of_mmdetection(name):
+    plan, twin = (load_plan(ROOT / f'ablations/{name}{suffix}.yaml') for suffix in ('_detectron2', ''))
     assert {cell.config.relative_to(FOLDER) for cell in plan.cells} <= set(CONFIGS)
+    assert [cell.name for cell in plan.cells] == [cell.name for cell in twin.cells]
+    assert (plan.name, plan.baseline) == (f'{twin.name}_detectron2', twin.baseline)
+    assert {cell.framework for cell in plan.cells} == {'detectron2'}

@@ -105,12 +105,15 @@ def by_path(paths):
 
 
 def test_there_are_configs_and_plans():
-    assert len({stock_sibling(path) for path in CONFIGS}) == 7
+    assert len({stock_sibling(path) for path in CONFIGS}) == 8
     assert {path.stem for path in PLANS} == {
         'embedded',
         'fpn',
         'mask-rcnn_table2c',
         'mask-rcnn_table2d',
+        'shapes_table2c',
+        'shapes_table2d',
+        'test_only_shapes',
     }
 
 
@@ -172,6 +175,18 @@ def test_shapes_classes_are_the_generators():
     assert cfg.classes == CLASSES
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
         assert loader.dataset.metainfo.classes == CLASSES
+
+
+@pytest.mark.parametrize('name', ['shapes_table2c', 'shapes_table2d'])
+def test_the_trunk_fits_the_cells_that_start_from_it(name):
+    cells = load_plan(ROOT / f'ablations/{name}.yaml').cells
+    (start,) = {Path(cell.cfg_options['load_from']) for cell in cells}
+    trunk = load(Path(f'mmdet/shapes/{start.parent.name}.py'))
+    assert start.name == f'iter_{trunk.train_cfg.max_iters}.pth'
+    register_all_modules(init_default_scope=False)
+    weights = MODELS.build(copy.deepcopy(trunk.model)).state_dict()
+    missing, _ = build(cells[0].config).load_state_dict(weights, strict=False)
+    assert missing and not any(key.startswith('backbone.') for key in missing)
 
 
 @by_path(PLANS)

@@ -100,6 +100,23 @@ def test_leaves_a_finished_run(trained, data):
     assert math.isfinite(last['total_loss'])
 
 
+def test_a_checkpoint_of_another_detector_is_not_tested(trained, tmp_path, capsys):
+    """Detectron2 would warn, and test a model that is random where they differ."""
+    found = weights(trained / 'model_final.pth')
+    del found['proposal_generator.rpn_head.conv.bias']
+    found['roi_heads.other.weight'] = torch.zeros(1)
+    found['roi_heads.box_predictor.cls_score.bias'] = torch.zeros(81)
+    torch.save({'model': found}, tmp_path / 'other.pth')
+    options = {'MODEL.WEIGHTS': tmp_path / 'other.pth'}
+    assert main(arguments(tmp_path / 'out', 'stock', '--eval-only', **options)) == 2
+    error = capsys.readouterr().err
+    assert f'the checkpoint {tmp_path}/other.pth does not fit the config' in error
+    assert 'it lacks proposal_generator.rpn_head.conv.bias' in error
+    assert 'the model does not have its roi_heads.other.weight' in error
+    assert 'of another shape are roi_heads.box_predictor.cls_score.bias' in error
+    assert not (tmp_path / 'out/metrics.json').exists()
+
+
 def test_an_earlier_run_is_not_overwritten(trained, capsys):
     before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
     assert main(arguments(trained)) == 2
@@ -255,9 +272,13 @@ def test_cells_of_lazy_configs():
     assert first == second  # what a cell was run with is compared by it
     assert 'seed: 3' in first['config'] and 'AlignAvg' in first['config']
     assert first != framework.resolve(LAZY, options | {'SEED': 4})
-    ((*_, resume, seed, steps_, _, output),) = framework.commands(LAZY, Path('a/b'), options)
+    ((*_, resume, seed, steps_, _, output),) = framework.commands(LAZY, Path('a/b'), options, None, 1)
     assert (resume, seed, steps_) == ('--resume', 'train.seed=3', 'train.max_iter=7')
     assert output == 'train.output_dir="a/b"'
+    (command,) = framework.commands(LAZY, Path('a'), {}, Path('c.pth'), 1)
+    assert command[-3:] == ['--eval-only', 'train.output_dir="a"', 'train.init_checkpoint="c.pth"']
+    (command,) = framework.commands(LAZY, Path('a'), {}, None, 8)
+    assert command[-4:] == ['--resume', '--num-gpus', '8', 'train.output_dir="a"']
 
 
 def test_cells_of_yaml_configs():
@@ -265,7 +286,8 @@ def test_cells_of_yaml_configs():
     path, options = Path(config()), {'SEED': 3, 'INPUT.MIN_SIZE_TRAIN': [64, 96]}
     read = yaml.safe_load(framework.resolve(path, options)['config'])
     assert (read['SEED'], read['INPUT']['MIN_SIZE_TRAIN']) == (3, [64, 96])
-    ((*_, resume, key, seed, size, sizes, name, output),) = framework.commands(path, Path('a/b'), options)
+    (command,) = framework.commands(path, Path('a/b'), options, None, 1)
+    *_, resume, key, seed, size, sizes, name, output = command
     assert (resume, key, seed, size, sizes) == ('--resume', 'SEED', '3', 'INPUT.MIN_SIZE_TRAIN', '[64, 96]')
     assert (name, output) == ('OUTPUT_DIR', 'a/b')
 

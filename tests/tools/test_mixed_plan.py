@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 pytest.importorskip('mmdet', reason='MMDetection is not installed')
@@ -81,6 +82,7 @@ def test_both_frameworks_side_by_side(data, tmp_path):
     path = tmp_path / 'plan.yaml'
     path.write_text(json.dumps(plan))
     run('ablate.py', path, data=data)
+    check_swapped(plan, tmp_path, data)
     runs = [tmp_path / f'runs/{f}.{e}.seed0' for f in configs for e in EXTRACTORS]
     for run_dir in runs:
         metrics = json.loads((run_dir / 'metrics.json').read_text())
@@ -93,3 +95,35 @@ def test_both_frameworks_side_by_side(data, tmp_path):
     for framework in configs:
         for extractor in EXTRACTORS:
             assert any(framework in row and extractor in row for row in rows), table
+
+
+def check_swapped(plan, folder, data):
+    """The trained weights of both frameworks, tested with another extractor, by two processes each."""
+    swapped = {
+        **plan,
+        'work_dir': str(folder / 'swapped'),
+        'baseline': 'quantized-pool',
+        'configs': {
+            name: {**config, 'checkpoints': {'align-avg': f'../runs/{name}.align-avg.seed{{seed}}'}}
+            for name, config in plan['configs'].items()
+        },
+        'extractors': ['quantized-pool'],
+        'num_gpus': 2 if torch.cuda.device_count() in (0, 2) else 1,
+    }
+    path = folder / 'swapped.yaml'
+    path.write_text(json.dumps(swapped))
+    table = run('ablate.py', path, data=data)
+    for name in plan['configs']:
+        assert f'{name}, trained with align-avg' in table
+        trained = folder / f'runs/{name}.align-avg.seed0'
+        run_dir = folder / f'swapped/{name}.align-avg.quantized-pool.seed0'
+        of_trained, metrics = (
+            json.loads((path / 'metrics.json').read_text()) for path in (trained, run_dir)
+        )
+        assert metrics['checkpoint'] == of_trained['checkpoint']
+        assert 'quantized-pool' in metrics['config']
+        assert not list(run_dir.glob('*.pth'))
+        # Other features from the same weights: other scores.
+        found = [(path / 'predictions.bbox.json').read_text() for path in (trained, run_dir)]
+        assert found[0] != found[1]
+    assert '2 of 2 cells are finished already' in run('ablate.py', path, data=data)

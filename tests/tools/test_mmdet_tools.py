@@ -179,6 +179,25 @@ def test_test_leaves_predictions_and_metrics(config, trained, data, tmp_path, ca
     assert written['checkpoint'] == str(trained / 'iter_2.pth')
 
 
+def test_a_checkpoint_of_another_detector_is_not_tested(config, trained, tmp_path, capsys):
+    """MMEngine would warn, and test a model that is random where they differ."""
+    runs.allow_mmengine_checkpoints()
+    checkpoint = torch.load(trained / 'iter_4.pth', weights_only=True)
+    weights = checkpoint['state_dict']
+    del weights['rpn_head.rpn_cls.bias']
+    weights['roi_head.other.weight'] = torch.zeros(1)
+    weights['roi_head.bbox_head.fc_cls.bias'] = torch.zeros(81)
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    work_dir = tmp_path / 'work'
+    assert runs.test_main([str(config), str(tmp_path / 'other.pth'), '--work-dir', str(work_dir)]) == 2
+    error = capsys.readouterr().err
+    assert f'the checkpoint {tmp_path}/other.pth does not fit the config' in error
+    assert 'it lacks rpn_head.rpn_cls.bias' in error
+    assert 'the model does not have its roi_head.other.weight' in error
+    assert 'of another shape are roi_head.bbox_head.fc_cls.bias' in error
+    assert not (work_dir / 'metrics.json').exists()
+
+
 def test_what_is_missing_is_named(config, trained, tmp_path, capsys):
     def error(main, *arguments):
         assert main([*map(str, arguments), '--work-dir', str(tmp_path / 'work')]) == 2

@@ -59,6 +59,7 @@ from roi_plugins.evaluation import (
     written_aside,
 )
 from roi_plugins.evaluation import evaluate as compute_metrics
+from roi_plugins.integrations.weights import describe_misfit
 
 from . import (
     POOLER_TYPES,
@@ -116,6 +117,26 @@ class Checkpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with written_aside(Path(self.save_dir) / 'last_checkpoint') as aside:
             aside.write_text(last_filename_basename, encoding='utf-8')
+
+
+class StrictCheckpointer(DetectionCheckpointer):
+    """Detectron2's, but weights that are not the model's are a RunError."""
+
+    def load(self, path: str) -> dict[str, Any]:
+        rest = super().load(path)
+        if self._misfit:
+            raise RunError(
+                f'--eval-only: the checkpoint {path} does not fit the config: {self._misfit}. Give the '
+                'config of the detector that it was trained for'
+            )
+        return rest
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        found = super()._load_model(checkpoint)
+        self._misfit = describe_misfit(
+            found.missing_keys, found.unexpected_keys, [name for name, *_ in found.incorrect_shapes]
+        )
+        return found
 
 
 class Predictions(DatasetEvaluator):
@@ -465,7 +486,7 @@ def _work(args: argparse.Namespace) -> None:
     default_setup(run.cfg, args)
     if args.eval_only:
         model, checkpoint = _build(run), run.weights
-        DetectionCheckpointer(model).load(checkpoint)
+        StrictCheckpointer(model).load(checkpoint)
     else:
         model = train(run, args.resume)
         checkpoint = ''  # the first process alone names it: it has written it, maybe elsewhere

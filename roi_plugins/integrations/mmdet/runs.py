@@ -26,7 +26,9 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -38,6 +40,7 @@ from roi_plugins.evaluation import (
     written_aside,
 )
 from roi_plugins.extractors import EXTRACTORS
+from roi_plugins.integrations.weights import describe_misfit
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -56,6 +59,27 @@ class AtomicLocalBackend(LocalBackend):
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
         with written_aside(filepath) as aside:
             aside.write_bytes(obj)
+
+
+class CheckpointFits(Hook):
+    """Raises RunError on weights that are not the model's, before they are loaded."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        expected = model.state_dict()
+        weights = checkpoint.get('state_dict', checkpoint)
+        given = {name.removeprefix('module.'): value for name, value in weights.items()}
+        misfit = describe_misfit(
+            # Models of old versions of torch did not count their batches, and nothing needs it.
+            [n for n in expected if n not in given and not n.endswith('.num_batches_tracked')],
+            [name for name in given if name not in expected],
+            [n for n, value in expected.items() if n in given and given[n].shape != value.shape],
+        )
+        if misfit:
+            raise RunError(
+                f'the checkpoint {runner.cfg.load_from} does not fit the config: {misfit}. Give the '
+                'config of the detector that it was trained for'
+            )
 
 
 def train(
@@ -134,8 +158,9 @@ def test(
         The content of ``metrics.json``; None in processes other than the first.
 
     Raises:
-        RunError: an input is missing, the config's evaluator is not a ``CocoMetric`` with an
-            annotation file, or the work directory holds another result.
+        RunError: an input is missing, the checkpoint is not of the config's detector, the config's
+            evaluator is not a ``CocoMetric`` with an annotation file, or the work directory holds
+            another result.
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher)
     if Path(checkpoint).is_dir():
@@ -238,6 +263,9 @@ def _run(cfg: Config, phase: str) -> None:
             f'{error.args[0]}\nOurs are {", ".join(f"{name}RoIExtractor" for name in EXTRACTORS)}, found '
             "through custom_imports = dict(imports=['roi_plugins.integrations.mmdet'])"
         ) from error
+    if phase == 'test':
+        # After the hooks that change what is loaded, such as the EMA's.
+        runner.register_hook(CheckpointFits(), 'LOWEST')
     try:
         getattr(runner, phase)()
     except pickle.UnpicklingError as error:

@@ -1,0 +1,90 @@
+"""The weights that a cell evaluates without training any: where they lie, and which they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from roi_plugins.ablation.plan import Cell
+from roi_plugins.ablation.records import evaluated_checkpoint
+from roi_plugins.evaluation import CELL_FILE, METRICS_FILE, EvaluationError, read_json
+
+
+class CheckpointError(ValueError):
+    """Weights that cannot be evaluated; the message names them and the cause."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights on this machine.
+
+    Attributes:
+        sha256: of the file: another file at the same path is another checkpoint.
+    """
+
+    path: Path
+    sha256: str
+
+
+def find_checkpoint(cell: Cell, work_dir: Path) -> Checkpoint:
+    """The weights that a cell names, itself or by the run directory that evaluated them last.
+
+    Raises:
+        CheckpointError: they are not there, or the run is not finished or not the one that the plan
+            says.
+    """
+    path = checkpoint_path(cell, work_dir)
+    if path.is_dir():
+        path = _of_run(path, cell)
+    try:
+        return Checkpoint(path, _sha256(path))
+    except FileNotFoundError:
+        raise CheckpointError(f'there is no checkpoint or finished run {path}') from None
+
+
+def checkpoint_path(cell: Cell, work_dir: Path) -> Path:
+    """What a cell names; without ``..``, which needs a work directory that is there."""
+    return Path(os.path.normpath(work_dir / cell.checkpoint))
+
+
+def _of_run(run_dir: Path, cell: Cell) -> Path:
+    if not (run_dir / METRICS_FILE).is_file():
+        raise CheckpointError(f'{run_dir} is not a finished run: it has no {METRICS_FILE}')
+    try:
+        _check_cell(run_dir, cell)
+        metrics = read_json(run_dir / METRICS_FILE, 'record')
+    except EvaluationError as error:
+        raise CheckpointError(str(error)) from None
+    if metrics.get('framework') != cell.framework:
+        raise CheckpointError(
+            f'{run_dir} is a run of {metrics.get("framework")}; expected one of {cell.framework}'
+        )
+    path = evaluated_checkpoint(run_dir, metrics)
+    if path is None:
+        raise CheckpointError(
+            f'{metrics.get("checkpoint")}, the checkpoint of {run_dir}, is not there any more'
+        )
+    return path
+
+
+def _check_cell(run_dir: Path, cell: Cell) -> None:
+    """A cell of a plan says what it is: a slip in a path must not become a wrong label in a table."""
+    if not (run_dir / CELL_FILE).is_file():
+        return
+    record = read_json(run_dir / CELL_FILE, 'record')
+    for key, expected in (('extractor', cell.trained_with), ('seed', cell.seed)):
+        if record.get(key) != expected:
+            raise CheckpointError(
+                f'{run_dir} was trained with the {key} {record.get(key)!r}, but the plan says '
+                f'{expected!r}'
+            )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

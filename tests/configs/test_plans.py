@@ -1,0 +1,68 @@
+"""Every plan in configs/ablations, dry: its cells, their commands and what they will take."""
+
+import copy
+import functools
+import importlib.util
+import shlex
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('mmdet', reason='MMDetection is not installed')
+pytest.importorskip('detectron2', reason='Detectron2 is not installed')
+
+from mmengine.config import Config
+
+from roi_plugins.ablation.plan import ZooTime, load_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+PLANS = sorted((ROOT / 'configs/ablations').glob('*.yaml'))
+
+
+@pytest.fixture(scope='module')
+def ablate():
+    spec = importlib.util.spec_from_file_location('ablate', ROOT / 'tools/ablate.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@functools.cache
+def read_once(path):
+    """MMEngine reads MMDetection's whole model zoo for each config, and a plan has each for all its seeds."""
+    return READ(path, import_custom_modules=False)
+
+
+READ = Config.fromfile
+
+
+@pytest.mark.parametrize('path', PLANS, ids=lambda path: path.stem)
+def test_a_dry_run_prints_the_whole_plan_and_writes_nothing(path, ablate, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Config, 'fromfile', lambda path, **_: copy.deepcopy(read_once(path)))
+    assert ablate([str(path), '--dry-run']) == 0
+    cells, summary = capsys.readouterr().out.split('\n\n')
+    plan = load_plan(path)
+    lines = cells.splitlines()
+    assert [line for line in lines if line[0] != ' '] == [f'{cell.name}: to run' for cell in plan.cells]
+    commands = [shlex.split(line) for line in lines if line.startswith('  ') and 'not yet:' not in line]
+    for cell in plan.cells:
+        own = [command for command in commands if str(plan.work_dir / cell.name) in ' '.join(command)]
+        assert own and all(str(cell.config) in command for command in own), cell.name
+    hours = sum(cell.zoo_time.hours for cell in plan.cells if isinstance(cell.zoo_time, ZooTime))
+    assert f'{len(plan.cells)} cells: 0 finished' in summary
+    assert (f'in sum {hours:.1f} h on 8 x NVIDIA V100' in summary) == (hours > 0)
+    assert ('unknown' in summary) == any(isinstance(cell.zoo_time, str) for cell in plan.cells)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('path', PLANS, ids=lambda path: path.stem)
+def test_what_is_on_coco_says_what_it_takes_or_why_that_is_not_known(path):
+    plan = load_plan(path)
+    on_coco = [cell for cell in plan.cells if cell.config.stem.endswith('_coco')]
+    for cell in on_coco:
+        assert plan.num_gpus == 8  # the schedules are for 16 images a step, 2 on each of 8 GPUs
+        assert cell.zoo_time != type(cell).zoo_time
+        if isinstance(cell.zoo_time, ZooTime):
+            assert cell.zoo_time.source.startswith('https://github.com/')
+            assert cell.zoo_time.source.endswith('/MODEL_ZOO.md')
