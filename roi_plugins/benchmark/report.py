@@ -58,6 +58,7 @@ def start_record(device: torch.device, quick: bool) -> dict[str, Any]:
         'kernels': kernels,
         'device': device.type,
         'threads': torch.get_num_threads(),
+        'large_pages': os.environ.get('THP_MEM_ALLOC_ENABLE') == '1',
         'quick': quick,
         'cases': [],
     }
@@ -177,6 +178,8 @@ def _headline(record: dict[str, Any]) -> Iterator[str]:
         yield f'- GPU: {machine["gpu"]}, CUDA {machine["cuda"]}'
     yield f'- CPU: {machine["cores"]} x {machine["cpu"]}, {machine["instructions"]}'
     yield f'- Threads: {record["threads"]}'
+    if record['large_pages']:
+        yield '- Large pages, of torch, for the tensors of all: `THP_MEM_ALLOC_ENABLE=1`'
     yield '- Versions: ' + ', '.join(f'{name} {v}' for name, v in record['versions'].items())
     yield f'- Kernels: {record["kernels"]}'
     if record['quick']:

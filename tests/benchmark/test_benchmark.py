@@ -267,6 +267,17 @@ def test_ratios_aims_and_the_peers_fastest_dtype():
     assert '| c | roi_plugins NCHW float32 | 2 | 1.5 to 5.5 | 3 | 2.0 | 3 | no |' in lines
 
 
+def test_large_pages_are_part_of_the_settings(monkeypatch, tmp_path):
+    plain = report.start_record(CPU, False)
+    monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', '1')
+    large = report.start_record(CPU, False)
+    assert 'THP_MEM_ALLOC_ENABLE=1' in report.to_markdown(large)
+    assert 'THP_MEM_ALLOC_ENABLE' not in report.to_markdown(plain)
+    report.write_report(plain, tmp_path)
+    with pytest.raises(report.BenchmarkError, match='large_pages'):
+        report.resume_record(large, tmp_path)
+
+
 def test_tool_keeps_results_case_by_case(tool, tmp_path, capsys):
     out = tmp_path / 'out'
     assert tool('--cases', 'one', '--out', str(out)) == 0
