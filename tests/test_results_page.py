@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ PUBLISHED = RESULTS / 'published'
 def script():
     spec = importlib.util.spec_from_file_location('published', RESULTS / 'published.py')
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclass looks for its module
     spec.loader.exec_module(module)
     return module
 
