@@ -115,7 +115,8 @@ def main() -> None:
     samples = read_samples(args.work_dirs, args.bootstrap)
     judged = [judge(claim, iou_type, samples) for claim in claims() for iou_type in NAMES]
     args.output.mkdir(parents=True, exist_ok=True)
-    write_json(args.output / 'published.json', {'margin': MARGIN, 'claims': judged})
+    if any(found['seeds'] for found in judged):
+        write_json(args.output / 'published.json', {'margin': MARGIN, 'claims': judged})
     with written_aside(args.output / 'published.md') as aside:
         aside.write_text(to_markdown(samples, judged), encoding='utf-8')
 
@@ -220,11 +221,16 @@ def ap_rows(
 def swap_rows(samples: Mapping[tuple[str, str, str], Mapping[int, RunSample]]) -> list[dict[str, str]]:
     """A row for the weights of each extractor, AP of masks / boxes with each extractor at the test."""
     rows = []
-    for config in dict.fromkeys(key[0] for key in samples if ', trained with ' in key[0]):
+    swapped = [key for key in samples if ', trained with ' in key[0]]
+    extractors = dict.fromkeys(extractor for _, extractor, _ in swapped)
+    for config in dict.fromkeys(key[0] for key in swapped):
         own = {key[1:]: runs for key, runs in samples.items() if key[0] == config}
         seeds = set.intersection(*map(set, own.values()))
         row = {'weights': config, 'seeds': str(len(seeds))}
-        for extractor in dict.fromkeys(extractor for extractor, _ in own):
+        for extractor in extractors:
+            if (extractor, 'segm') not in own:
+                row[extractor] = 'not run'
+                continue
             means = (
                 pd.Series([own[extractor, t][seed].values[METRICS.index('AP')] for seed in seeds]).mean()
                 for t in NAMES
