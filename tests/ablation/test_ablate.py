@@ -208,7 +208,7 @@ def test_a_signal_leaves_everything_resumable(ablate, write_plan, tmp_path, numb
             assert time.monotonic() < end and process.poll() is None
             time.sleep(0.02)
         process.send_signal(number)
-        errors = process.communicate(timeout=20)[1]
+        errors = process.communicate(timeout=120)[1]
     finally:
         process.kill()
         process.wait()

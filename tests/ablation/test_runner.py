@@ -333,7 +333,7 @@ def test_an_interrupt_stops_the_child_and_the_next_run_goes_on(make_plan, start,
     checkpoint = plan.work_dir / 'tiny.max.seed0' / 'last_checkpoint'
     wait_for(checkpoint.exists)
     process.send_signal(signal.SIGINT)
-    process.wait(20)
+    process.wait(120)
     assert process.returncode != 0
     assert child_of(plan, 'tiny.max.seed0') is None
     assert read(plan, 'tiny.max.seed0', 'cell.json')['state'] == 'running'
