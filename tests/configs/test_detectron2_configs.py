@@ -40,6 +40,7 @@ EXTRACTORS = {
     'align-avg': ('AlignAvg', 2, {}),
     'align-avg-unaligned': ('AlignAvg', 2, {'ALIGNED': False}),
     'adaptive': ('AdaptiveSampling', 0, {}),
+    'precise': ('Precise', 0, {'ALIGNED': True}),
 }
 ZOO = {
     'faster-rcnn_r50-fpn_1x': 'COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml',

@@ -38,6 +38,7 @@ EXTRACTORS = {
     'align-avg': dict(type='AlignAvgRoIExtractor', sampling_ratio=2),
     'align-avg-unaligned': dict(type='AlignAvgRoIExtractor', sampling_ratio=2, aligned=False),
     'adaptive': dict(type='AdaptiveSamplingRoIExtractor'),
+    'precise': dict(type='PreciseRoIExtractor', aligned=True),
 }
 
 GEOMETRY = {'output_size', 'out_channels', 'featmap_strides'}
