@@ -680,6 +680,40 @@ def test_threads_change_no_bit(method, channels_last):
         assert torch.equal(grad, results[0][1])
 
 
+@every_method
+@pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+def test_company_changes_nothing(method, channels_last):
+    """RoIs of one image may share work, but not what they read: inf and NaN elsewhere do not show."""
+    features = random_map(2, 40, 30, 33)
+    features[0, :, 3, 4], features[1, :, 20, 20] = torch.inf, torch.nan
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    features.requires_grad_()
+    rois = random_rois(40, 2, 120, 120)
+    grad = random_map(40, 40, 7, 7, seed=5)
+    output = roi_extract(features, rois, 7, 0.25, **method)
+    alone = [roi_extract(features, rois[k : k + 1], 7, 0.25, **method) for k in range(len(rois))]
+    torch.testing.assert_close(output, torch.cat(alone), rtol=0, atol=0, equal_nan=True)
+    together = torch.autograd.grad(output, features, grad)[0]
+    one_by_one = sum(
+        torch.autograd.grad(one, features, grad[k : k + 1])[0] for k, one in enumerate(alone)
+    )
+    torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_result():
+    """Large enough to come from the system: output and gradient of over 32 MB."""
+    features = random_map(1, 512, 150, 150).requires_grad_()
+    rois = random_rois(400, 1, 150, 150)
+    output = roi_extract(features, rois, 7, 1.0)
+    halves = [roi_extract(features, part, 7, 1.0) for part in rois.split(200)]
+    assert torch.equal(output, torch.cat(halves))
+    grad = torch.ones_like(output)
+    whole = torch.autograd.grad(output, features, grad)[0]
+    parts = [torch.autograd.grad(half, features, grad[:200])[0] for half in halves]
+    torch.testing.assert_close(whole, sum(parts), rtol=1e-4, atol=1e-4)
+
+
 def test_offsets_beyond_32_bits(device):
     """The third image lies 2**31 elements after the first."""
     side = 2**15

@@ -71,6 +71,9 @@ struct Patch {
   }
 };
 
+// A patch of more cells is not shared: it would fit no cache (4 MiB of 128 channels of float32).
+constexpr int64_t kSharedCells = 1 << 13;
+
 // The patches to visit, in order: one for each RoI, but one for all RoIs of an image where that is smaller.
 template <typename Reduction>
 std::vector<Patch> make_patches(
@@ -93,7 +96,7 @@ std::vector<Patch> make_patches(
     }
     shared.end = end;
     shared.place(rois.height(first), rois.width(first));
-    if (shared.cells() < cells) {
+    if (shared.cells() < std::min(cells, kSharedCells)) {
       patches.resize(separate);
       patches.push_back(shared);
     }
