@@ -206,7 +206,7 @@ def test_predicts(path):
         assert found.pred_masks.shape == (len(found), 96, 128)
 
 
-@by_path(path for path in CONFIGS if extractor_name(path) in ('stock', 'align-max'))
+@by_path(path for path in CONFIGS if extractor_name(path) in ('stock', 'align-max', 'precise'))
 def test_learns(path):
     model = build(path).train()
     target = Instances((96, 128))

@@ -158,7 +158,7 @@ def test_predicts(path):
         assert predicted.masks.shape == (len(predicted), 128, 160)
 
 
-@by_path(path for path in CONFIGS if extractor_name(path) in ('stock', 'align-max'))
+@by_path(path for path in CONFIGS if extractor_name(path) in ('stock', 'align-max', 'precise'))
 def test_learns(path):
     model = build(path)
     data = model.data_preprocessor(inputs(model), training=True)
