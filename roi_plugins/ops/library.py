@@ -136,6 +136,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _derivative(ctx, grad, _):
+    if grad is None:  # of an output that nobody used
+        maps = (len(ctx.feature_shapes) - 2) // 2
+        return ([None] * maps, *[None] * (2 + len(ctx.options)))
     winner, rois, levels = ctx.saved_tensors
     grads = torch.ops.roi_plugins.roi_extract_backward(
         grad, winner, rois, levels, ctx.feature_shapes, ctx.channels_last, *ctx.options

@@ -701,6 +701,31 @@ def test_company_changes_nothing(method, channels_last):
     torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-4)
 
 
+def test_an_output_that_gets_no_gradient():
+    class Skip(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, unused, used):
+            return used.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None, grad
+
+    features, used = random_map(1, 4, 6, 6).requires_grad_(), torch.ones(3, requires_grad=True)
+    output = roi_extract(features, random_rois(2, 1, 6, 6), 2, 1.0)
+    Skip.apply(output, used).sum().backward()
+    assert features.grad is None and torch.equal(used.grad, torch.ones(3))
+
+
+def test_cells_beyond_the_integers_of_float32():
+    """2**24 + 3 rounds up to 2**24 + 4: one cell more is another image's, or nobody's."""
+    side = 2**24 + 3
+    features = torch.zeros(2, 1, 1, side, dtype=torch.float16)
+    features[1, 0, 0, 0] = 60000
+    rois = torch.tensor([[0.0, 0, 0, 3e7, 0]])
+    assert roi_extract(features, rois, 1, 1.0, **pool('max', 'round')).item() == 0
+
+
 def test_a_large_result():
     """Large enough to come from the system: output and gradient of over 32 MB."""
     features = random_map(1, 512, 150, 150).requires_grad_()

@@ -138,8 +138,11 @@ ROI_HOST_DEVICE Window<T> cell_window(const Method& method, const Axis<T>& axis,
     end = axis.bin > T(0) ? std::ceil(T(p + 1) * axis.bin + axis.start) : begin;
   }
   const T extent = T(axis.extent);
-  const int64_t first = int64_t(clamp(begin, T(0), extent));
+  int64_t first = int64_t(clamp(begin, T(0), extent));
   int64_t last = int64_t(clamp(end, T(0), extent));
+  // Beyond 2^24 cells float32 rounds the extent itself, perhaps up.
+  if (first > axis.extent) first = axis.extent;
+  if (last > axis.extent) last = axis.extent;
   if (last < first) last = first;
   return {first, last, T(last - first), false, false};
 }

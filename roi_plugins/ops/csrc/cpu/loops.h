@@ -1,5 +1,5 @@
 // The inner loops of the CPU kernels, compiled for the processor they run on. They see strides, indices
-// and weights, never boxes. Everywhere a vector is a run of channels of one cell.
+// and weights, never boxes. Everywhere a vector is a run of channels, of one cell or of cells side by side.
 #pragma once
 
 #include <cstdint>

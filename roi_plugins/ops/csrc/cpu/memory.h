@@ -1,8 +1,10 @@
-// Memory that is new to the process.
+// Scratch memory, and the pages of memory that is new to the process.
 #pragma once
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+
+#include <memory>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -11,13 +13,30 @@
 
 namespace roi_plugins {
 
+// Memory to work in. It is not initialised, so that what is never used costs nothing, and only grows.
+template <typename T>
+class Scratch {
+ public:
+  T* at_least(int64_t size) {
+    if (size > size_) {
+      data_.reset(new T[size]);
+      size_ = size;
+    }
+    return data_.get();
+  }
+
+ private:
+  std::unique_ptr<T[]> data_;
+  int64_t size_ = 0;
+};
+
 // Asks for the pages of a large new tensor in one call a thread. Otherwise every 4 KiB cost a page fault
 // when they are first written, and the faults can take longer than all else (docs/kernels.md). A system
 // that does not know the advice (Linux before 5.14) faults as ever.
 inline void populate(const at::Tensor& tensor) {
 #if defined(__linux__)
   constexpr int kPopulateWrite = 23;         // MADV_POPULATE_WRITE, which older headers lack
-  constexpr size_t kFromSystem = 32u << 20;  // malloc keeps nothing larger: its pages are always new
+  constexpr size_t kFromSystem = 32u << 20;  // glibc keeps nothing larger: its pages are always new
   if (tensor.nbytes() < kFromSystem) return;
   static const int64_t page = sysconf(_SC_PAGESIZE);
   const int64_t address = reinterpret_cast<intptr_t>(tensor.data_ptr());

@@ -7,6 +7,7 @@
 
 #include "../geometry.h"
 #include "loops.h"
+#include "memory.h"
 
 namespace roi_plugins {
 
@@ -89,10 +90,10 @@ class Spread {
     cells_ = &cells;
     invert(columns, cells.count(), columns_);
     channels_ = channels;
-    if (row_.size() < size_t(cells.count() * channels)) row_.resize(cells.count() * channels);
-    while (taps_.count() < cells.count()) {
-      taps_.items.push_back({taps_.count(), A(0)});
-      taps_.close();
+    row_ = scratch_.at_least(cells.count() * channels);
+    while (weights_.count() < cells.count()) {
+      weights_.items.push_back({weights_.count(), A(0)});
+      weights_.close();
     }
   }
   // `map` is the RoI's first cell; strides are from row to row and from cell to cell. Values lie side by side.
@@ -100,14 +101,14 @@ class Spread {
   void add(
       A* map, int64_t row_stride, int64_t stride, const S* values, const Lists<Tap<A>>& rows,
       int row) {
-    sum_taps(row_.data(), channels_, values, channels_, view(columns_), channels_);
+    sum_taps(row_, channels_, values, channels_, view(columns_), channels_);
     for (int t = rows.begin[row]; t < rows.begin[row + 1]; ++t) {
-      for (int j = 0; j < cells_->count(); ++j) taps_.items[j].weight = rows.items[t].weight;
+      for (int j = 0; j < cells_->count(); ++j) weights_.items[j].weight = rows.items[t].weight;
       A* const to = map + rows.items[t].index * row_stride;
       cells_->for_runs([&](int begin, int end) {
         add_taps(
-            to + begin * stride, stride, row_.data() + begin * channels_, channels_,
-            {end - begin, taps_.begin.data(), taps_.items.data()}, channels_);
+            to + begin * stride, stride, row_ + begin * channels_, channels_,
+            {end - begin, weights_.begin.data(), weights_.items.data()}, channels_);
       });
     }
   }
@@ -115,8 +116,9 @@ class Spread {
  private:
   const CellRange* cells_ = nullptr;
   Lists<Tap<A>> columns_;
-  std::vector<A> row_;
-  Lists<Tap<A>> taps_;  // one weight for each column
+  Scratch<A> scratch_;
+  A* row_ = nullptr;
+  Lists<Tap<A>> weights_;  // one for each column, of the row at hand
   int64_t channels_ = 0;
 };
 
@@ -149,7 +151,8 @@ class Average {
     }
 
    private:
-    // Positions are monotone, so a cell that the bin has read before is among its last two.
+    // Where positions rise, a cell that the bin has read before is among its last two; elsewhere a cell that is
+    // listed twice counts twice.
     void add(int cell, A weight) {
       if (weight == A(0)) return;
       std::vector<Tap<A>>& items = taps.items;
@@ -168,14 +171,14 @@ class Average {
   void forward(
       const AxisTable& y, const AxisTable& x, S* out, Index*, const S* map, int64_t map_row,
       int64_t channels) {
-    if (row_.size() < size_t(x.cells.count() * channels)) row_.resize(x.cells.count() * channels);
+    A* const row = row_.at_least(x.cells.count() * channels);
     for (int p = 0; p < y.taps.count(); ++p, out += x.taps.count() * channels) {
       x.cells.for_runs([&](int begin, int end) {
         sum_taps(
-            row_.data() + begin * channels, 0, map + begin * channels, map_row, view(y.taps, p),
+            row + begin * channels, 0, map + begin * channels, map_row, view(y.taps, p),
             (end - begin) * channels);
       });
-      sum_taps(out, channels, row_.data(), channels, view(x.taps), channels);
+      sum_taps(out, channels, row, channels, view(x.taps), channels);
     }
   }
   void backward(
@@ -188,7 +191,7 @@ class Average {
   }
 
  private:
-  std::vector<A> row_;
+  Scratch<A> row_;
   Spread<A> spread_;
 };
 
@@ -233,14 +236,15 @@ class Maximum {
       const AxisTable& y, const AxisTable& x, S* out, Index* winner, const S* map,
       int64_t map_row, int64_t channels) {
     const int64_t row = map_row / channels;
-    samples_.resize(size_t(y.taps.count()) * x.taps.count());
-    begin_.assign(1, 0);
-    zero_after_.clear();
-    Sample<A>* to = samples_.data();
-    for (size_t p = 0; p < y.windows.size(); ++p) {
-      for (size_t q = 0; q < x.windows.size(); ++q) {
+    const int bins = int(x.windows.size());
+    for (size_t p = 0; p < y.windows.size(); ++p, out += bins * channels, winner += bins * channels) {
+      samples_.resize(size_t(y.samples(p)) * x.taps.count());
+      begin_.assign(1, 0);
+      zero_after_.clear();
+      Sample<A>* to = samples_.data();
+      for (int q = 0; q < bins; ++q) {
         for (int i = y.begin[p]; i < y.begin[p + 1]; ++i) {
-          for (int j = x.begin[q]; j < x.begin[q + 1]; ++j) {
+          for (int j = x.begin[q]; j < x.begin[q + 1]; ++j, ++to) {
             to->count = 0;
             for (int s = y.taps.begin[i]; s < y.taps.begin[i + 1]; ++s) {
               for (int t = x.taps.begin[j]; t < x.taps.begin[j + 1]; ++t) {
@@ -248,17 +252,15 @@ class Maximum {
                 to->taps[to->count++] = {int(a.index * row + b.index), a.weight * b.weight};
               }
             }
-            ++to;
           }
         }
         begin_.push_back(int(to - samples_.data()));
         zero_after_.push_back(first_outside(y.windows[p], x.windows[q]));
       }
+      maximum_of_samples(
+          out, winner, channels, map, channels,
+          {bins, begin_.data(), samples_.data(), zero_after_.data()}, channels);
     }
-    const int bins = int(zero_after_.size());
-    maximum_of_samples(
-        out, winner, channels, map, channels,
-        {bins, begin_.data(), samples_.data(), zero_after_.data()}, channels);
   }
 
   // The gradient goes to the samples that won, and from there as that of an average of one sample a bin.
@@ -266,26 +268,26 @@ class Maximum {
       const AxisTable& y, const AxisTable& x, A* map, int64_t map_row, int64_t map_stride,
       const S* grad, const Index* winner, int64_t channels) {
     spread_.start(x.cells, x.taps, channels);
-    if (row_.size() < size_t(x.taps.count() * channels)) row_.resize(x.taps.count() * channels);
+    S* const row = row_.at_least(x.taps.count() * channels);
     const int64_t bins = int64_t(x.windows.size());
     for (size_t p = 0; p < y.windows.size(); ++p) {
       for (int i = 0; i < y.samples(p); ++i) {
         for (int64_t q = 0; q < bins; ++q) {
           const int64_t bin = (p * bins + q) * channels;
           take_winners(
-              row_.data() + x.begin[q] * channels, grad + bin, winner + bin, i * x.samples(q),
+              row + x.begin[q] * channels, grad + bin, winner + bin, i * x.samples(q),
               x.samples(q), channels);
         }
-        spread_.add(map, map_row, map_stride, row_.data(), y.taps, y.begin[p] + i);
+        spread_.add(map, map_row, map_stride, row, y.taps, y.begin[p] + i);
       }
     }
   }
 
  private:
-  std::vector<Sample<A>> samples_;
+  std::vector<Sample<A>> samples_;  // of a row of bins
   std::vector<int> begin_;
   std::vector<int64_t> zero_after_;
-  std::vector<S> row_;
+  Scratch<S> row_;
   Spread<A> spread_;
 };
 

@@ -15,15 +15,15 @@
 namespace roi_plugins {
 namespace {
 
-// What is made once for all channels: the tables of the RoIs (empty for those that read nothing), and
-// the order to visit them in: by map and image, since those that share one share its cache lines and pages.
+// What is made once for all channels: the tables of the RoIs that read something, and the order to visit
+// them in: by map and image, since those that share one share its cache lines and pages.
 template <typename Reduction>
 struct Plan {
   struct Tables {
     typename Reduction::AxisTable y, x;
   };
   std::vector<Tables> tables;
-  std::vector<int64_t> order;  // of those that read
+  std::vector<int64_t> order, unread;
 
   explicit Plan(const Rois<typename Reduction::A>& rois) : tables(rois.call.num_rois()) {
     const Options& options = rois.call.options;
@@ -35,7 +35,8 @@ struct Plan {
       }
     });
     for (int64_t k = 0; k < rois.call.num_rois(); ++k) {
-      if (rois.state(k) == RoiState::read) order.push_back(k);
+      const bool reads = tables[k].y.cells.count() > 0 && tables[k].x.cells.count() > 0;
+      (reads ? order : unread).push_back(k);
     }
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
       return rois.map_and_image(a) < rois.map_and_image(b);
@@ -111,8 +112,9 @@ struct Block {
 
 // Long runs of channels win over few misses; there is a block for every thread.
 int64_t block_size(int64_t channels) {
-  const int64_t share = (channels + at::get_num_threads() - 1) / at::get_num_threads();
-  return std::min((share + 7) / 8 * 8, int64_t(128));
+  const int64_t threads = at::get_num_threads(), most = 128 * threads;
+  const int64_t blocks = threads * ((channels + most - 1) / most);
+  return ((channels + blocks - 1) / blocks + 7) / 8 * 8;
 }
 
 // The bins of RoI k in `tensor`, which has the call's layout, to and from scratch memory.
@@ -131,11 +133,10 @@ void load_bins(const Call& call, T* scratch, const T* tensor, int64_t k, Block b
 }
 
 // What every element of a RoI that reads nothing is.
-template <typename S, typename A, typename Index>
-void fill_unread(const Rois<A>& rois, S* output, Index* winner) {
+template <typename Reduction, typename S, typename A, typename Index>
+void fill_unread(const Rois<A>& rois, const Plan<Reduction>& plan, S* output, Index* winner) {
   const int64_t size = rois.call.channels() * rois.call.options.bins();
-  for (int64_t k = 0; k < rois.call.num_rois(); ++k) {
-    if (rois.state(k) == RoiState::read) continue;
+  for (const int64_t k : plan.unread) {
     std::fill_n(output + k * size, size, rois.template fill<S>(k));
     if (winner != nullptr) std::fill_n(winner + k * size, size, -1);
   }
@@ -147,7 +148,7 @@ void forward_channels_last(
   const Rois<typename Reduction::A> rois{call};
   const Plan<Reduction> plan(rois);
   const int64_t channels = call.channels(), size = channels * call.options.bins();
-  fill_unread(rois, output, winner);
+  fill_unread(rois, plan, output, winner);
   at::parallel_for(0, int64_t(plan.order.size()), 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
     for (int64_t i = begin; i < end; ++i) {
@@ -171,29 +172,30 @@ void forward_planes(
   const std::vector<Patch> patches = make_patches(rois, plan);
   const int64_t channels = call.channels(), bins = call.options.bins();
   const int64_t size = block_size(channels), blocks = (channels + size - 1) / size;
-  fill_unread(rois, output, winner);
+  fill_unread(rois, plan, output, winner);
   // A thread keeps to its channels where there are enough, since RoIs share cells.
-  const int64_t parts = (at::get_num_threads() + blocks - 1) / blocks;
+  const int64_t parts = std::max(at::get_num_threads() / blocks, int64_t(1));
   const int64_t part = (int64_t(plan.order.size()) + parts - 1) / parts;
   at::parallel_for(0, blocks * parts, 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
-    std::vector<S> cells, rows(size * bins);
-    std::vector<typename Reduction::Index> winners(Reduction::has_winner ? size * bins : 0);
+    Scratch<S> memory;
+    std::vector<S> rows(size * bins);
+    std::vector<typename Reduction::Index> winners(size * bins);
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t / parts * size, n = std::min(size, channels - first);
       for (const Patch& patch : patches) {
         const int64_t first_roi = std::max(patch.begin, t % parts * part);
         const int64_t last_roi = std::min(patch.end, (t % parts + 1) * part);
         if (first_roi >= last_roi) continue;
-        const int64_t any = plan.order[patch.begin];
-        const at::Tensor& map = maps[rois.level(any)];
-        const S* const from = map.const_data_ptr<S>() + rois.image_offset(any) +
+        const int64_t one = plan.order[patch.begin];
+        const at::Tensor& map = maps[rois.level(one)];
+        const S* const from = map.const_data_ptr<S>() + rois.image_offset(one) +
             first * patch.plane + patch.first_column;
-        if (cells.size() < size_t(patch.cells() * n)) cells.resize(patch.cells() * n);
+        S* const cells = memory.at_least(patch.cells() * n);
         patch.y.for_runs([&](int run, int run_end) {
           for (int64_t i = run; i < run_end; ++i) {
             transpose<false>(
-                cells.data() + i * patch.columns * n, n,
+                cells + i * patch.columns * n, n,
                 from + (patch.y.first() + i) * patch.width, patch.plane, n, patch.columns);
           }
         });
@@ -202,10 +204,9 @@ void forward_planes(
           const auto& [y, x] = plan.tables[k];
           reduction.forward(
               y, x, rows.data(), winners.data(),
-              cells.data() + patch.cell(y.cells.first(), x.cells.first()) * n, patch.columns * n,
-              n);
+              cells + patch.cell(y.cells.first(), x.cells.first()) * n, patch.columns * n, n);
           transpose<false>(output + offset, bins, rows.data(), n, bins, n);
-          if (Reduction::has_winner) {
+          if constexpr (Reduction::has_winner) {
             transpose<false>(winner + offset, bins, winners.data(), n, bins, n);
           }
         }
@@ -250,34 +251,40 @@ void backward(
   const int64_t size = block_size(channels), blocks = (channels + size - 1) / size;
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
-    std::vector<A> cells;
+    Scratch<A> memory;
     std::vector<S> rows(size * bins);
-    std::vector<typename Reduction::Index> winners(Reduction::has_winner ? size * bins : 0);
+    std::vector<typename Reduction::Index> winners(size * bins);
     for (int64_t first = begin * size; first < std::min(end * size, channels); first += size) {
       const Block block{first, std::min(size, channels - first)};
       for (const Patch& patch : patches) {
-        const int64_t any = plan.order[patch.begin];
-        A* const image = sums[rois.level(any)] + rois.image_offset(any);
+        const int64_t one = plan.order[patch.begin];
+        A* const image = sums[rois.level(one)] + rois.image_offset(one);
         // Where a cell's channels lie side by side, a patch pays only where RoIs share it.
         const bool direct = call.channels_last && !patch.is_shared();
-        if (!direct) cells.assign(patch.cells() * block.count, A(0));
+        A* const cells = direct ? nullptr : memory.at_least(patch.cells() * block.count);
+        if (!direct) {
+          const int64_t row = patch.columns * block.count;
+          patch.y.for_runs([&](int run, int run_end) {
+            std::fill(cells + run * row, cells + run_end * row, A(0));
+          });
+        }
         for (int64_t r = patch.begin; r < patch.end; ++r) {
           const int64_t k = plan.order[r];
           const auto& [y, x] = plan.tables[k];
           load_bins(call, rows.data(), grad, k, block);
-          if (Reduction::has_winner) load_bins(call, winners.data(), winner, k, block);
-          const int64_t i = y.cells.first(), j = x.cells.first();
+          if constexpr (Reduction::has_winner) load_bins(call, winners.data(), winner, k, block);
+          const int64_t i = y.cells.first(), j = x.cells.first();  // of the map
           if (direct) {
             reduction.backward(
                 y, x, image + (i * patch.width + j) * channels + first, patch.width * channels,
                 channels, rows.data(), winners.data(), block.count);
           } else {
             reduction.backward(
-                y, x, cells.data() + patch.cell(i, j) * block.count, patch.columns * block.count,
+                y, x, cells + patch.cell(i, j) * block.count, patch.columns * block.count,
                 block.count, rows.data(), winners.data(), block.count);
           }
         }
-        if (!direct) store_patch(call, image, cells.data(), patch, block);
+        if (!direct) store_patch(call, image, cells, patch, block);
       }
     }
   });

@@ -15,7 +15,7 @@ struct Rois {
   const A* row(int64_t k) const { return call.rois.const_data_ptr<A>() + 5 * k; }
   int64_t image(int64_t k) const { return int64_t(row(k)[0]); }
   int64_t level(int64_t k) const { return call.levels.const_data_ptr<int64_t>()[k]; }
-  // RoIs of equal numbers read the same cells.
+  // RoIs of equal numbers read the same image of the same map.
   int64_t map_and_image(int64_t k) const { return level(k) * call.images() + image(k); }
   int height(int64_t k) const { return int(call.height(level(k))); }
   int width(int64_t k) const { return int(call.width(level(k))); }
@@ -25,7 +25,7 @@ struct Rois {
   // What every element of a RoI that reads nothing is.
   template <typename S>
   S fill(int64_t k) const {
-    return state(k) == RoiState::zero ? S(0) : S(std::numeric_limits<float>::quiet_NaN());
+    return state(k) == RoiState::invalid ? S(std::numeric_limits<float>::quiet_NaN()) : S(0);
   }
   Axis<A> y_axis(int64_t k) const {
     return axis(k, row(k)[2], row(k)[4], call.options.pooled_height, height(k));
