@@ -182,9 +182,11 @@ ROI_HOST_DEVICE Window<T> integral_window(const Axis<T>& axis, int p) {
   const T low = bin_edge(axis, p), high = bin_edge(axis, p + 1);
   if (!(low < high)) return {0, 0, T(0), false, false};
   const T extent = T(axis.extent);
-  return {
-      int64_t(std::floor(clamp(low, T(-1), extent))), int64_t(std::ceil(clamp(high, T(-1), extent))),
-      high - low, false, false};
+  int64_t first = int64_t(std::floor(clamp(low, T(-1), extent)));
+  int64_t last = int64_t(std::ceil(clamp(high, T(-1), extent)));
+  if (first > axis.extent) first = axis.extent;  // as for cells
+  if (last > axis.extent) last = axis.extent;
+  return {first, last, high - low, false, false};
 }
 
 template <typename T>
