@@ -97,6 +97,8 @@ def _check(features, region, sampling_ratio, reduction, min_samples, max_samples
     """Raises NotImplementedError where no standard operator computes the same."""
     if features[0].dtype == DOUBLE.dtype:
         reason = 'ONNX holds the scale in float32; export the model in float32: model.float()'
+    elif reduction == 'integral':
+        reason = 'none integrates the bilinear surface; RoiAlign averages samples of it'
     elif sampling_ratio is None and (region, reduction) != ('round', 'max'):
         reason = "its only one over whole cells, MaxRoiPool, is the maximum with region 'round'"
     elif sampling_ratio is not None and reduction == 'max':

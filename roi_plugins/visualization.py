@@ -22,6 +22,7 @@ from tabulate import tabulate
 from roi_plugins.extractors import (
     AdaptiveSampling,
     AlignAvg,
+    Precise,
     QuantizedPool,
     RoIExtractor,
     RoIWarp,
@@ -36,6 +37,7 @@ METHODS: dict[str, Callable[..., RoIExtractor]] = {
     'align': AlignAvg,
     'align-unaligned': partial(AlignAvg, aligned=False),
     'adaptive': AdaptiveSampling,
+    'precise': Precise,
 }
 """Every way of reading: ``(output_size, featmap_strides, level_rule=...)``. Max and average read the same."""
 
@@ -57,7 +59,8 @@ class AxisReading:
     Attributes:
         region: begin and end of what is divided into bins.
         bins: ``(P, 2)`` begin and end of each bin; NaN for one that reads nothing.
-        samples: where each of the P bins reads: bilinear samples, or centres of cells.
+        samples: where each of the P bins reads: bilinear samples, or centres of cells; for an integral, of
+            those that have a weight.
     """
 
     region: tuple[float, float]
@@ -130,7 +133,7 @@ def read_box(
         box=box,
         level=level,
         stride=stride,
-        of_cells=extractor.method['sampling_ratio'] is None,
+        of_cells=_is_of_cells(extractor),
         map_size=(rows, columns),
         x=_read_axis(extractor, level, x1, x2, bins_x, columns),
         y=_read_axis(extractor, level, y1, y2, bins_y, rows),
@@ -147,16 +150,26 @@ def _read_axis(
     start, size, bin_ = (value.item() for value in resolve_region(*ends, scale, pooled, *how))
     bounds = method['min_samples'], method['max_samples']
     axis = resolve_axis(*ends, scale, pooled, extent, *how, *bounds).row(0)
+    if method['reduction'] == 'integral':
+        cells = torch.cat([axis.low, axis.high], dim=-1)
+        reads = torch.cat([axis.low_weight, axis.high_weight], dim=-1) > 0
+        positions = [cells[p][reads[p]].unique() for p in range(pooled)]
+    else:
+        between = axis.low * axis.low_weight + axis.high * axis.high_weight
+        positions = [between[p][axis.valid[p]] for p in range(pooled)]
     # The value of a cell sits half a cell behind its edge.
-    positions = (axis.low * axis.low_weight + axis.high * axis.high_weight + 0.5) * stride
-    samples = [positions[p][axis.valid[p]].numpy() for p in range(pooled)]
-    if method['sampling_ratio'] is None:
+    samples = [((position + 0.5) * stride).numpy() for position in positions]
+    if _is_of_cells(extractor):
         half = stride / 2
         bins = [(s.min() - half, s.max() + half) if len(s) else (np.nan, np.nan) for s in samples]
     else:
         start += 0.5
         bins = [(stride * (start + p * bin_), stride * (start + (p + 1) * bin_)) for p in range(pooled)]
     return AxisReading((stride * start, stride * (start + size)), np.array(bins), samples)
+
+
+def _is_of_cells(extractor: RoIExtractor) -> bool:
+    return extractor.method['region'] != 'none' and extractor.method['sampling_ratio'] is None
 
 
 def misalignment(reading: Reading, of_bins: bool = True) -> tuple[float, float, float, float]:

@@ -13,6 +13,7 @@ from roi_plugins.extractors import (
     AdaptiveSampling,
     AlignAvg,
     AlignMax,
+    Precise,
     QuantizedPool,
     RoIWarp,
 )
@@ -56,6 +57,7 @@ REFUSED = {
     'adaptive-max-samples': (AdaptiveSampling(SIZE, STRIDES, max_samples=2), 'has no bounds'),
     'pool-avg': (QuantizedPool(SIZE, STRIDES, reduction='avg'), ONLY_POOL),
     'pool-floor': (QuantizedPool(SIZE, STRIDES, region='floor'), ONLY_POOL),
+    'precise': (Precise(SIZE, STRIDES), 'none integrates the bilinear surface'),
     'pool-bins': (QuantizedPool(SIZE, STRIDES, region='bins'), ONLY_POOL),
 }
 

@@ -19,6 +19,7 @@ TITLES = {
     'align': 'AlignMax, AlignAvg',
     'align-unaligned': 'AlignMax, AlignAvg, aligned=False',
     'adaptive': 'AdaptiveSampling',
+    'precise': 'Precise (PrRoIPool)',
 }
 
 

@@ -7,6 +7,7 @@ table holds.
 from .adaptive_sampling import AdaptiveSampling
 from .align import AlignAvg, AlignMax
 from .base import RoIExtractor
+from .precise import Precise
 from .quantized_pool import QuantizedPool
 from .roi_warp import RoIWarp
 
@@ -16,6 +17,7 @@ EXTRACTORS: dict[str, type[RoIExtractor]] = {
     'AlignMax': AlignMax,
     'AlignAvg': AlignAvg,
     'AdaptiveSampling': AdaptiveSampling,
+    'Precise': Precise,
 }
 
 __all__ = ['EXTRACTORS', 'RoIExtractor', *EXTRACTORS]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 MAX_LEVELS = 16
 PAIRS = (
-    "'none' with a number, 'round' with a number or None, 'floor' and 'bins' with None"
+    "'none' with a number (with None for reduction 'integral'), 'round' with a number or None, 'floor' and "
+    "'bins' with None"
 )
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -50,7 +51,12 @@ def check_options(
         repr(region),
         "'none', 'round', 'floor' or 'bins'",
     )
-    expect(reduction in ('avg', 'max'), 'reduction', repr(reduction), "'avg' or 'max'")
+    expect(
+        reduction in ('avg', 'max', 'integral'),
+        'reduction',
+        repr(reduction),
+        "'avg', 'max' or 'integral'",
+    )
     expect(
         sampling_ratio is None or sampling_ratio >= 0,
         'sampling_ratio',
@@ -64,6 +70,14 @@ def check_options(
         '1 <= min_samples <= max_samples',
     )
     cells = sampling_ratio is None
+    if reduction == 'integral':
+        expect(
+            region == 'none' and cells,
+            'region, sampling_ratio',
+            f"'{region}' and {sampling_ratio} with reduction 'integral'",
+            "'none' and None, for it takes no samples",
+        )
+        return
     if (region in ('floor', 'bins') and not cells) or (region == 'none' and cells):
         grid = 'sampling_ratio None' if cells else 'a bilinear grid'
         raise ValueError(

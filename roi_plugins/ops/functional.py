@@ -37,6 +37,7 @@ def roi_extract(
     ``'round'``               a number              RoIWarp (Mask R-CNN, table 2c)
     ``'none'``                a number              RoIAlign (Mask R-CNN)
     ``'none'``                ``0``                 RoIAlign with a grid from the size of the RoI
+    ``'none'``                ``None``              PrRoIPool (IoU-Net), with ``reduction='integral'``
     ========================  ====================  =================================================
 
     Args:
@@ -48,11 +49,12 @@ def roi_extract(
         spatial_scale: cells per input pixel, ``1 / stride``; one a map.
         region: ``'none'`` takes the box as it is; ``'round'``, ``'floor'`` and ``'bins'`` quantise it.
         sampling_ratio: samples per bin and axis; ``0`` takes ``ceil(bin size)`` of them; ``None``
-            reads every cell of a quantised bin.
-        reduction: ``'avg'`` or ``'max'`` over the samples of a bin.
+            reads the whole bin: every cell of a quantised one, or the integral.
+        reduction: ``'avg'`` or ``'max'`` over the samples of a bin; ``'integral'``: the exact mean of the
+            bilinear surface over the bin, the map being extended by zeros.
         aligned: a cell's value sits at its centre (half a cell is subtracted); ``False`` is the legacy
-            convention without the shift, with RoI sides of at least one cell. Matters to region
-            ``'none'`` alone.
+            convention without the shift, with RoI sides of at least one cell (not for ``'integral'``,
+            where it is MMCV's ``PrRoIPool``). Matters to region ``'none'`` alone.
         min_samples, max_samples: bounds of the grid, per axis, where ``sampling_ratio`` is ``0``.
         levels: ``(K,)`` integers, the map that each RoI is read from; needed with a list of maps.
             A level outside the pyramid gives zeros.

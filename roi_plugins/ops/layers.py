@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import library  # noqa: F401  registers torch.ops.roi_plugins
 from .functional import as_pair
 
-__all__ = ['MMCVRoIAlign', 'MMCVRoIPool', 'RoIAlign', 'RoIPool']
+__all__ = ['MMCVRoIAlign', 'MMCVRoIPool', 'PrRoIPool', 'RoIAlign', 'RoIPool']
 
 
 def _as_rois(boxes: List[Tensor]) -> Tensor:  # noqa: UP006
@@ -190,3 +190,23 @@ class MMCVRoIPool(_RoILayer):
 
     def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:  # noqa: UP006, UP007
         return _pool(input, rois, self._size, self.spatial_scale, 'bins', None, 'max', True)
+
+
+class PrRoIPool(_RoILayer):
+    """``mmcv.ops.PrRoIPool`` (IoU-Net, arXiv:1807.11590): the exact mean of the bilinear surface over each
+    bin, without a half-cell shift; the map is extended by zeros, and an empty box gives 0. Runs on the CPU
+    too. The RoIs' coordinates get no gradient, which MMCV's have.
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        spatial_scale: cells per input pixel, ``1 / stride``.
+    """
+
+    def __init__(self, output_size, spatial_scale: float = 1.0):
+        super().__init__(output_size, spatial_scale)
+        self.output_size = tuple(self._size)
+
+    def forward(self, features: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:  # noqa: UP006, UP007
+        return _pool(
+            features, rois, self._size, self.spatial_scale, 'none', None, 'integral', False
+        )

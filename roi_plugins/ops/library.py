@@ -104,7 +104,7 @@ def _fake_forward(
     format_ = memory_format(is_channels_last(first))
     output = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=format_)
     dtype = reference.winner_dtype(sampling_ratio, max_samples)
-    if reduction == 'avg':
+    if reduction != 'max':
         return output, torch.empty(0, dtype=dtype, device=first.device)
     return output, torch.empty(size, dtype=dtype, device=first.device, memory_format=format_)
 

@@ -104,7 +104,7 @@ def resolve_region(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a method makes of K RoIs from `low` to `high` (K,), in pixels, on one axis: the start, the size
     and the size of a bin, each (K,) in cells. Index coordinates: cell `i` begins at `i` where bins are of
-    whole cells (`sampling_ratio` None), and is centred there otherwise.
+    whole cells (a region but `none` with `sampling_ratio` None), and is centred there otherwise.
     """
     scale = torch.tensor(scale, dtype=low.dtype, device=low.device)
 
@@ -115,7 +115,8 @@ def resolve_region(
     if region == 'none':
         start = a - 0.5 if aligned else a
         size = to_cells(high) - a
-        size = size if aligned else torch.clamp(size, min=1)
+        # Only samples need a cell to lie in.
+        size = size if aligned or sampling_ratio is None else torch.clamp(size, min=1)
     elif region == 'round':
         start = _round_half_away(a)
         size = torch.clamp(_round_half_away(to_cells(high)) - start + 1, min=1)
@@ -151,6 +152,8 @@ def resolve_axis(
     start = start[:, None]
     p = torch.arange(pooled, dtype=dtype, device=device)[None]
 
+    if region == 'none' and sampling_ratio is None:
+        return _integrate(start + p * bin_, start + (p + 1) * bin_, extent)
     if sampling_ratio is None:
         if region == 'round':
             begin = torch.floor(p * bin_) + start
@@ -222,6 +225,34 @@ def resolve_axis(
         grid.expand_as(length),
         before,
         after,
+    )
+
+
+def _integrate(low: Tensor, high: Tensor, extent: int) -> Axis:
+    """The mean of the bilinear surface, which is 0 from a cell beyond the map on, between (K, P) positions.
+
+    Between two cells it is linear, and its integral the value in the middle of what a bin covers times the
+    length of that: each such stretch is one sample.
+    """
+    size = torch.where(high > low, high - low, 0)[..., None]
+    begin = torch.floor(torch.clamp(low, -1, extent)).long()
+    end = torch.ceil(torch.clamp(high, -1, extent)).long()
+    end = torch.where(high > low, end, begin)
+    cell, valid = _padded_range(begin, end)
+    ends = [torch.clamp(side[..., None] - cell, 0, 1) for side in (low, high)]
+    weight = torch.where(valid, (ends[1] - ends[0]) / size, 0)
+    middle = (ends[0] + ends[1]) / 2
+    one, nothing = torch.ones_like(low), torch.zeros_like(begin, dtype=torch.bool)
+    return Axis(
+        torch.clamp(cell, 0, extent - 1),
+        torch.clamp(cell + 1, 0, extent - 1),
+        torch.where(cell >= 0, weight * (1 - middle), 0),
+        torch.where(cell + 1 < extent, weight * middle, 0),
+        valid,
+        end - begin,
+        one,
+        nothing,
+        nothing,
     )
 
 
@@ -365,7 +396,7 @@ def extract(
         winners.append(winner.to(index_dtype))
     format_ = memory_format(is_channels_last(first))
     output = torch.stack(rows) if rows else first.new_zeros(0, *size)
-    if reduction == 'avg':
+    if reduction != 'max':
         winner = torch.empty(0, dtype=index_dtype, device=first.device)
     else:
         winner = torch.stack(winners) if rows else output.to(index_dtype)

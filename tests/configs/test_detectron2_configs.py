@@ -40,6 +40,7 @@ EXTRACTORS = {
     'align-avg': ('AlignAvg', 2, {}),
     'align-avg-unaligned': ('AlignAvg', 2, {'ALIGNED': False}),
     'adaptive': ('AdaptiveSampling', 0, {}),
+    'precise': ('Precise', 0, {'ALIGNED': True}),
 }
 ZOO = {
     'faster-rcnn_r50-fpn_1x': 'COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml',
@@ -205,7 +206,7 @@ def test_predicts(path):
         assert found.pred_masks.shape == (len(found), 96, 128)
 
 
-@by_path(path for path in CONFIGS if extractor_name(path) in ('stock', 'align-max'))
+@by_path(path for path in CONFIGS if extractor_name(path) in ('stock', 'align-max', 'precise'))
 def test_learns(path):
     model = build(path).train()
     target = Instances((96, 128))

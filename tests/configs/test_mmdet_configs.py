@@ -38,6 +38,7 @@ EXTRACTORS = {
     'align-avg': dict(type='AlignAvgRoIExtractor', sampling_ratio=2),
     'align-avg-unaligned': dict(type='AlignAvgRoIExtractor', sampling_ratio=2, aligned=False),
     'adaptive': dict(type='AdaptiveSamplingRoIExtractor'),
+    'precise': dict(type='PreciseRoIExtractor', aligned=True),
 }
 
 GEOMETRY = {'output_size', 'out_channels', 'featmap_strides'}
@@ -157,7 +158,7 @@ def test_predicts(path):
         assert predicted.masks.shape == (len(predicted), 128, 160)
 
 
-@by_path(path for path in CONFIGS if extractor_name(path) in ('stock', 'align-max'))
+@by_path(path for path in CONFIGS if extractor_name(path) in ('stock', 'align-max', 'precise'))
 def test_learns(path):
     model = build(path)
     data = model.data_preprocessor(inputs(model), training=True)

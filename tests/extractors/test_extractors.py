@@ -11,6 +11,7 @@ from roi_plugins.extractors import (
     EXTRACTORS,
     AdaptiveSampling,
     AlignAvg,
+    Precise,
     QuantizedPool,
     RoIExtractor,
     RoIWarp,
@@ -54,6 +55,8 @@ METHODS = [
         dict(reduction='max', min_samples=2, max_samples=4, aligned=False),
         dict(sampling_ratio=0, reduction='max', min_samples=2, max_samples=4, aligned=False),
     ),
+    ('Precise', {}, dict(sampling_ratio=None, reduction='integral', aligned=False)),
+    ('Precise', dict(aligned=True), dict(sampling_ratio=None, reduction='integral')),
 ]
 methods = pytest.mark.parametrize(
     ('name', 'options', 'method'),
@@ -239,6 +242,7 @@ def test_no_rois(device, name, num_maps):
         (AdaptiveSampling, 'max_samples', 0),
         (AdaptiveSampling, 'max_samples', 2.5),
         (AdaptiveSampling, 'max_samples', 'all'),
+        (Precise, 'aligned', 0.5),
     ],
 )
 def test_a_bad_value_is_named_at_construction(extractor, option, value):
@@ -256,6 +260,7 @@ def test_a_bad_value_is_named_at_construction(extractor, option, value):
         ('QuantizedPool', 'sampling_ratio'),
         ('RoIWarp', 'region'),
         ('AdaptiveSampling', 'sampling_ratio'),
+        ('Precise', 'sampling_ratio'),
     ],
 )
 def test_an_option_of_another_extractor_is_named(name, option):

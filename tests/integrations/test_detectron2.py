@@ -196,7 +196,7 @@ def test_pools_as_the_extractor_in_mmdetection(type_, sampling_ratio):
         type_name = 'RoIWarp'
     else:
         type_name = type_
-    if type_ not in ('QuantizedPool', 'AdaptiveSampling'):
+    if type_ not in ('QuantizedPool', 'AdaptiveSampling', 'Precise'):
         options['sampling_ratio'] = sampling_ratio
     extractor = getattr(mmdet, f'{type_name}RoIExtractor')(
         output_size=(7, 5), out_channels=CHANNELS, featmap_strides=[4, 8, 16, 32], **options
@@ -292,6 +292,7 @@ def test_an_unknown_type_is_named():
         ('RoIWarpMax', 'none'),
         ('AlignMax', 'aligned'),
         ('AdaptiveSampling', 'reduction, min_samples, max_samples, aligned'),
+        ('Precise', 'aligned'),
         ('ROIAlignV2', 'none'),
     ],
 )

@@ -149,6 +149,7 @@ def test_reads_as_the_extractor_it_is_named_after(type_):
             'AdaptiveSamplingRoIExtractor',
             dict(reduction='max', min_samples=2, max_samples=4, aligned=False),
         ),
+        ('PreciseRoIExtractor', dict(aligned=True)),
     ],
 )
 def test_options_reach_the_extractor(type_, options):

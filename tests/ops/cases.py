@@ -15,6 +15,10 @@ def pool(reduction, region):
     return {'region': region, 'sampling_ratio': None, 'reduction': reduction}
 
 
+def integral(**options):
+    return {'sampling_ratio': None, 'reduction': 'integral', **options}
+
+
 # Every valid row of (region, sampling, reduction, aligned).
 METHODS = {
     f'{name}-{reduction}': method
@@ -34,7 +38,7 @@ METHODS = {
         'pool-floor': pool(reduction, 'floor'),
         'pool-bins': pool(reduction, 'bins'),
     }.items()
-}
+} | {'integral': integral(), 'integral-legacy': integral(aligned=False)}
 
 
 def generator(seed):

@@ -22,6 +22,12 @@ def round_half_away(value):
     return floor(value + 0.5) if value >= 0 else ceil(value - 0.5)
 
 
+def hat_integral(x):
+    """The integral of max(1 - |t|, 0) up to x."""
+    x = min(max(x, -1.0), 1.0)
+    return (1 + x) ** 2 / 2 if x < 0 else 1 - (1 - x) ** 2 / 2
+
+
 def is_dyadic(*values):
     """Whether these are short binary fractions, so that sums, differences and halves are exact."""
     return all(abs(v) < 2**16 and float(v) * 2**10 == floor(float(v) * 2**10) for v in values)
@@ -46,10 +52,13 @@ class Axis:
     """
 
     def __init__(self, low, high, scale, num_bins, extent, coord, method):
-        region, sampling_ratio, aligned, min_samples, max_samples = method
+        region, sampling_ratio, reduction, aligned, min_samples, max_samples = method
         self.num_bins, self.extent, self.coord = num_bins, extent, coord
         self.clearance = inf
         a, b = coord(low) * coord(scale), coord(high) * coord(scale)
+        if reduction == 'integral':
+            self.integral(a - coord(0.5 if aligned else 0), b - a)
+            return
         if sampling_ratio is None:
             if region == 'round':
                 self.round_cells(a, b)
@@ -147,6 +156,24 @@ class Axis:
                 samples_of_bin.append(self.bilinear(position))
             self.bins.append(samples_of_bin)
 
+    def integral(self, start, size):
+        """One reading of a bin: each cell by the integral of its hat, 1 at the cell and 0 at the next."""
+        exact = is_dyadic(start, size) and is_power_of_two(self.num_bins)
+        start, size = float(start), float(size)
+        if size <= 0:
+            self.bins = [[] for _ in range(self.num_bins)]
+            return
+        # Where the edges of a bin round to one number it has no size.
+        self.decide(size / self.num_bins, exact)
+        self.bins = []
+        for p in range(self.num_bins):
+            low, high = (start + size * edge / self.num_bins for edge in (p, p + 1))
+            weights = [
+                (hat_integral(high - cell) - hat_integral(low - cell)) / (high - low)
+                for cell in range(self.extent)
+            ]
+            self.bins.append([[(cell, w) for cell, w in enumerate(weights) if w]])
+
     def bilinear(self, position):
         if position < -1 or position > self.extent:
             return None
@@ -184,7 +211,7 @@ class Extracted:
         for (k, p, q), (level, n, samples) in self.reads.items():
             for c in range(self.output.shape[1]):
                 grad = grad_output[k, c, p, q]
-                if self.reduction == 'avg':
+                if self.reduction != 'max':
                     for sample in samples:
                         for y, x, weight in sample:
                             grads[level][n, c, y, x] += grad * weight / len(samples)
@@ -223,7 +250,7 @@ def roi_extract(
         maps, reduction, np.zeros(shape), {}, np.full(shape, -1), np.full(shape, inf),
         np.full(num_rois, inf),
     )  # fmt: skip
-    method = (region, sampling_ratio, aligned, min_samples, max_samples)
+    method = (region, sampling_ratio, reduction, aligned, min_samples, max_samples)
     for k in range(num_rois):
         batch_index, x1, y1, x2, y2 = (float(v) for v in rois[k])
         level = 0 if levels is None else int(levels[k])
@@ -248,7 +275,7 @@ def roi_extract(
                 values = [sum(feature[n, c, y, x] * w for y, x, w in s) for s in samples]
                 if not values:
                     continue
-                if reduction == 'avg':
+                if reduction != 'max':
                     result.output[k, c, p, q] = sum(values) / len(values)
                     continue
                 best = 0

@@ -181,6 +181,15 @@ def test_pairs_that_do_not_go_together(device, extract, region, sampling_ratio):
         assert valid in message, message
 
 
+@pytest.mark.parametrize(
+    ('region', 'sampling_ratio'), [('none', 2), ('none', 0), ('round', None), ('floor', None), ('round', 1)]
+)
+def test_an_integral_takes_no_samples_and_no_cells(device, extract, region, sampling_ratio):
+    with pytest.raises(ERRORS) as error:
+        extract(**good(device), region=region, sampling_ratio=sampling_ratio, reduction='integral')
+    assert_told(error, 'region, sampling_ratio', f"'{region}' and {sampling_ratio}.*expected 'none' and None")
+
+
 NO_IMAGE = [2.0, -1.0, 0.5, 1e30, float('nan'), float('inf'), -0.25]
 
 

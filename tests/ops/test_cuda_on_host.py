@@ -60,13 +60,14 @@ levels = torch.randint(-1, 3, (40,))
 levels[2] = 0
 # Channels in whole vectors and not, fewer than one, more than a block's; bins in one tile and in two.
 sizes = [(16, [3, 4]), (5, [3, 4]), (2, [1, 2]), (40, [17, 5]), (9, [2, 18])]
-methods = [('none', 2), ('none', 0), ('round', None), ('round', 2), ('floor', None), ('bins', None)]
+regions = [('none', 2), ('none', 0), ('round', None), ('round', 2), ('floor', None), ('bins', None)]
+methods = [(*region, reduction) for region in regions for reduction in ('avg', 'max')]
 cases = itertools.product(
-    methods, ('avg', 'max'), (True, False), (torch.float32, torch.bfloat16, torch.float64),
+    [*methods, ('none', None, 'integral')], (True, False), (torch.float32, torch.bfloat16, torch.float64),
     (torch.contiguous_format, torch.channels_last), (False, True))
 count = 0
 for case, (channels, size) in zip(cases, itertools.cycle(sizes)):
-    (region, ratio), reduction, aligned, dtype, layout, deterministic = case
+    (region, ratio, reduction), aligned, dtype, layout, deterministic = case
     torch.use_deterministic_algorithms(deterministic)
     options = (scales, size, region, ratio, reduction, aligned, 1, None)
     features = [torch.randn(images, channels, *s).to(dtype).relu() for s in shapes]
@@ -103,4 +104,4 @@ def test_kernels_agree_with_the_reference(package):
         [sys.executable, '-c', CHECK], capture_output=True, text=True, env=environment, cwd=package
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.strip() == f'{6 * 2 * 2 * 3 * 2 * 2} cases agree'
+    assert run.stdout.strip() == f'{(6 * 2 + 1) * 2 * 3 * 2 * 2} cases agree'

@@ -168,3 +168,31 @@ class TestMapOfTenByTen:
         np.testing.assert_allclose(
             list(last.values()), [10 * 4 + 4, 10 * 3 + 3, 10 * 4.125 + 4.125], rtol=1e-6
         )
+
+    @pytest.mark.parametrize(
+        ('aligned', 'expected'),
+        [(True, [[33.0, 36.0], [63.0, 66.0]]), (False, [[38.5, 41.5], [68.5, 71.5]])],
+    )
+    def test_integral_of_the_ramp_is_its_value_at_the_centre(self, extract, aligned, expected):
+        output = extract(
+            self.features, self.rois, (2, 2), 1.0,
+            sampling_ratio=None, reduction='integral', aligned=aligned,
+        )  # fmt: skip
+        np.testing.assert_allclose(output[0, 0], expected, rtol=1e-6)
+
+    def test_integral_of_a_peak(self, extract):
+        # The hat of cell (3, 4) is 2 wide and has area 1 on an axis. Bin 0 reaches from 1.5 to 4.5: all of
+        # row 3, and of column 4 all but the triangle from 4.5 to 5, an eighth, which is in bin 1.
+        features = torch.zeros(1, 1, 10, 10)
+        features[0, 0, 3, 4] = 72
+        output = extract(features, self.rois, (2, 2), 1.0, sampling_ratio=None, reduction='integral')
+        np.testing.assert_allclose(output[0, 0], [[7, 1], [0, 0]], rtol=1e-5)
+
+    def test_integral_beyond_the_map(self, extract):
+        # Over a map of ones the surface falls to 0 from -0.5 on: of the half cell before index 0 the
+        # integral is 3/8. What lies further out counts as 0.
+        features = torch.ones(1, 1, 10, 10)
+        rois = torch.tensor([[0.0, 0, 0, 2, 2], [0, -4, 5, 0.5, 7], [0, -9, 2, -1, 4]])
+        output = extract(features, rois, (1, 1), 1.0, sampling_ratio=None, reduction='integral')
+        expected = [(1.875 / 2) ** 2, 0.5 / 4.5, 0]
+        np.testing.assert_allclose(output[:, 0, 0, 0], expected, rtol=1e-6)

@@ -123,6 +123,21 @@ def test_mmcv_roi_pool_on_cuda(device, rois):
     )
 
 
+@inputs
+def test_mmcv_prroi_pool_on_cuda(device, rois):
+    """MMCV has no CPU kernel for it either."""
+    mmcv_ops = pytest.importorskip('mmcv.ops', exc_type=ImportError)
+    if device.type == 'cpu':
+        pytest.skip('MMCV has no CPU kernel of PrRoIPool')
+    assert_parity(
+        mmcv_ops.PrRoIPool(OUTPUT_SIZE, SCALE),
+        rois_of(rois, device),
+        sampling_ratio=None,
+        reduction='integral',
+        aligned=False,
+    )
+
+
 # Level rules -------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from cases import METHODS, align, pool, random_map, random_rois
+from cases import METHODS, align, integral, pool, random_map, random_rois
 
 from roi_plugins.ops import layers, library, roi_extract
 
@@ -46,6 +46,8 @@ CONFIGURATIONS = {
     'adaptive-max': (single, options(sampling_ratio=0, reduction='max', aligned=False)),
     'pool': (single, options('round', None, 'max')),
     'warp': (single, options('round', 2, 'max')),
+    'integral': (single, options('none', None, 'integral')),
+    'pyramid-integral': (pyramid, options('none', None, 'integral', aligned=False)),
     'pyramid-avg': (pyramid, options(sampling_ratio=0, max_samples=4)),
     'pyramid-max': (pyramid, options(reduction='max')),
     'pyramid-pool': (pyramid, options('bins', None, 'max')),
@@ -114,7 +116,7 @@ def value_and_gradients(function, maps, *rest):
 
 
 class TestCompile:
-    @pytest.mark.parametrize('name', ['align-avg', 'align-max', 'adaptive-avg', 'pool-round-max'])
+    @pytest.mark.parametrize('name', ['align-avg', 'align-max', 'pool-round-max', 'integral'])
     @pytest.mark.parametrize('inputs', [single, pyramid], ids=['map', 'pyramid'])
     def test_full_graph(self, device, name, inputs):
         torch._dynamo.reset()
@@ -148,7 +150,7 @@ class TestCompile:
             torch.autograd.grad(output, maps, grad), torch.autograd.grad(expected, maps, grad)
         )
 
-    @pytest.mark.parametrize('name', ['align-avg', 'pool-round-max'])
+    @pytest.mark.parametrize('name', ['align-avg', 'pool-round-max', 'integral'])
     def test_export(self, device, name):
         class Pooler(torch.nn.Module):
             def forward(self, fine, coarse, rois, levels):
@@ -188,7 +190,7 @@ class TestAutocast:
         assert torch.equal(output, roi_extract(features, rois, 2, 1.0))
 
 
-@pytest.mark.parametrize('name', ['align-avg', 'align-max', 'pool-round-max'])
+@pytest.mark.parametrize('name', ['align-avg', 'align-max', 'pool-round-max', 'integral'])
 def test_second_derivatives_are_refused(device, name):
     (features,), rois, _, _ = single(device)
     features = features.requires_grad_()
@@ -219,6 +221,7 @@ LAYERS = {
         lambda: layers.MMCVRoIAlign((3, 3), 0.5, 2, 'max', False), align('max', aligned=False),
     ),
     'MMCVRoIPool': (lambda: layers.MMCVRoIPool((3, 3), 0.5), pool('max', 'bins')),
+    'PrRoIPool': (lambda: layers.PrRoIPool((3, 3), 0.5), integral(aligned=False)),
 }  # fmt: skip
 every_layer = pytest.mark.parametrize('name', LAYERS)
 
@@ -337,10 +340,11 @@ def test_mmcv_roi_align_layer(device, arguments):
         assert getattr(ours, attribute) == getattr(theirs, attribute)
 
 
-def test_mmcv_roi_pool_layer_attributes():
+@pytest.mark.parametrize('names', [('MMCVRoIPool', 'RoIPool'), ('PrRoIPool', 'PrRoIPool')], ids=str)
+def test_attributes_of_mmcv_layers_without_a_cpu_kernel(names):
     mmcv_ops = pytest.importorskip('mmcv.ops', exc_type=ImportError)
     for arguments in ((3,), ((2, 4), 0.5)):
-        ours, theirs = layers.MMCVRoIPool(*arguments), mmcv_ops.RoIPool(*arguments)
+        ours, theirs = getattr(layers, names[0])(*arguments), getattr(mmcv_ops, names[1])(*arguments)
         assert (ours.output_size, ours.spatial_scale) == (theirs.output_size, theirs.spatial_scale)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import METHODS, align, generator, pool, random_map, random_rois, warp
+from cases import METHODS, align, generator, integral, pool, random_map, random_rois, warp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,8 +115,17 @@ def test_output_sizes(device, extract, reduction, output_size):
     check(extract, features, rois, output_size, 0.125, **pool(reduction, 'round'))
 
 
+@pytest.mark.parametrize('output_size', [(1, 1), (1, 5), (14, 14)], ids=str)
+def test_output_sizes_of_an_integral(device, extract, output_size):
+    features = random_map(1, 2, 8, 8, device=device)
+    rois = random_rois(3, 1, 64, 64, device=device)
+    check(extract, features, rois, output_size, 0.125, **integral())
+
+
 @pytest.mark.parametrize('map_size', [(1, 1), (1, 6), (6, 1)], ids=str)
-@pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max', 'pool-bins-avg'])
+@pytest.mark.parametrize(
+    'method', ['align-avg', 'align-max', 'pool-round-max', 'pool-bins-avg', 'integral']
+)
 def test_maps_of_one_row_or_column(device, extract, map_size, method):
     features = random_map(1, 2, *map_size, device=device)
     rois = random_rois(6, 1, *map_size, device=device)
@@ -131,7 +140,7 @@ def test_any_number_of_channels(device, extract, channels, channels_last):
     if channels_last:
         features = features.contiguous(memory_format=torch.channels_last)
     rois = random_rois(2, 1, 5, 6, device=device)
-    for method in (align('avg'), align('max'), pool('max', 'round')):
+    for method in (align('avg'), align('max'), pool('max', 'round'), integral()):
         check(extract, features, rois, (2, 2), 1.0, **method)
 
 
@@ -145,13 +154,13 @@ class TestLayout:
         output = check(extract, features, self.rois.to(device), (2, 3), 1.0, **method)
         assert output.is_contiguous(memory_format=torch.channels_last)
 
-    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max'])
+    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max', 'integral'])
     def test_nchw_in_and_out(self, device, extract, method):
         features = random_map(2, 5, 9, 13, device=device)
         output = check(extract, features, self.rois.to(device), (2, 3), 1.0, **METHODS[method])
         assert output.is_contiguous()
 
-    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max'])
+    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max', 'integral'])
     @pytest.mark.parametrize(
         'view',
         [
@@ -185,7 +194,7 @@ class TestLayout:
         ), torch.autograd.grad(output, features, torch.full_like(output, 3))  # fmt: skip
         torch.testing.assert_close(one, two)
 
-    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max'])
+    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max', 'integral'])
     def test_layouts_agree(self, device, method):
         features = random_map(2, 5, 9, 13, device=device)
         rois = self.rois.to(device)
@@ -212,7 +221,7 @@ class TestPyramid:
         output = check(extract, self.pyramid(device), rois, (2, 2), self.scales, levels=levels, **method)
         assert not output[(levels < 0) | (levels > 2)].any()
 
-    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max'])
+    @pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max', 'integral'])
     def test_levels_are_single_maps_in_the_order_of_the_rois(self, device, extract, method):
         pyramid, rois = self.pyramid(device), random_rois(12, 2, 64, 80, device=device)
         levels = torch.arange(12, device=device) % 3
@@ -375,7 +384,7 @@ def test_work_is_bounded_by_the_map(device, extract, method, dtype):
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), float('-inf')], ids=str)
 @pytest.mark.parametrize('column', [1, 2, 3, 4])
-@pytest.mark.parametrize('method', ['align-avg', 'adaptive-max', 'pool-round-max', 'pool-bins-avg'])
+@pytest.mark.parametrize('method', ['align-avg', 'adaptive-max', 'pool-bins-avg', 'integral'])
 def test_non_finite_coordinates_show_and_pass_no_gradient(device, extract, method, bad, column):
     features = random_map(2, 2, 6, 8, device=device).requires_grad_()
     rois = random_rois(5, 2, 6, 8, device=device)
@@ -416,6 +425,51 @@ def test_boxes_without_a_positive_size(device, extract, box):
     for reduction in ('avg', 'max'):  # no samples at all, however many are asked for at least
         method = align(reduction, 0, min_samples=2)
         assert not extract(features, rois, 2, 1.0, **method).any()
+
+
+# The integral ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('aligned', [True, False], ids=['aligned', 'legacy'])
+def test_integral_is_the_limit_of_dense_grids(device, extract, aligned):
+    """Away from the border, where a grid clamps and the integral does not."""
+    features = random_map(1, 3, 12, 14, dtype=torch.float64, device=device)
+    rois = random_rois(8, 1, 10, 12, dtype=torch.float64, device=device)
+    rois[:, 1:] = rois[:, 1:].clamp(min=0) * 0.8 + 1
+    rois[:, 3:] += 1  # no smaller than what a legacy grid makes of it
+    exact = extract(features, rois, (3, 2), 1.0, **integral(aligned=aligned))
+    errors = []
+    for sampling_ratio in (8, 64):
+        dense = extract(features, rois, (3, 2), 1.0, **align('avg', sampling_ratio, aligned=aligned))
+        errors.append((dense - exact).abs().max())
+    assert errors[1] < errors[0] / 16  # an error of the midpoint rule falls with the square
+    assert errors[1] < 5e-3
+
+
+@pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+def test_integral_of_a_small_box(device, extract, channels_last):
+    """Down to where float32 has no position between its sides it is the value there; then it is 0."""
+    features = random_map(1, 9, 40, 40, device=device)
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    rois = torch.tensor([[0, 30.25, 30.25, 30.25 + size, 30.25 + size] for size in (1e-2, 1e-4, 1e-7, 0)])
+    output = extract(features, rois.to(device), 1, 1.0, **integral(aligned=False))
+    around = features[0, :, 30:32, 30:32]
+    weights = torch.tensor([0.75, 0.25], device=device)
+    there = torch.einsum('cyx,y,x->c', around, weights, weights)
+    for row, error in zip(output[:2, :, 0, 0], (1e-1, 1e-3), strict=True):
+        torch.testing.assert_close(row, there, rtol=0, atol=error)
+    assert not output[2:].any()
+
+
+def test_integral_reads_no_cell_without_weight(device, extract):
+    """Bins that end on a cell, or next to it, leave an infinite neighbour alone."""
+    features = torch.ones(1, 3, 6, 6, device=device)
+    features[..., 0] = features[..., 5] = torch.inf
+    below, above = np.nextafter(np.float32([5, 1]), np.float32([0, 9]))
+    rois = torch.tensor([[0, 1, 1, 4, 4], [0, above, 1, 4, 4], [0, 1, 1, below - 1, 4]], device=device)
+    output = extract(features, rois, 2, 1.0, **integral(aligned=False))
+    torch.testing.assert_close(output, torch.ones_like(output))
 
 
 # The maximum -------------------------------------------------------------------------------------
@@ -562,7 +616,7 @@ def test_rois_of_any_floating_type(device, extract, dtype, method):
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('method', ['align-avg', 'align-max', 'adaptive-avg', 'warp-avg'])
+@pytest.mark.parametrize('method', ['align-avg', 'align-max', 'warp-avg', 'integral'])
 def test_coordinates_are_never_cast_to_half(device, extract, dtype, method):
     """1001.3 px is 1001.5 in float16 and 1000 in bfloat16: on a steep map that would show."""
     columns = torch.tensor([64.0, -64.0]).repeat(32)  # slope 128 a cell
@@ -700,7 +754,7 @@ def test_offsets_beyond_32_bits(device):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='determinism of the CUDA backward')
-@pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max'])
+@pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max', 'integral'])
 def test_deterministic_backward_on_cuda(method):
     features = random_map(1, 32, 20, 20, device='cuda').requires_grad_()
     rois = random_rois(300, 1, 20, 20, device='cuda')

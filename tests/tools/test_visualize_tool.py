@@ -69,12 +69,25 @@ def test_draws_the_extractors_of_a_config(visualize, tmp_path, config, expected)
 
 
 @needs('mmdet')
+def test_mmcvs_precise_pooling_is_read_as_ours(visualize, tmp_path):
+    config = tmp_path / 'prroi.py'
+    layer = "roi_layer=dict(_delete_=True, type='PrRoIPool', output_size=7)"
+    config.write_text(
+        f"_base_ = '{MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py'}'\n"
+        f'model = dict(roi_head=dict(bbox_roi_extractor=dict({layer})))\n'
+    )
+    status, out, err = visualize(config)
+    assert status == 0, err
+    assert rows(out)['roi_head.bbox_roi_extractor'] == [32, *2 * [-16, -16, 16, 16]]
+
+
+@needs('mmdet')
 def test_draws_all_extractors_side_by_side(visualize, tmp_path):
     config = MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py'
     status, out, err = visualize(config, '--extractors', 'all', '--output', 'all.svg')
     assert status == 0, err
     table = rows(out)
-    assert len(table) == 7
+    assert len(table) == 8
     assert table['quantized-pool-floor'] == [32, 0, 0, -25, -25, 0, 0, -217, -217]
     assert table['align-unaligned'] == [32, *2 * [-16, -16, 16, 16]]
     assert '<svg' in (tmp_path / 'all.svg').read_text()

@@ -34,8 +34,8 @@ class RoIPluginsPooler(nn.Module):
         output_size: bins ``(height, width)``, or one number for both.
         scales: cells per input pixel of each map, ``1 / stride``, finest first: powers of two, each half
             of the one before.
-        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI. ``QuantizedPool`` and
-            ``AdaptiveSampling`` have no use for it, as ``ROIPool`` has none.
+        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI. ``QuantizedPool``,
+            ``AdaptiveSampling`` and ``Precise`` have no use for it, as ``ROIPool`` has none.
         pooler_type: one of ``POOLER_TYPES``.
         canonical_box_size: sqrt(area), in pixels, of a box that reads ``canonical_level``.
         canonical_level: log2 of the stride that such a box reads.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmcv.ops import RoIAlign, RoIPool
+from mmcv.ops import PrRoIPool, RoIAlign, RoIPool
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -66,6 +66,8 @@ def _as_ours(built: nn.Module) -> RoIExtractor | None:
         }
     elif isinstance(layer, RoIPool):
         method = {'region': 'bins', 'sampling_ratio': None, 'reduction': 'max'}
+    elif isinstance(layer, PrRoIPool):
+        method = {'sampling_ratio': None, 'reduction': 'integral', 'aligned': False}
     else:
         return None
     return RoIExtractor(

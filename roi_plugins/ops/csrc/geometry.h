@@ -19,11 +19,14 @@ namespace roi_plugins {
 
 enum class Region : int { none, round, floor, bins };
 
+// What a bin reads: a grid of bilinear samples, every cell of a quantised bin, or the whole bilinear surface.
+enum class Sampling : int { grid, cells, integral };
+
 // What the arguments of a call say, the same for every RoI.
 struct Method {
   Region region;
-  bool cells;          // every cell of a quantised bin; otherwise a bilinear grid
-  int sampling_ratio;  // samples per bin and axis; 0: from the size of the RoI
+  Sampling sampling;
+  int sampling_ratio;  // samples per bin and axis of a grid; 0: from the size of the RoI
   int min_samples;     // bounds of the grid where sampling_ratio is 0
   int max_samples;     // (no upper bound: INT_MAX)
   bool aligned;
@@ -34,11 +37,12 @@ template <typename T>
 struct Axis {
   T start;         // where bin 0 begins
   T bin;           // side of a bin
-  T grid;          // samples a bin; counted in floating point, a wild box overflows integers
+  T grid;          // samples a bin, of a grid; counted in floating point, a wild box overflows integers
   int extent;      // cells of the map
 };
 
-// The samples of one bin that read the map: begin .. end - 1.
+// The samples of one bin that read the map: begin .. end - 1. Those of an integral are the stretches between
+// neighbouring cells: stretch i lies between the centres of cells i and i + 1.
 template <typename T>
 struct Window {
   int64_t begin, end;
@@ -77,14 +81,14 @@ ROI_HOST_DEVICE Axis<T> make_axis(
     case Region::none:
       axis.start = a - (method.aligned ? T(0.5) : T(0));
       size = to_cells(high, scale) - a;
-      if (!method.aligned && size < T(1)) size = T(1);
+      if (!method.aligned && method.sampling == Sampling::grid && size < T(1)) size = T(1);
       break;
     case Region::round:
       axis.start = std::round(a);
       size = std::round(to_cells(high, scale)) - axis.start + T(1);
       if (size < T(1)) size = T(1);
       // Interpolation knows that a cell's edge lies half a cell before its centre.
-      if (!method.cells) axis.start -= T(0.5);
+      if (method.sampling == Sampling::grid) axis.start -= T(0.5);
       break;
     case Region::floor:
       axis.start = std::floor(a);
@@ -166,15 +170,50 @@ ROI_HOST_DEVICE Window<T> grid_window(const Axis<T>& axis, int p) {
   return {begin, end, axis.grid, begin > 0 || begin == end, end < grid};
 }
 
+// Where bin p begins, as a position; the one before ends there.
+template <typename T>
+ROI_HOST_DEVICE T bin_edge(const Axis<T>& axis, int p) {
+  return axis.start + T(p) * axis.bin;
+}
+
+// The map is extended by zeros: its surface falls to 0 from the outermost cells to where the next would be.
+template <typename T>
+ROI_HOST_DEVICE Window<T> integral_window(const Axis<T>& axis, int p) {
+  const T low = bin_edge(axis, p), high = bin_edge(axis, p + 1);
+  if (!(low < high)) return {0, 0, T(0), false, false};
+  const T extent = T(axis.extent);
+  int64_t first = int64_t(std::floor(clamp(low, T(-1), extent)));
+  int64_t last = int64_t(std::ceil(clamp(high, T(-1), extent)));
+  if (first > axis.extent) first = axis.extent;  // as for cells
+  if (last > axis.extent) last = axis.extent;
+  return {first, last, high - low, false, false};
+}
+
 template <typename T>
 ROI_HOST_DEVICE Window<T> make_window(const Method& method, const Axis<T>& axis, int p) {
-  return method.cells ? cell_window(method, axis, p) : grid_window(axis, p);
+  if (method.sampling == Sampling::cells) return cell_window(method, axis, p);
+  if (method.sampling == Sampling::integral) return integral_window(axis, p);
+  return grid_window(axis, p);
+}
+
+// On a stretch the surface is linear: its integral is the length of what the bin covers times the value
+// in the middle of it.
+template <typename T>
+ROI_HOST_DEVICE Taps<T> integral_taps(const Axis<T>& axis, int p, int64_t i) {
+  const T low = clamp(bin_edge(axis, p) - T(i), T(0), T(1));
+  const T high = clamp(bin_edge(axis, p + 1) - T(i), T(0), T(1));
+  const T length = high - low, middle = (low + high) * T(0.5);
+  const bool has_low = i >= 0, has_high = i + 1 < axis.extent;
+  return {
+      int(has_low ? i : 0), int(has_high ? i + 1 : axis.extent - 1),
+      has_low ? length * (T(1) - middle) : T(0), has_high ? length * middle : T(0)};
 }
 
 // Cells and weights of sample i of bin p, which lies in the bin's window.
 template <typename T>
 ROI_HOST_DEVICE Taps<T> make_taps(const Method& method, const Axis<T>& axis, int p, int64_t i) {
-  if (method.cells) return {int(i), int(i), T(1), T(0)};
+  if (method.sampling == Sampling::cells) return {int(i), int(i), T(1), T(0)};
+  if (method.sampling == Sampling::integral) return integral_taps(axis, p, i);
   T position = sample_position(axis, p, i);
   if (position < T(0)) position = T(0);
   const int low = int(position);

@@ -31,14 +31,14 @@ Options::Options(
           output_size[0] <= INT_MAX && output_size[1] <= INT_MAX,
       "output_size: got ", output_size, ", expected two positive sizes (height, width)");
   TORCH_CHECK_VALUE(
-      reduction == "avg" || reduction == "max",
-      "reduction: got '", reduction, "', expected 'avg' or 'max'");
+      reduction == "avg" || reduction == "max" || reduction == "integral",
+      "reduction: got '", reduction, "', expected 'avg', 'max' or 'integral'");
   for (double scale : scales) {
     TORCH_CHECK_VALUE(
         std::isfinite(scale) && scale > 0, "spatial_scale: got ", scale,
         ", expected a positive number of cells per input pixel (1 / stride)");
   }
-  const bool cells = !sampling_ratio.has_value();
+  const bool cells = !sampling_ratio.has_value(), integral = reduction == "integral";
   TORCH_CHECK_VALUE(
       cells || (*sampling_ratio >= 0 && *sampling_ratio <= INT_MAX), "sampling_ratio: got ",
       sampling_ratio.value_or(0),
@@ -49,12 +49,20 @@ Options::Options(
       min_samples, " and ", most, ", expected 1 <= min_samples <= max_samples");
   const Region parsed = parse_region(region);
   TORCH_CHECK_VALUE(
-      cells ? parsed != Region::none : parsed == Region::none || parsed == Region::round,
+      !integral || (parsed == Region::none && cells), "region, sampling_ratio: got '", region, "' and ",
+      cells ? "None" : std::to_string(*sampling_ratio),
+      " with reduction 'integral', expected 'none' and None, for it takes no samples");
+  TORCH_CHECK_VALUE(
+      integral ||
+          (cells ? parsed != Region::none : parsed == Region::none || parsed == Region::round),
       "region, sampling_ratio: region '", region, "' does not go with ",
       cells ? "sampling_ratio None" : "a bilinear grid",
-      "; the valid pairs are 'none' with a number, 'round' with a number or None, "
-      "'floor' and 'bins' with None");
-  method = {parsed, cells, cells ? 0 : int(*sampling_ratio), int(min_samples), int(most), aligned};
+      "; the valid pairs are 'none' with a number (with None for reduction 'integral'), 'round' with a "
+      "number or None, 'floor' and 'bins' with None");
+  const Sampling sampling = integral ? Sampling::integral : cells ? Sampling::cells : Sampling::grid;
+  method = {
+      parsed, sampling, sampling_ratio ? int(*sampling_ratio) : 0, int(min_samples), int(most),
+      aligned};
   max = reduction == "max";
   pooled_height = int(output_size[0]);
   pooled_width = int(output_size[1]);
@@ -62,7 +70,7 @@ Options::Options(
 
 at::ScalarType Options::winner_type() const {
   const int64_t side = method.sampling_ratio > 0 ? method.sampling_ratio : method.max_samples;
-  return !method.cells && side <= 15 ? at::kByte : at::kInt;
+  return method.sampling == Sampling::grid && side <= 15 ? at::kByte : at::kInt;
 }
 
 namespace {

@@ -140,7 +140,7 @@ class Average {
         for (int64_t i = window.begin; i < window.end; ++i) {
           const Taps<A> sample = make_taps(method, axis, p, i);
           add(sample.low, sample.low_weight);
-          if (sample.high_weight != A(0)) add(sample.high, sample.high_weight);
+          add(sample.high, sample.high_weight);
         }
         for (size_t t = taps.begin.back(); t < taps.items.size(); ++t) {
           taps.items[t].weight /= window.count;
@@ -154,6 +154,7 @@ class Average {
     // Where positions rise, a cell that the bin has read before is among its last two; elsewhere a cell that is
     // listed twice counts twice.
     void add(int cell, A weight) {
+      if (weight == A(0)) return;
       std::vector<Tap<A>>& items = taps.items;
       for (size_t t = items.size(); t > size_t(taps.begin.back()) && t + 2 > items.size(); --t) {
         if (items[t - 1].index == cell) {
