@@ -1,8 +1,8 @@
 // Where a method reads: boxes -> bins -> samples -> taps and weights, for host and device.
 //
-// This is the only place that knows it; the kernels see windows of samples and their taps. An upright
-// box is the product of two axes, so everything here is about one axis. The rules, and the peers whose
-// order of operations is followed, are in the contract of the op (docs/op-semantics.md).
+// This is the only place that knows it, with rotated.h; the kernels see windows of samples and their taps. An
+// upright box is the product of two axes, so everything here is about one axis. The rules, and the peers
+// whose order of operations is followed, are in the contract of the op (docs/op-semantics.md).
 #pragma once
 
 #include <cmath>
@@ -30,6 +30,30 @@ struct Method {
   int min_samples;     // bounds of the grid where sampling_ratio is 0
   int max_samples;     // (no upper bound: INT_MAX)
   bool aligned;
+  bool position_sensitive;
+};
+
+// Where the samples of a grid are in their strata: in the middle, or anywhere by a counter-based generator,
+// SplitMix64, which needs no state and says the same wherever and whenever it is asked.
+struct Jitter {
+  bool on;
+  uint64_t state;
+
+  static constexpr uint64_t kStep = 0x9E3779B97F4A7C15u;
+
+  // That of an axis of RoI k: y or x.
+  ROI_HOST_DEVICE Jitter axis(int64_t k, bool is_x) const {
+    return {on, state + ((uint64_t(k) << 32) + (uint64_t(is_x) << 31) + 1) * kStep};
+  }
+  template <typename T>
+  ROI_HOST_DEVICE T at(uint64_t sample) const {
+    if (!on) return T(0.5);
+    uint64_t z = state + (sample & 0x7fffffffu) * kStep;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    z ^= z >> 31;
+    return T(z >> 40) * T(1.0 / (1 << 24));
+  }
 };
 
 // One axis of one RoI on its map, in index coordinates (cell i sits at i).
@@ -39,6 +63,16 @@ struct Axis {
   T bin;           // side of a bin
   T grid;          // samples a bin, of a grid; counted in floating point, a wild box overflows integers
   int extent;      // cells of the map
+  T size;          // side of the RoI
+  Jitter jitter;
+};
+
+// How far the samples of one bin are moved, in sizes of the RoI.
+template <typename T>
+struct Offset {
+  T y, x;
+
+  ROI_HOST_DEVICE bool is_finite() const { return y - y == T(0) && x - x == T(0); }
 };
 
 // The samples of one bin that read the map: begin .. end - 1. Those of an integral are the stretches between
@@ -70,22 +104,43 @@ ROI_HOST_DEVICE T to_cells(T coordinate, T scale) {
   return clamp(coordinate * scale, T(-1e17), T(1e17));
 }
 
+// Divides a side into bins, and a bin into the samples of its grid.
+template <typename T>
+ROI_HOST_DEVICE void divide(const Method& method, Axis<T>& axis, T size, int pooled) {
+  axis.size = size;
+  axis.bin = size / T(pooled);
+  if (method.region == Region::floor) {
+    axis.bin = std::floor(axis.bin);
+    if (axis.bin < T(1)) axis.bin = T(1);
+  }
+  if (method.sampling_ratio > 0) {
+    axis.grid = T(method.sampling_ratio);
+  } else if (size > T(0)) {
+    axis.grid = clamp(std::ceil(axis.bin), T(method.min_samples), T(method.max_samples));
+  }
+}
+
+// Whether a side of less than a cell is enlarged to one: samples need a cell to lie in.
+ROI_HOST_DEVICE bool has_least_size(const Method& method) {
+  return method.region == Region::none && !method.aligned && method.sampling == Sampling::grid;
+}
+
 // The axis of a RoI from `low` to `high` (input pixels) in `pooled` bins over a map of `extent` cells.
 template <typename T>
 ROI_HOST_DEVICE Axis<T> make_axis(
-    const Method& method, T low, T high, T scale, int pooled, int extent) {
-  Axis<T> axis{T(0), T(0), T(0), extent};
+    const Method& method, T low, T high, T scale, int pooled, int extent, const Jitter& jitter) {
+  Axis<T> axis{T(0), T(0), T(0), extent, T(0), jitter};
   const T a = to_cells(low, scale);
   T size;
   switch (method.region) {
     case Region::none:
       axis.start = a - (method.aligned ? T(0.5) : T(0));
       size = to_cells(high, scale) - a;
-      if (!method.aligned && method.sampling == Sampling::grid && size < T(1)) size = T(1);
+      if (has_least_size(method) && size < T(1)) size = T(1);
       break;
     case Region::round:
       axis.start = std::round(a);
-      size = std::round(to_cells(high, scale)) - axis.start + T(1);
+      size = std::round(to_cells(high, scale)) - axis.start + T(method.position_sensitive ? 0 : 1);
       if (size < T(1)) size = T(1);
       // Interpolation knows that a cell's edge lies half a cell before its centre.
       if (method.sampling == Sampling::grid) axis.start -= T(0.5);
@@ -99,23 +154,47 @@ ROI_HOST_DEVICE Axis<T> make_axis(
       axis.start = a;
       size = to_cells(high + T(1), scale) - a;
   }
-  axis.bin = size / T(pooled);
-  if (method.region == Region::floor) {
-    axis.bin = std::floor(axis.bin);
-    if (axis.bin < T(1)) axis.bin = T(1);
-  }
-  if (method.sampling_ratio > 0) {
-    axis.grid = T(method.sampling_ratio);
-  } else if (size > T(0)) {
-    axis.grid = clamp(std::ceil(axis.bin), T(method.min_samples), T(method.max_samples));
-  }
+  divide(method, axis, size, pooled);
   return axis;
+}
+
+// Sample i of bin p in samples from the bin's beginning.
+template <typename T>
+ROI_HOST_DEVICE T sample_in_bin(const Axis<T>& axis, int p, int64_t i) {
+  return T(i) + axis.jitter.template at<T>(uint64_t(p) * uint64_t(axis.grid) + uint64_t(i));
 }
 
 // Position of sample i of bin p; the order of operations is torchvision's.
 template <typename T>
 ROI_HOST_DEVICE T sample_position(const Axis<T>& axis, int p, int64_t i) {
-  return axis.start + T(p) * axis.bin + (T(i) + T(0.5)) * axis.bin / axis.grid;
+  return axis.start + T(p) * axis.bin + sample_in_bin(axis, p, i) * axis.bin / axis.grid;
+}
+
+// Indices of samples of bin p, of which those from position `low` to `high` are some: one to spare on either
+// side. Bounds the work where a box is wild.
+template <typename T>
+ROI_HOST_DEVICE void sample_range(
+    const Axis<T>& axis, int p, double low, double high, int64_t& begin, int64_t& end) {
+  const int64_t grid = int64_t(axis.grid);
+  begin = 0;
+  end = grid;
+  const double step = double(axis.bin) / double(axis.grid);
+  if (grid == 0 || step == 0.0) return;
+  const double origin = double(axis.start) + double(T(p) * axis.bin);
+  const double left = (low - origin) / step - 0.5;
+  const double right = (high - origin) / step - 0.5;
+  const double first = left < right ? left : right;
+  const double last = left < right ? right : left;
+  begin = int64_t(clamp(std::ceil(first) - 1.0, 0.0, double(grid)));
+  end = int64_t(clamp(std::floor(last) + 2.0, 0.0, double(grid)));
+  if (end < begin) end = begin;
+}
+
+// The axis as a bin sees it that is moved by `offset`. No further than any box can be.
+template <typename T>
+ROI_HOST_DEVICE Axis<T> moved(Axis<T> axis, T offset) {
+  axis.start += clamp(offset * axis.size, T(-1e17), T(1e17));
+  return axis;
 }
 
 template <typename T>
@@ -137,37 +216,28 @@ ROI_HOST_DEVICE Window<T> cell_window(const Method& method, const Axis<T>& axis,
     begin = std::floor(T(p) * axis.bin + axis.start);
     end = axis.bin > T(0) ? std::ceil(T(p + 1) * axis.bin + axis.start) : begin;
   }
-  const T extent = T(axis.extent);
+  // R-FCN's layer clips to the last cell, which it therefore never reads.
+  const int limit = method.position_sensitive ? axis.extent - 1 : axis.extent;
+  const T extent = T(limit);
   int64_t first = int64_t(clamp(begin, T(0), extent));
   int64_t last = int64_t(clamp(end, T(0), extent));
   // Beyond 2^24 cells float32 rounds the extent itself, perhaps up.
-  if (first > axis.extent) first = axis.extent;
-  if (last > axis.extent) last = axis.extent;
+  if (first > limit) first = limit;
+  if (last > limit) last = limit;
   if (last < first) last = first;
   return {first, last, T(last - first), false, false};
 }
 
 template <typename T>
 ROI_HOST_DEVICE Window<T> grid_window(const Axis<T>& axis, int p) {
-  const int64_t grid = int64_t(axis.grid);
-  int64_t begin = 0, end = grid;
-  const double step = double(axis.bin) / double(axis.grid);
-  if (grid > 0 && step != 0.0) {
-    // Positions are monotone in i, so those on the map are contiguous. They are estimated, one to
-    // spare on either side, and the very comparison that defines them decides; the estimate alone
-    // bounds the work where float32 maps many i to one position.
-    const double origin = double(axis.start) + double(T(p) * axis.bin);
-    const double left = (-1.0 - origin) / step - 0.5;
-    const double right = (double(axis.extent) - origin) / step - 0.5;
-    const double first = left < right ? left : right;
-    const double last = left < right ? right : left;
-    begin = int64_t(clamp(std::ceil(first) - 1.0, 0.0, double(grid)));
-    end = int64_t(clamp(std::floor(last) + 2.0, 0.0, double(grid)));
-  }
-  if (end < begin) end = begin;
+  // Positions rise or fall with i, so those on the map are contiguous. They are estimated, and the very
+  // comparison that defines them decides; the estimate alone bounds the work where float32 maps many i to
+  // one position.
+  int64_t begin, end;
+  sample_range(axis, p, -1.0, double(axis.extent), begin, end);
   while (begin < end && !reads_map(axis, p, begin)) ++begin;
   while (begin < end && !reads_map(axis, p, end - 1)) --end;
-  return {begin, end, axis.grid, begin > 0 || begin == end, end < grid};
+  return {begin, end, axis.grid, begin > 0 || begin == end, end < int64_t(axis.grid)};
 }
 
 // Where bin p begins, as a position; the one before ends there.
@@ -209,17 +279,28 @@ ROI_HOST_DEVICE Taps<T> integral_taps(const Axis<T>& axis, int p, int64_t i) {
       has_low ? length * (T(1) - middle) : T(0), has_high ? length * middle : T(0)};
 }
 
+// Cells and weights at a position on the map.
+template <typename T>
+ROI_HOST_DEVICE Taps<T> bilinear_taps(T position, int extent) {
+  if (position < T(0)) position = T(0);
+  const int low = int(position);
+  if (low >= extent - 1) return {extent - 1, extent - 1, T(1), T(0)};
+  const T high_weight = position - T(low);
+  return {low, low + 1, T(1) - high_weight, high_weight};
+}
+
+// Whether the surface has a slope there: not where positions are clamped to the outermost cells.
+template <typename T>
+ROI_HOST_DEVICE bool has_slope(T position, int extent) {
+  return position >= T(0) && position < T(extent - 1);
+}
+
 // Cells and weights of sample i of bin p, which lies in the bin's window.
 template <typename T>
 ROI_HOST_DEVICE Taps<T> make_taps(const Method& method, const Axis<T>& axis, int p, int64_t i) {
   if (method.sampling == Sampling::cells) return {int(i), int(i), T(1), T(0)};
   if (method.sampling == Sampling::integral) return integral_taps(axis, p, i);
-  T position = sample_position(axis, p, i);
-  if (position < T(0)) position = T(0);
-  const int low = int(position);
-  if (low >= axis.extent - 1) return {axis.extent - 1, axis.extent - 1, T(1), T(0)};
-  const T high_weight = position - T(low);
-  return {low, low + 1, T(1) - high_weight, high_weight};
+  return bilinear_taps(sample_position(axis, p, i), axis.extent);
 }
 
 // After how many samples of a bin's windows the first zero from beyond the map competes in a maximum;
@@ -232,7 +313,7 @@ ROI_HOST_DEVICE int64_t first_outside(const Window<T>& y, const Window<T>& x) {
   return y.after ? width * height : -1;
 }
 
-// What is to be done with a row (batch_index, x1, y1, x2, y2) of rois.
+// What is to be done with a row of rois: (batch_index, x1, y1, x2, y2), or of one number more if rotated.
 enum class RoiState { read, zero, invalid };
 
 template <typename T>
@@ -242,9 +323,10 @@ ROI_HOST_DEVICE bool batch_index_is_valid(T index, int64_t images) {
 
 // A level outside the pyramid means zeros; a bad number means NaN whatever the level, never silence.
 template <typename T>
-ROI_HOST_DEVICE RoiState roi_state(const T* roi, int64_t images, int64_t level, int64_t levels) {
+ROI_HOST_DEVICE RoiState roi_state(
+    const T* roi, int numbers, int64_t images, int64_t level, int64_t levels) {
   bool finite = true;
-  for (int i = 1; i < 5; ++i) finite = finite && roi[i] - roi[i] == T(0);
+  for (int i = 1; i < numbers; ++i) finite = finite && roi[i] - roi[i] == T(0);
   if (!finite || !batch_index_is_valid(roi[0], images)) return RoiState::invalid;
   return level >= 0 && level < levels ? RoiState::read : RoiState::zero;
 }

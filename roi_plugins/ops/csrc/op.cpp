@@ -4,11 +4,14 @@
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <climits>
 #include <cstdlib>
 
 namespace roi_plugins {
 namespace {
+
+constexpr int64_t kMostSamples = 1 << 14;
 
 Region parse_region(c10::string_view name) {
   if (name == "none") return Region::none;
@@ -24,7 +27,7 @@ Region parse_region(c10::string_view name) {
 Options::Options(
     at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region,
     std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned,
-    int64_t min_samples, std::optional<int64_t> max_samples)
+    int64_t min_samples, std::optional<int64_t> max_samples, bool position_sensitive)
     : scales(spatial_scale.begin(), spatial_scale.end()) {
   TORCH_CHECK_VALUE(
       output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0 &&
@@ -40,13 +43,14 @@ Options::Options(
   }
   const bool cells = !sampling_ratio.has_value(), integral = reduction == "integral";
   TORCH_CHECK_VALUE(
-      cells || (*sampling_ratio >= 0 && *sampling_ratio <= INT_MAX), "sampling_ratio: got ",
+      cells || (*sampling_ratio >= 0 && *sampling_ratio <= kMostSamples), "sampling_ratio: got ",
       sampling_ratio.value_or(0),
-      ", expected None (every cell), 0 (from the size of the RoI) or a positive number");
+      ", expected None (every cell), 0 (from the size of the RoI) or a number from 1 to ", kMostSamples);
   const int64_t most = max_samples.value_or(INT_MAX);
   TORCH_CHECK_VALUE(
-      min_samples >= 1 && min_samples <= most && most <= INT_MAX, "min_samples, max_samples: got ",
-      min_samples, " and ", most, ", expected 1 <= min_samples <= max_samples");
+      min_samples >= 1 && min_samples <= kMostSamples && min_samples <= most && most <= INT_MAX,
+      "min_samples, max_samples: got ", min_samples, " and ", most,
+      ", expected 1 <= min_samples <= max_samples, the former at most ", kMostSamples);
   const Region parsed = parse_region(region);
   TORCH_CHECK_VALUE(
       !integral || (parsed == Region::none && cells), "region, sampling_ratio: got '", region, "' and ",
@@ -59,10 +63,16 @@ Options::Options(
       cells ? "sampling_ratio None" : "a bilinear grid",
       "; the valid pairs are 'none' with a number (with None for reduction 'integral'), 'round' with a "
       "number or None, 'floor' and 'bins' with None");
+  TORCH_CHECK_VALUE(
+      !position_sensitive ||
+          (reduction != "max" && (parsed == Region::none || (parsed == Region::round && cells))),
+      "position_sensitive: got True with region '", region, "', sampling_ratio ",
+      cells ? "None" : std::to_string(*sampling_ratio), " and reduction '", reduction,
+      "', expected region 'none', or 'round' with None, and reduction 'avg' or 'integral'");
   const Sampling sampling = integral ? Sampling::integral : cells ? Sampling::cells : Sampling::grid;
   method = {
       parsed, sampling, sampling_ratio ? int(*sampling_ratio) : 0, int(min_samples), int(most),
-      aligned};
+      aligned, position_sensitive};
   max = reduction == "max";
   pooled_height = int(output_size[0]);
   pooled_width = int(output_size[1]);
@@ -111,20 +121,34 @@ void check_inputs(
       type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16,
       "features: got dtype ", type, ", expected float32, float64, float16 or bfloat16");
   TORCH_CHECK_VALUE(
-      rois.dim() == 2 && rois.size(1) == 5, "rois: got shape ", rois.sizes(),
-      ", expected (K, 5) rows of (batch_index, x1, y1, x2, y2)");
-  TORCH_CHECK_TYPE(
-      at::isFloatingType(rois.scalar_type()), "rois: got dtype ", rois.scalar_type(),
-      ", expected a floating type");
-  TORCH_CHECK_VALUE(
       rois.device() == first.device(), "rois: got device ", rois.device(),
       ", expected that of features, ", first.device());
   TORCH_CHECK_VALUE(
-      rois.size(0) == 0 || first.size(0) > 0, "features: got an empty batch for ", rois.size(0),
-      " RoIs, expected at least one image");
+      rois.dim() != 2 || rois.size(0) == 0 || first.size(0) > 0, "features: got an empty batch for ",
+      rois.size(0), " RoIs, expected at least one image");
   TORCH_CHECK_VALUE(
       levels.has_value() || features.size() == 1, "levels: got None for ", features.size(),
       " maps, expected the (K,) index of each RoI's map");
+}
+
+// What says where the RoIs lie, for forward and backward alike.
+void check_rois(
+    const at::Tensor& rois, const std::optional<at::Tensor>& levels,
+    const std::optional<at::Tensor>& offsets, const std::optional<at::Tensor>& seed,
+    const Options& options) {
+  const Method& method = options.method;
+  TORCH_CHECK_VALUE(
+      rois.dim() == 2 && (rois.size(1) == 5 || rois.size(1) == 6), "rois: got shape ", rois.sizes(),
+      ", expected (K, 5) rows of (batch_index, x1, y1, x2, y2), or rotated ones, (K, 6) of "
+      "(batch_index, cx, cy, w, h, angle)");
+  TORCH_CHECK_TYPE(
+      at::isFloatingType(rois.scalar_type()), "rois: got dtype ", rois.scalar_type(),
+      ", expected a floating type");
+  const bool rotated = rois.size(1) == 6;
+  TORCH_CHECK_VALUE(
+      !rotated || (method.region == Region::none && !method.position_sensitive && !offsets.has_value()),
+      "rois: got rotated ones, (K, 6), with a region, position_sensitive or offsets; expected region "
+      "'none' without either");
   if (levels.has_value()) {
     TORCH_CHECK_VALUE(
         levels->dim() == 1 && levels->size(0) == rois.size(0), "levels: got shape ",
@@ -136,41 +160,115 @@ void check_inputs(
         levels->device() == rois.device(), "levels: got device ", levels->device(),
         ", expected that of rois, ", rois.device());
   }
+  if (offsets.has_value()) {
+    TORCH_CHECK_VALUE(
+        method.region == Region::none && method.sampling == Sampling::grid && !options.max &&
+            !method.position_sensitive,
+        "offsets: got some for a method that takes none; expected region 'none', a number for "
+        "sampling_ratio and reduction 'avg', without position_sensitive");
+    const std::vector<int64_t> size{
+        rois.size(0), 2, options.pooled_height, options.pooled_width};
+    TORCH_CHECK_VALUE(
+        offsets->sizes() == size, "offsets: got shape ", offsets->sizes(), ", expected ",
+        at::IntArrayRef(size), ", (x, y) of each bin");
+    TORCH_CHECK_TYPE(
+        at::isFloatingType(offsets->scalar_type()), "offsets: got dtype ", offsets->scalar_type(),
+        ", expected a floating type");
+    TORCH_CHECK_VALUE(
+        offsets->device() == rois.device(), "offsets: got device ", offsets->device(),
+        ", expected that of rois, ", rois.device());
+  }
+  if (seed.has_value()) {
+    TORCH_CHECK_VALUE(
+        method.sampling == Sampling::grid,
+        "seed: got one for a method without samples; expected a number for sampling_ratio");
+    TORCH_CHECK_VALUE(
+        seed->numel() == 1, "seed: got shape ", seed->sizes(), ", expected one number");
+    TORCH_CHECK_TYPE(
+        seed->scalar_type() == at::kLong, "seed: got dtype ", seed->scalar_type(),
+        ", expected int64");
+    TORCH_CHECK_VALUE(
+        seed->device() == rois.device(), "seed: got device ", seed->device(),
+        ", expected that of rois, ", rois.device());
+  }
 }
 
-at::Tensor level_index(const std::optional<at::Tensor>& levels, const at::Tensor& rois) {
-  if (levels.has_value()) return levels->to(at::kLong).contiguous();
-  return at::zeros({rois.size(0)}, rois.options().dtype(at::kLong));
+Call make_call(
+    const Options& options, at::ScalarType type, const at::Tensor& rois,
+    const std::optional<at::Tensor>& levels, const std::optional<at::Tensor>& offsets,
+    const std::optional<at::Tensor>& seed, std::vector<int64_t> feature_shapes,
+    bool channels_last) {
+  const at::ScalarType wide = accumulation_type(type);
+  const at::Tensor index = levels.has_value()
+      ? levels->to(at::kLong).contiguous()
+      : at::zeros({rois.size(0)}, rois.options().dtype(at::kLong));
+  TORCH_CHECK_VALUE(
+      feature_shapes[1] % (options.method.position_sensitive ? options.bins() : 1) == 0,
+      "features: got ", feature_shapes[1], " channels with position_sensitive, expected a multiple of the ",
+      options.bins(), " bins");
+  return {
+      options, rois.to(wide).contiguous(), index,
+      offsets.has_value() ? offsets->to(wide).contiguous() : at::Tensor(),
+      seed.has_value() ? *seed : at::Tensor(), std::move(feature_shapes), channels_last};
 }
 
-using ForwardKernel = void(const Call&, at::TensorList, at::Tensor&, at::Tensor&);
-using BackwardKernel =
-    std::vector<at::Tensor>(const Call&, const at::Tensor&, const at::Tensor&);
-
-template <ForwardKernel kernel>
-std::tuple<at::Tensor, at::Tensor> roi_extract(
-    at::TensorList features, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
-    at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region,
-    std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned,
-    int64_t min_samples, std::optional<int64_t> max_samples) {
-  const Options options(
-      spatial_scale, output_size, region, sampling_ratio, reduction, aligned, min_samples,
-      max_samples);
-  check_inputs(features, rois, levels, options);
-  const at::Tensor& first = features[0];
-  std::vector<int64_t> shapes{first.size(0), first.size(1)};
+std::vector<int64_t> shapes_of(at::TensorList features) {
+  std::vector<int64_t> shapes{features[0].size(0), features[0].size(1)};
   for (const at::Tensor& map : features) {
     shapes.push_back(map.size(2));
     shapes.push_back(map.size(3));
   }
+  return shapes;
+}
+
+std::vector<int64_t> output_size_of(const Call& call) {
+  return {
+      call.num_rois(), call.output_channels(), call.options.pooled_height,
+      call.options.pooled_width};
+}
+
+void check_grad(const Call& call, const at::Tensor& grad, const at::Tensor& winner) {
+  const std::vector<int64_t> size = output_size_of(call);
+  TORCH_CHECK_VALUE(
+      grad.sizes() == size, "grad: got shape ", grad.sizes(), " for rois of shape ",
+      call.rois.sizes(), ", expected ", at::IntArrayRef(size));
+  const Options& options = call.options;
+  TORCH_CHECK_VALUE(
+      !options.max || (winner.sizes() == size && winner.scalar_type() == options.winner_type()),
+      "winner: got shape ", winner.sizes(), " and dtype ", winner.scalar_type(),
+      ", expected what forward returned");
+}
+
+// The options of the schema, in its order, and their names.
+#define ROI_OPTIONS \
+  at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region, \
+      std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned, \
+      int64_t min_samples, std::optional<int64_t> max_samples, bool position_sensitive
+#define ROI_GIVEN_OPTIONS \
+  spatial_scale, output_size, region, sampling_ratio, reduction, aligned, min_samples, \
+      max_samples, position_sensitive
+
+using ForwardKernel = void(const Call&, at::TensorList, at::Tensor&, at::Tensor&);
+using BackwardKernel =
+    std::vector<at::Tensor>(const Call&, const at::Tensor&, const at::Tensor&);
+using RoisBackwardKernel = void(
+    const Call&, const at::Tensor&, const at::Tensor&, at::TensorList, at::Tensor&, at::Tensor&);
+
+template <ForwardKernel kernel>
+std::tuple<at::Tensor, at::Tensor> roi_extract(
+    at::TensorList features, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
+    const std::optional<at::Tensor>& offsets, const std::optional<at::Tensor>& seed, ROI_OPTIONS) {
+  const Options options(ROI_GIVEN_OPTIONS);
+  check_inputs(features, rois, levels, options);
+  check_rois(rois, levels, offsets, seed, options);
+  const at::Tensor& first = features[0];
   const bool channels_last =
       first.is_contiguous(at::MemoryFormat::ChannelsLast) && !first.is_contiguous();
-  const Call call{
-      options, rois.to(accumulation_type(first.scalar_type())).contiguous(),
-      level_index(levels, rois), shapes, channels_last};
+  const Call call = make_call(
+      options, first.scalar_type(), rois, levels, offsets, seed, shapes_of(features),
+      channels_last);
   check_batch_index(call);
-  const std::vector<int64_t> size{
-      rois.size(0), first.size(1), options.pooled_height, options.pooled_width};
+  const std::vector<int64_t> size = output_size_of(call);
   at::Tensor output = at::empty(size, first.options().memory_format(call.format()));
   at::Tensor winner = at::empty({0}, first.options().dtype(options.winner_type()));
   if (options.max) winner = at::empty(size, winner.options().memory_format(call.format()));
@@ -181,30 +279,21 @@ std::tuple<at::Tensor, at::Tensor> roi_extract(
 template <BackwardKernel kernel>
 std::vector<at::Tensor> roi_extract_backward(
     const at::Tensor& grad, const at::Tensor& winner, const at::Tensor& rois,
-    const std::optional<at::Tensor>& levels, at::IntArrayRef feature_shapes, bool channels_last,
-    at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region,
-    std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned,
-    int64_t min_samples, std::optional<int64_t> max_samples) {
-  const Options options(
-      spatial_scale, output_size, region, sampling_ratio, reduction, aligned, min_samples,
-      max_samples);
+    const std::optional<at::Tensor>& levels, const std::optional<at::Tensor>& offsets,
+    const std::optional<at::Tensor>& seed, at::IntArrayRef feature_shapes, bool channels_last,
+    ROI_OPTIONS) {
+  const Options options(ROI_GIVEN_OPTIONS);
   const size_t maps = options.scales.size();
   TORCH_CHECK_VALUE(
-      maps >= 1 && maps <= kMaxLevels && feature_shapes.size() == 2 + 2 * maps,
+      maps >= 1 && maps <= kMaxLevels && feature_shapes.size() == 2 + 2 * maps &&
+          *std::min_element(feature_shapes.begin() + 2, feature_shapes.end()) > 0,
       "feature_shapes: got ", feature_shapes, ", expected N, C and then H, W of each of ", maps,
       " maps");
-  const std::vector<int64_t> size{
-      rois.size(0), feature_shapes[1], options.pooled_height, options.pooled_width};
-  TORCH_CHECK_VALUE(
-      rois.dim() == 2 && rois.size(1) == 5 && grad.sizes() == size, "grad: got shape ",
-      grad.sizes(), " for rois of shape ", rois.sizes(), ", expected ", at::IntArrayRef(size));
-  TORCH_CHECK_VALUE(
-      !options.max || (winner.sizes() == size && winner.scalar_type() == options.winner_type()),
-      "winner: got shape ", winner.sizes(), " and dtype ", winner.scalar_type(),
-      ", expected what forward returned");
-  const Call call{
-      options, rois.to(accumulation_type(grad.scalar_type())).contiguous(),
-      level_index(levels, rois), feature_shapes.vec(), channels_last};
+  check_rois(rois, levels, offsets, seed, options);
+  const Call call = make_call(
+      options, grad.scalar_type(), rois, levels, offsets, seed, feature_shapes.vec(),
+      channels_last);
+  check_grad(call, grad, winner);
   if (grad.numel() > 0) {
     check_batch_index(call);
     return kernel(
@@ -218,6 +307,35 @@ std::vector<at::Tensor> roi_extract_backward(
     grads.back() = grads.back().contiguous(call.format());
   }
   return grads;
+}
+
+template <RoisBackwardKernel kernel>
+std::tuple<at::Tensor, at::Tensor> roi_extract_backward_rois(
+    const at::Tensor& grad, const at::Tensor& winner, at::TensorList features,
+    const at::Tensor& rois, const std::optional<at::Tensor>& levels,
+    const std::optional<at::Tensor>& offsets, const std::optional<at::Tensor>& seed, ROI_OPTIONS) {
+  const Options options(ROI_GIVEN_OPTIONS);
+  check_inputs(features, rois, levels, options);
+  check_rois(rois, levels, offsets, seed, options);
+  const Call call = make_call(
+      options, features[0].scalar_type(), rois, levels, offsets, seed, shapes_of(features), false);
+  check_grad(call, grad, winner);
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !(call.rotated() && options.method.sampling == Sampling::integral),
+      "rois: there is no gradient to rotated boxes with reduction 'integral'; detach them, or take a "
+      "number for sampling_ratio and reduction 'avg'");
+  at::Tensor parts = at::zeros({call.num_rois(), options.bins(), rois.size(1)}, call.rois.options());
+  at::Tensor grad_offsets;
+  if (offsets.has_value()) grad_offsets = at::zeros_like(call.offsets);
+  // The boxes of quantised regions do not move what is read.
+  if (grad.numel() > 0 && options.method.region == Region::none) {
+    check_batch_index(call);
+    kernel(call, grad.to(features[0].scalar_type()), winner, features, parts, grad_offsets);
+  }
+  return {
+      parts.sum(1).to(rois.scalar_type()),
+      offsets.has_value() ? grad_offsets.to(offsets->scalar_type())
+                          : at::empty({0}, rois.options())};
 }
 
 }  // namespace
@@ -243,27 +361,35 @@ at::ScalarType accumulation_type(at::ScalarType feature_type) {
   return feature_type == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+#define ROI_SCHEMA_OPTIONS \
+  "float[] spatial_scale, int[] output_size, str region, int? sampling_ratio, str reduction, " \
+  "bool aligned, int min_samples, int? max_samples, bool position_sensitive"
+
 TORCH_LIBRARY(roi_plugins, m) {
   m.def(
-      "roi_extract(Tensor[] features, Tensor rois, Tensor? levels, float[] spatial_scale, "
-      "int[] output_size, str region, int? sampling_ratio, str reduction, bool aligned, "
-      "int min_samples, int? max_samples) -> (Tensor output, Tensor winner)");
+      "roi_extract(Tensor[] features, Tensor rois, Tensor? levels, Tensor? offsets, Tensor? seed, "
+      ROI_SCHEMA_OPTIONS ") -> (Tensor output, Tensor winner)");
   m.def(
       "roi_extract_backward(Tensor grad, Tensor winner, Tensor rois, Tensor? levels, "
-      "SymInt[] feature_shapes, bool channels_last, float[] spatial_scale, int[] output_size, "
-      "str region, int? sampling_ratio, str reduction, bool aligned, int min_samples, "
-      "int? max_samples) -> Tensor[]");
+      "Tensor? offsets, Tensor? seed, SymInt[] feature_shapes, bool channels_last, "
+      ROI_SCHEMA_OPTIONS ") -> Tensor[]");
+  m.def(
+      "roi_extract_backward_rois(Tensor grad, Tensor winner, Tensor[] features, Tensor rois, "
+      "Tensor? levels, Tensor? offsets, Tensor? seed, " ROI_SCHEMA_OPTIONS
+      ") -> (Tensor grad_rois, Tensor grad_offsets)");
 }
 
 TORCH_LIBRARY_IMPL(roi_plugins, CPU, m) {
   m.impl("roi_extract", &roi_extract<forward_cpu>);
   m.impl("roi_extract_backward", &roi_extract_backward<backward_cpu>);
+  m.impl("roi_extract_backward_rois", &roi_extract_backward_rois<backward_rois_cpu>);
 }
 
 #ifdef ROI_PLUGINS_WITH_CUDA
 TORCH_LIBRARY_IMPL(roi_plugins, CUDA, m) {
   m.impl("roi_extract", &roi_extract<forward_cuda>);
   m.impl("roi_extract_backward", &roi_extract_backward<backward_cuda>);
+  m.impl("roi_extract_backward_rois", &roi_extract_backward_rois<backward_rois_cuda>);
 }
 #endif
 

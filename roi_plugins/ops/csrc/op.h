@@ -22,7 +22,7 @@ struct Options {
   Options(
       at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region,
       std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned,
-      int64_t min_samples, std::optional<int64_t> max_samples);
+      int64_t min_samples, std::optional<int64_t> max_samples, bool position_sensitive);
 
   int64_t bins() const { return int64_t(pooled_height) * pooled_width; }
   // One byte names the winner of a maximum where the arguments bound a bin to 255 samples.
@@ -33,14 +33,24 @@ struct Options {
 // half, which would move a box by up to two pixels at 1000.
 struct Call {
   Options options;
-  at::Tensor rois;    // (K, 5), contiguous, of the accumulation type
-  at::Tensor levels;  // (K,) int64, contiguous
+  at::Tensor rois;     // (K, 5), or (K, 6) if rotated, contiguous, of the accumulation type
+  at::Tensor levels;   // (K,) int64, contiguous
+  at::Tensor offsets;  // (K, 2, PH, PW), x first, contiguous, of the accumulation type; or undefined
+  at::Tensor seed;     // one int64; or undefined
   std::vector<int64_t> feature_shapes;  // N, C, then H, W of each map
   bool channels_last;  // layout of the output and of the gradients: that of the first map
 
   int64_t num_rois() const { return rois.size(0); }
+  bool rotated() const { return rois.size(1) == 6; }
+  // Whether the bins of a RoI are more than the product of two axes.
+  bool has_single_bins() const {
+    return rotated() || offsets.defined() || options.method.position_sensitive;
+  }
   int64_t images() const { return feature_shapes[0]; }
   int64_t channels() const { return feature_shapes[1]; }
+  // Channels of the maps for each of the output.
+  int64_t groups() const { return options.method.position_sensitive ? options.bins() : 1; }
+  int64_t output_channels() const { return channels() / groups(); }
   int64_t num_levels() const { return int64_t(options.scales.size()); }
   int64_t height(int64_t level) const { return feature_shapes[2 + 2 * level]; }
   int64_t width(int64_t level) const { return feature_shapes[3 + 2 * level]; }
@@ -59,9 +69,17 @@ void forward_cpu(
     const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner);
 std::vector<at::Tensor> backward_cpu(
     const Call& call, const at::Tensor& grad, const at::Tensor& winner);
+// Gradients of the boxes, (K, PH * PW, 5 or 6) with one part a bin and 0 for the batch index, and of the offsets
+// (as they are, or undefined), both zero before.
+void backward_rois_cpu(
+    const Call& call, const at::Tensor& grad, const at::Tensor& winner, at::TensorList features,
+    at::Tensor& grad_rois, at::Tensor& grad_offsets);
 void forward_cuda(
     const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner);
 std::vector<at::Tensor> backward_cuda(
     const Call& call, const at::Tensor& grad, const at::Tensor& winner);
+void backward_rois_cuda(
+    const Call& call, const at::Tensor& grad, const at::Tensor& winner, at::TensorList features,
+    at::Tensor& grad_rois, at::Tensor& grad_offsets);
 
 }  // namespace roi_plugins

@@ -143,7 +143,7 @@ ROI_INLINE void maximum_block(
         best[i] = sum;
         index[i] = here;
       } else {
-        // NaN takes the place and keeps it.
+        // NaN takes the place, and only another one takes it from it.
         index[i] = ((sum > best[i]) | (sum != sum)) ? here : index[i];
         best[i] = ((sum > best[i]) | (sum != sum)) ? sum : best[i];
       }
@@ -199,6 +199,24 @@ ROI_INLINE void winners_loop(
     const Index here = Index(i);
     for (int64_t c = 0; c < channels; ++c) out[c] = winner[c] == here ? grad[c] : S(0);
   }
+}
+
+template <typename S, typename A>
+ROI_INLINE void dot_loop(A& result, const S* a, const S* b, int64_t channels) {
+  using V = typename Wide<A>::type;
+  constexpr int size = Wide<A>::size;
+  V sum[4] = {}, left, right;
+  int64_t c = 0;
+  for (int i = 0; c + size <= channels; c += size, i = (i + 1) % 4) {
+    load(left, a + c);
+    load(right, b + c);
+    sum[i] += left * right;
+  }
+  sum[0] += sum[1] + sum[2] + sum[3];
+  A lanes[size];
+  std::memcpy(lanes, &sum[0], sizeof(lanes));
+  for (int i = 0; i < size; ++i) result += lanes[i];
+  for (; c < channels; ++c) result += A(a[c]) * A(b[c]);
 }
 
 // An eight by eight transpose of 32-bit lanes, whatever they hold: pairs of lanes, then pairs of pairs, then halves.
@@ -278,6 +296,8 @@ template <typename... Args>
 ROI_AVX2 void maximum_avx2(const Args&... args) { maximum_loop(args...); }
 template <typename... Args>
 ROI_AVX2 void winners_avx2(const Args&... args) { winners_loop(args...); }
+template <typename A, typename... Args>
+ROI_AVX2 void dot_avx2(A& result, const Args&... args) { dot_loop(result, args...); }
 template <typename... Args>
 ROI_AVX2 void transpose_avx2(const Args&... args) { transpose_loop(args...); }
 #endif
@@ -311,6 +331,17 @@ void take_winners(
   ROI_DISPATCH(winners, out, grad, winner, first, count, channels);
 }
 
+template <typename S>
+static void add_dot(accumulation_t<S>& result, const S* a, const S* b, int64_t channels) {
+  ROI_DISPATCH(dot, result, a, b, channels);
+}
+template <typename S>
+accumulation_t<S> dot(const S* a, const S* b, int64_t channels) {
+  accumulation_t<S> result = 0;
+  add_dot(result, a, b, channels);
+  return result;
+}
+
 template <bool add, typename T>
 void transpose(
     T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t rows,
@@ -327,11 +358,14 @@ void transpose(
       S*, Index*, int64_t, const S*, int64_t, const BinSamples<accumulation_t<S>>&, int64_t); \
   template void take_winners<S, Index>(S*, const S*, const Index*, int64_t, int64_t, int64_t)
 #define ROI_INSTANTIATE(S) \
+  template accumulation_t<S> dot<S>(const S*, const S*, int64_t); \
   ROI_INSTANTIATE_MAXIMUM(S, uint8_t); \
   ROI_INSTANTIATE_MAXIMUM(S, int32_t); \
   template void transpose<false>(S*, int64_t, const S*, int64_t, int64_t, int64_t)
 #define ROI_INSTANTIATE_HALF(S) \
   ROI_INSTANTIATE(S); \
+  ROI_INSTANTIATE_SUM(S, S); \
+  template void add_taps<float, S>(float*, int64_t, const S*, int64_t, const TapLists<float>&, int64_t); \
   ROI_INSTANTIATE_SUM(float, S); \
   ROI_INSTANTIATE_SUM(S, float)
 #define ROI_INSTANTIATE_ACCUMULATION(A) \

@@ -59,6 +59,10 @@ void maximum_of_samples(
     S* out, Index* winner, int64_t out_stride, const S* map, int64_t map_stride,
     const BinSamples<accumulation_t<S>>& bins, int64_t channels);
 
+// The sum of a[c] * b[c].
+template <typename S>
+accumulation_t<S> dot(const S* a, const S* b, int64_t channels);
+
 // out[i][c] = grad[c] where winner[c] is first + i, else 0, for i in [0, count): channels lie side by side.
 template <typename S, typename Index>
 void take_winners(

@@ -8,6 +8,7 @@
 #include "../geometry.h"
 #include "loops.h"
 #include "memory.h"
+#include "rois.h"
 
 namespace roi_plugins {
 
@@ -22,6 +23,16 @@ class CellRange {
     }
     if (cell >= first_ + count()) reads_.resize(cell - first_ + 1, 0);
     reads_[cell - first_] = 1;
+  }
+  // The cells that `things` read, into a range that is empty; and counts theirs from the first.
+  template <typename T>
+  void take(std::vector<T>& things, int T::*cell) {
+    if (things.empty()) return;
+    const auto by_cell = [&](const T& a, const T& b) { return a.*cell < b.*cell; };
+    const auto ends = std::minmax_element(things.begin(), things.end(), by_cell);
+    first_ = (*ends.first).*cell;
+    reads_.assign((*ends.second).*cell - first_ + 1, 0);
+    for (T& thing : things) reads_[thing.*cell -= first_] = 1;
   }
   void add(const CellRange& other) {
     for (int i = 0; i < other.count(); ++i) {
@@ -122,6 +133,47 @@ class Spread {
   int64_t channels_ = 0;
 };
 
+// The cells of an axis that a bin reads and their weights in an average: one a cell, however many samples share it.
+template <typename A>
+void append_taps(const Method& method, const Axis<A>& axis, int p, std::vector<Tap<A>>& taps) {
+  const size_t first = taps.size();
+  // Where positions rise, a cell that the bin has read before is among its last two; elsewhere a cell that is
+  // listed twice counts twice.
+  const auto add = [&](int cell, A weight) {
+    if (weight == A(0)) return;
+    for (size_t t = taps.size(); t > first && t + 2 > taps.size(); --t) {
+      if (taps[t - 1].index == cell) {
+        taps[t - 1].weight += weight;
+        return;
+      }
+    }
+    taps.push_back({cell, weight});
+  };
+  const Window<A> window = make_window(method, axis, p);
+  for (int64_t i = window.begin; i < window.end; ++i) {
+    const Taps<A> sample = make_taps(method, axis, p, i);
+    add(sample.low, sample.low_weight);
+    add(sample.high, sample.high_weight);
+  }
+  for (size_t t = first; t < taps.size(); ++t) taps[t].weight /= window.count;
+}
+
+// Where a RoI reads, by its axes.
+template <typename AxisTable>
+struct AxisTables {
+  AxisTable y, x;
+
+  template <typename A>
+  void resolve(const Rois<A>& rois, int64_t k) {
+    const Options& options = rois.call.options;
+    y.resolve(options.method, rois.y_axis(k), options.pooled_height);
+    x.resolve(options.method, rois.x_axis(k), options.pooled_width);
+  }
+  const CellRange& rows() const { return y.cells; }
+  const CellRange& columns() const { return x.cells; }
+  bool is_empty() const { return rows().count() == 0 || columns().count() == 0; }
+};
+
 // An average has one weight a cell, however many samples of a bin share it: a product of those on its axes.
 template <typename S>
 class Average {
@@ -136,41 +188,22 @@ class Average {
 
     void resolve(const Method& method, const Axis<A>& axis, int pooled) {
       for (int p = 0; p < pooled; ++p) {
-        const Window<A> window = make_window(method, axis, p);
-        for (int64_t i = window.begin; i < window.end; ++i) {
-          const Taps<A> sample = make_taps(method, axis, p, i);
-          add(sample.low, sample.low_weight);
-          add(sample.high, sample.high_weight);
-        }
+        append_taps(method, axis, p, taps.items);
         for (size_t t = taps.begin.back(); t < taps.items.size(); ++t) {
-          taps.items[t].weight /= window.count;
+          cells.add(taps.items[t].index);
         }
         taps.close();
       }
       for (Tap<A>& tap : taps.items) tap.index -= cells.first();
     }
-
-   private:
-    // Where positions rise, a cell that the bin has read before is among its last two; elsewhere a cell that is
-    // listed twice counts twice.
-    void add(int cell, A weight) {
-      if (weight == A(0)) return;
-      std::vector<Tap<A>>& items = taps.items;
-      for (size_t t = items.size(); t > size_t(taps.begin.back()) && t + 2 > items.size(); --t) {
-        if (items[t - 1].index == cell) {
-          items[t - 1].weight += weight;
-          return;
-        }
-      }
-      cells.add(cell);
-      items.push_back({cell, weight});
-    }
   };
+
+  using Tables = AxisTables<AxisTable>;
 
   // Bins lie side by side, and so do cells. `map` is the RoI's first cell, `map_row` what lies between rows.
   void forward(
-      const AxisTable& y, const AxisTable& x, S* out, Index*, const S* map, int64_t map_row,
-      int64_t channels) {
+      const Tables& tables, S* out, Index*, const S* map, int64_t map_row, int64_t channels) {
+    const AxisTable &y = tables.y, &x = tables.x;
     A* const row = row_.at_least(x.cells.count() * channels);
     for (int p = 0; p < y.taps.count(); ++p, out += x.taps.count() * channels) {
       x.cells.for_runs([&](int begin, int end) {
@@ -182,8 +215,9 @@ class Average {
     }
   }
   void backward(
-      const AxisTable& y, const AxisTable& x, A* map, int64_t map_row, int64_t map_stride,
-      const S* grad, const Index*, int64_t channels) {
+      const Tables& tables, A* map, int64_t map_row, int64_t map_stride, const S* grad,
+      const Index*, int64_t channels) {
+    const AxisTable &y = tables.y, &x = tables.x;
     spread_.start(x.cells, x.taps, channels);
     for (int p = 0; p < y.taps.count(); ++p, grad += x.taps.count() * channels) {
       spread_.add(map, map_row, map_stride, grad, y.taps, p);
@@ -232,9 +266,12 @@ class Maximum {
     }
   };
 
+  using Tables = AxisTables<AxisTable>;
+
   void forward(
-      const AxisTable& y, const AxisTable& x, S* out, Index* winner, const S* map,
-      int64_t map_row, int64_t channels) {
+      const Tables& tables, S* out, Index* winner, const S* map, int64_t map_row,
+      int64_t channels) {
+    const AxisTable &y = tables.y, &x = tables.x;
     const int64_t row = map_row / channels;
     const int bins = int(x.windows.size());
     for (size_t p = 0; p < y.windows.size(); ++p, out += bins * channels, winner += bins * channels) {
@@ -265,8 +302,9 @@ class Maximum {
 
   // The gradient goes to the samples that won, and from there as that of an average of one sample a bin.
   void backward(
-      const AxisTable& y, const AxisTable& x, A* map, int64_t map_row, int64_t map_stride,
-      const S* grad, const Index* winner, int64_t channels) {
+      const Tables& tables, A* map, int64_t map_row, int64_t map_stride, const S* grad,
+      const Index* winner, int64_t channels) {
+    const AxisTable &y = tables.y, &x = tables.x;
     spread_.start(x.cells, x.taps, channels);
     S* const row = row_.at_least(x.taps.count() * channels);
     const int64_t bins = int64_t(x.windows.size());

@@ -7,6 +7,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
+#include "bins.h"
 #include "loops.h"
 #include "memory.h"
 #include "reductions.h"
@@ -19,24 +20,17 @@ namespace {
 // them in: by map and image, since those that share one share its cache lines and pages.
 template <typename Reduction>
 struct Plan {
-  struct Tables {
-    typename Reduction::AxisTable y, x;
-  };
-  std::vector<Tables> tables;
+  std::vector<typename Reduction::Tables> tables;
   std::vector<int64_t> order, unread;
 
   explicit Plan(const Rois<typename Reduction::A>& rois) : tables(rois.call.num_rois()) {
-    const Options& options = rois.call.options;
     at::parallel_for(0, int64_t(tables.size()), 16, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) {
-        if (rois.state(k) != RoiState::read) continue;
-        tables[k].y.resolve(options.method, rois.y_axis(k), options.pooled_height);
-        tables[k].x.resolve(options.method, rois.x_axis(k), options.pooled_width);
+        if (rois.state(k) == RoiState::read) tables[k].resolve(rois, k);
       }
     });
     for (int64_t k = 0; k < rois.call.num_rois(); ++k) {
-      const bool reads = tables[k].y.cells.count() > 0 && tables[k].x.cells.count() > 0;
-      (reads ? order : unread).push_back(k);
+      (tables[k].is_empty() ? unread : order).push_back(k);
     }
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
       return rois.map_and_image(a) < rois.map_and_image(b);
@@ -89,7 +83,7 @@ std::vector<Patch> make_patches(
     for (end = begin; end < count; ++end) {
       const int64_t k = plan.order[end];
       if (rois.map_and_image(k) != rois.map_and_image(first)) break;
-      patches.push_back({end, end + 1, plan.tables[k].y.cells, plan.tables[k].x.cells});
+      patches.push_back({end, end + 1, plan.tables[k].rows(), plan.tables[k].columns()});
       patches.back().place(rois.height(k), rois.width(k));
       cells += patches.back().cells();
       shared.y.add(patches.back().y);
@@ -97,7 +91,7 @@ std::vector<Patch> make_patches(
     }
     shared.end = end;
     shared.place(rois.height(first), rois.width(first));
-    if (shared.cells() < std::min(cells, kSharedCells)) {
+    if (rois.call.groups() == 1 && shared.cells() < std::min(cells, kSharedCells)) {
       patches.resize(separate);
       patches.push_back(shared);
     }
@@ -120,7 +114,7 @@ int64_t block_size(int64_t channels) {
 // The bins of RoI k in `tensor`, which has the call's layout, to and from scratch memory.
 template <typename T>
 void load_bins(const Call& call, T* scratch, const T* tensor, int64_t k, Block block) {
-  const int64_t channels = call.channels(), bins = call.options.bins();
+  const int64_t channels = call.output_channels(), bins = call.options.bins();
   tensor += k * channels * bins;
   if (!call.channels_last) {
     transpose<false>(
@@ -135,7 +129,7 @@ void load_bins(const Call& call, T* scratch, const T* tensor, int64_t k, Block b
 // What every element of a RoI that reads nothing is.
 template <typename Reduction, typename S, typename A, typename Index>
 void fill_unread(const Rois<A>& rois, const Plan<Reduction>& plan, S* output, Index* winner) {
-  const int64_t size = rois.call.channels() * rois.call.options.bins();
+  const int64_t size = rois.call.output_channels() * rois.call.options.bins();
   for (const int64_t k : plan.unread) {
     std::fill_n(output + k * size, size, rois.template fill<S>(k));
     if (winner != nullptr) std::fill_n(winner + k * size, size, -1);
@@ -145,21 +139,21 @@ void fill_unread(const Rois<A>& rois, const Plan<Reduction>& plan, S* output, In
 template <typename Reduction, typename S>
 void forward_channels_last(
     const Call& call, at::TensorList maps, S* output, typename Reduction::Index* winner) {
-  const Rois<typename Reduction::A> rois{call};
+  const Rois<typename Reduction::A> rois(call);
   const Plan<Reduction> plan(rois);
-  const int64_t channels = call.channels(), size = channels * call.options.bins();
+  const int64_t channels = call.output_channels(), size = channels * call.options.bins();
   fill_unread(rois, plan, output, winner);
   at::parallel_for(0, int64_t(plan.order.size()), 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t k = plan.order[i], width = rois.width(k);
-      const auto& [y, x] = plan.tables[k];
+      const typename Reduction::Tables& tables = plan.tables[k];
       const at::Tensor& map = maps[rois.level(k)];
+      const int64_t first = tables.rows().first() * width + tables.columns().first();
       reduction.forward(
-          y, x, output + k * size, winner == nullptr ? nullptr : winner + k * size,
-          map.const_data_ptr<S>() + rois.image_offset(k) +
-              (y.cells.first() * width + x.cells.first()) * channels,
-          width * channels, channels);
+          tables, output + k * size, winner == nullptr ? nullptr : winner + k * size,
+          map.const_data_ptr<S>() + rois.image_offset(k) + first * call.channels(),
+          width * call.channels(), channels);
     }
   });
 }
@@ -167,7 +161,7 @@ void forward_channels_last(
 template <typename Reduction, typename S>
 void forward_planes(
     const Call& call, at::TensorList maps, S* output, typename Reduction::Index* winner) {
-  const Rois<typename Reduction::A> rois{call};
+  const Rois<typename Reduction::A> rois(call);
   const Plan<Reduction> plan(rois);
   const std::vector<Patch> patches = make_patches(rois, plan);
   const int64_t channels = call.channels(), bins = call.options.bins();
@@ -201,10 +195,11 @@ void forward_planes(
         });
         for (int64_t r = first_roi; r < last_roi; ++r) {
           const int64_t k = plan.order[r], offset = (k * channels + first) * bins;
-          const auto& [y, x] = plan.tables[k];
+          const typename Reduction::Tables& tables = plan.tables[k];
           reduction.forward(
-              y, x, rows.data(), winners.data(),
-              cells + patch.cell(y.cells.first(), x.cells.first()) * n, patch.columns * n, n);
+              tables, rows.data(), winners.data(),
+              cells + patch.cell(tables.rows().first(), tables.columns().first()) * n,
+              patch.columns * n, n);
           transpose<false>(output + offset, bins, rows.data(), n, bins, n);
           if constexpr (Reduction::has_winner) {
             transpose<false>(winner + offset, bins, winners.data(), n, bins, n);
@@ -244,10 +239,10 @@ void backward(
     const Call& call, const S* grad, const typename Reduction::Index* winner,
     const std::vector<typename Reduction::A*>& sums) {
   using A = typename Reduction::A;
-  const Rois<A> rois{call};
+  const Rois<A> rois(call);
   const Plan<Reduction> plan(rois);
   const std::vector<Patch> patches = make_patches(rois, plan);
-  const int64_t channels = call.channels(), bins = call.options.bins();
+  const int64_t channels = call.output_channels(), bins = call.options.bins();
   const int64_t size = block_size(channels), blocks = (channels + size - 1) / size;
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
@@ -270,17 +265,18 @@ void backward(
         }
         for (int64_t r = patch.begin; r < patch.end; ++r) {
           const int64_t k = plan.order[r];
-          const auto& [y, x] = plan.tables[k];
+          const typename Reduction::Tables& tables = plan.tables[k];
           load_bins(call, rows.data(), grad, k, block);
           if constexpr (Reduction::has_winner) load_bins(call, winners.data(), winner, k, block);
-          const int64_t i = y.cells.first(), j = x.cells.first();  // of the map
+          const int64_t i = tables.rows().first(), j = tables.columns().first();  // of the map
           if (direct) {
+            const int64_t stride = call.channels();
             reduction.backward(
-                y, x, image + (i * patch.width + j) * channels + first, patch.width * channels,
-                channels, rows.data(), winners.data(), block.count);
+                tables, image + (i * patch.width + j) * stride + first, patch.width * stride,
+                stride, rows.data(), winners.data(), block.count);
           } else {
             reduction.backward(
-                y, x, cells + patch.cell(i, j) * block.count, patch.columns * block.count,
+                tables, cells + patch.cell(i, j) * block.count, patch.columns * block.count,
                 block.count, rows.data(), winners.data(), block.count);
           }
         }
@@ -293,25 +289,36 @@ void backward(
 // Calls work(S(), Reduction) with the element type and the reduction of a call.
 template <typename Work>
 void dispatch(const Call& call, at::ScalarType type, Work&& work) {
+  const bool single_bins = call.has_single_bins();
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "roi_extract", [&] {
     if (!call.options.max) {
-      work(scalar_t(), Average<scalar_t>());
+      single_bins ? work(scalar_t(), BinAverage<scalar_t>()) : work(scalar_t(), Average<scalar_t>());
     } else if (call.options.winner_type() == at::kByte) {
-      work(scalar_t(), Maximum<scalar_t, uint8_t>());
+      single_bins ? work(scalar_t(), BinMaximum<scalar_t, uint8_t>())
+                  : work(scalar_t(), Maximum<scalar_t, uint8_t>());
     } else {
-      work(scalar_t(), Maximum<scalar_t, int32_t>());
+      single_bins ? work(scalar_t(), BinMaximum<scalar_t, int32_t>())
+                  : work(scalar_t(), Maximum<scalar_t, int32_t>());
     }
   });
+}
+
+// Where bins have channels of their own, those of a bin have to lie side by side.
+Call in_working_layout(Call call) {
+  call.channels_last = call.channels_last || call.groups() > 1;
+  return call;
 }
 
 }  // namespace
 
 void forward_cpu(
-    const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
-  populate(output);
+    const Call& given, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
+  const Call call = in_working_layout(given);
+  at::Tensor result = output.contiguous(call.format());
+  populate(result);
   if (call.options.max) populate(winner);
   std::vector<at::Tensor> maps;
-  for (const at::Tensor& map : features) maps.push_back(map.contiguous(call.format()));
+  for (const at::Tensor& map : features) maps.push_back(readable(call, map, call.format()));
   dispatch(call, output.scalar_type(), [&](auto element, auto reduction) {
     using S = decltype(element);
     using Reduction = decltype(reduction);
@@ -320,15 +327,18 @@ void forward_cpu(
       winners = winner.data_ptr<typename Reduction::Index>();
     }
     if (call.channels_last) {
-      forward_channels_last<Reduction>(call, maps, output.data_ptr<S>(), winners);
+      forward_channels_last<Reduction>(call, maps, result.data_ptr<S>(), winners);
     } else {
-      forward_planes<Reduction>(call, maps, output.data_ptr<S>(), winners);
+      forward_planes<Reduction>(call, maps, result.data_ptr<S>(), winners);
     }
   });
+  if (!result.is_same(output)) output.copy_(result);
 }
 
 std::vector<at::Tensor> backward_cpu(
-    const Call& call, const at::Tensor& grad, const at::Tensor& winner) {
+    const Call& given, const at::Tensor& grad, const at::Tensor& winner) {
+  const Call call = in_working_layout(given);
+  const at::Tensor read = grad.contiguous(call.format());
   std::vector<at::Tensor> maps;
   for (int64_t l = 0; l < call.num_levels(); ++l) {
     // Not at::zeros, which knows no memory format.
@@ -349,9 +359,16 @@ std::vector<at::Tensor> backward_cpu(
     if constexpr (Reduction::has_winner) {
       winners = winner.const_data_ptr<typename Reduction::Index>();
     }
-    backward<Reduction>(call, grad.const_data_ptr<S>(), winners, sums);
+    backward<Reduction>(call, read.const_data_ptr<S>(), winners, sums);
   });
-  for (at::Tensor& map : maps) map = map.to(grad.scalar_type());
+  for (at::Tensor& map : maps) {
+    map = map.to(grad.scalar_type());
+    if (call.groups() == 1) continue;
+    map = map.unflatten(1, {call.groups(), call.output_channels()})
+              .transpose(1, 2)
+              .flatten(1, 2)
+              .contiguous(given.format());
+  }
   return maps;
 }
 

@@ -1,26 +1,45 @@
-// A call, by the RoI.
+// A call, map by map and RoI by RoI.
 #pragma once
 
 #include <limits>
 
 #include "../accumulate.h"
 #include "../op.h"
+#include "../rotated.h"
 
 namespace roi_plugins {
+
+// A map as the kernels read it. Where bins have channels of their own, those of one lie side by side: (channel,
+// bin) becomes (bin, channel).
+inline at::Tensor readable(const Call& call, const at::Tensor& map, at::MemoryFormat format) {
+  if (call.groups() == 1) return map.contiguous(format);
+  return map.unflatten(1, {call.output_channels(), call.groups()})
+      .transpose(1, 2)
+      .flatten(1, 2)
+      .contiguous(format);
+}
 
 template <typename A>
 struct Rois {
   const Call& call;
+  const Jitter jitter;
 
-  const A* row(int64_t k) const { return call.rois.const_data_ptr<A>() + 5 * k; }
+  explicit Rois(const Call& call)
+      : call(call),
+        jitter{call.seed.defined(),
+               call.seed.defined() ? uint64_t(*call.seed.const_data_ptr<int64_t>()) : 0} {}
+
+  const A* row(int64_t k) const { return call.rois.const_data_ptr<A>() + call.rois.size(1) * k; }
   int64_t image(int64_t k) const { return int64_t(row(k)[0]); }
   int64_t level(int64_t k) const { return call.levels.const_data_ptr<int64_t>()[k]; }
   // RoIs of equal numbers read the same image of the same map.
   int64_t map_and_image(int64_t k) const { return level(k) * call.images() + image(k); }
   int height(int64_t k) const { return int(call.height(level(k))); }
   int width(int64_t k) const { return int(call.width(level(k))); }
+  A scale(int64_t k) const { return A(call.options.scales[level(k)]); }
   RoiState state(int64_t k) const {
-    return roi_state(row(k), call.images(), level(k), call.num_levels());
+    return roi_state(
+        row(k), int(call.rois.size(1)), call.images(), level(k), call.num_levels());
   }
   // What every element of a RoI that reads nothing is.
   template <typename S>
@@ -28,20 +47,32 @@ struct Rois {
     return state(k) == RoiState::invalid ? S(std::numeric_limits<float>::quiet_NaN()) : S(0);
   }
   Axis<A> y_axis(int64_t k) const {
-    return axis(k, row(k)[2], row(k)[4], call.options.pooled_height, height(k));
+    return make_axis(
+        call.options.method, row(k)[2], row(k)[4], scale(k), call.options.pooled_height, height(k),
+        jitter.axis(k, false));
   }
   Axis<A> x_axis(int64_t k) const {
-    return axis(k, row(k)[1], row(k)[3], call.options.pooled_width, width(k));
+    return make_axis(
+        call.options.method, row(k)[1], row(k)[3], scale(k), call.options.pooled_width, width(k),
+        jitter.axis(k, true));
+  }
+  RotatedBox<A> rotated_box(int64_t k) const {
+    const Options& options = call.options;
+    return make_rotated_box(
+        options.method, row(k), scale(k), options.pooled_height, options.pooled_width, height(k),
+        width(k), jitter.axis(k, false), jitter.axis(k, true));
+  }
+  // How far a bin is moved, in sizes of the RoI.
+  Offset<A> offset(int64_t k, int p, int q) const {
+    if (!call.offsets.defined()) return {A(0), A(0)};
+    const int64_t bins = call.options.bins();
+    const A* const x = call.offsets.const_data_ptr<A>() + 2 * k * bins +
+        int64_t(p) * call.options.pooled_width + q;
+    return {x[bins], x[0]};
   }
   // Offset of the RoI's image in its map, which is dense in either layout.
   int64_t image_offset(int64_t k) const {
     return image(k) * height(k) * width(k) * call.channels();
-  }
-
- private:
-  Axis<A> axis(int64_t k, A low, A high, int pooled, int extent) const {
-    return make_axis(
-        call.options.method, low, high, A(call.options.scales[level(k)]), pooled, extent);
   }
 };
 

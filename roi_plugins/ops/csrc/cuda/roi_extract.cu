@@ -390,7 +390,7 @@ struct MaximumForward : Work<const S, accumulation_t<S>, kVector<S>, false> {
             const bool zero_follows = sample + 1 == zero_after;
 #pragma unroll
             for (int v = 0; v < V; ++v) {
-              // NaN takes the place and keeps it.
+              // NaN takes the place, and only another one takes it from it.
               if (first || value[v] > best[v] || value[v] != value[v]) {
                 best[v] = value[v];
                 best_index.values[v] = Index(sample);
