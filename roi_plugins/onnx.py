@@ -25,6 +25,8 @@ def _roi_extract(
     features,
     rois,
     levels,
+    offsets,
+    seed,
     spatial_scale,
     output_size,
     region,
@@ -33,9 +35,16 @@ def _roi_extract(
     aligned,
     min_samples,
     max_samples,
+    position_sensitive,
 ):
     """The graph of one call of the op, by the arguments of its schema."""
-    _check(features, region, sampling_ratio, reduction, min_samples, max_samples)
+    extras = {
+        'offsets': offsets is not None,
+        'a seed': seed is not None,
+        'position_sensitive': position_sensitive,
+        'rotated RoIs': rois.shape[1] == 6,
+    }
+    _check(features, region, sampling_ratio, reduction, min_samples, max_samples, extras)
 
     def pool(map_, rois, scale):
         """(k, C, height, width) float32 of the RoIs (k, 5), all on one map."""
@@ -93,9 +102,11 @@ def _round_half_away(x):
     return op.Mul(op.Sign(x), whole)
 
 
-def _check(features, region, sampling_ratio, reduction, min_samples, max_samples) -> None:
+def _check(features, region, sampling_ratio, reduction, min_samples, max_samples, extras) -> None:
     """Raises NotImplementedError where no standard operator computes the same."""
-    if features[0].dtype == DOUBLE.dtype:
+    if any(extras.values()):
+        reason = f'none takes {" or ".join(name for name, given in extras.items() if given)}'
+    elif features[0].dtype == DOUBLE.dtype:
         reason = 'ONNX holds the scale in float32; export the model in float32: model.float()'
     elif reduction == 'integral':
         reason = 'none integrates the bilinear surface; RoiAlign averages samples of it'

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 MAX_LEVELS = 16
+MAX_SAMPLES = 2**14  # a bin and axis, where the arguments ask for so many whatever the size of the RoI
 PAIRS = (
     "'none' with a number (with None for reduction 'integral'), 'round' with a number or None, 'floor' and "
     "'bins' with None"
@@ -30,6 +31,7 @@ def check_options(
     reduction: str,
     min_samples: int,
     max_samples: int | None,
+    position_sensitive: bool = False,
 ) -> None:
     """Raises ValueError on an option that has no meaning, or on two that have none together."""
     expect(
@@ -58,16 +60,16 @@ def check_options(
         "'avg', 'max' or 'integral'",
     )
     expect(
-        sampling_ratio is None or sampling_ratio >= 0,
+        sampling_ratio is None or 0 <= sampling_ratio <= MAX_SAMPLES,
         'sampling_ratio',
         sampling_ratio,
-        'None (every cell), 0 (from the size of the RoI) or a positive number',
+        f'None (every cell), 0 (from the size of the RoI) or a positive number up to {MAX_SAMPLES}',
     )
     expect(
-        min_samples >= 1 and (max_samples is None or min_samples <= max_samples),
+        1 <= min_samples <= MAX_SAMPLES and (max_samples is None or min_samples <= max_samples),
         'min_samples, max_samples',
         f'{min_samples} and {max_samples}',
-        '1 <= min_samples <= max_samples',
+        f'1 <= min_samples <= max_samples, and min_samples up to {MAX_SAMPLES}',
     )
     cells = sampling_ratio is None
     if reduction == 'integral':
@@ -77,19 +79,41 @@ def check_options(
             f"'{region}' and {sampling_ratio} with reduction 'integral'",
             "'none' and None, for it takes no samples",
         )
-        return
-    if (region in ('floor', 'bins') and not cells) or (region == 'none' and cells):
+    elif (region in ('floor', 'bins') and not cells) or (region == 'none' and cells):
         grid = 'sampling_ratio None' if cells else 'a bilinear grid'
         raise ValueError(
             f"region, sampling_ratio: region '{region}' does not go with {grid}; "
             f'the valid pairs are {PAIRS}'
         )
+    expect(
+        not position_sensitive
+        or (reduction != 'max' and (region == 'none' or (region == 'round' and cells))),
+        'position_sensitive',
+        f"True with region '{region}', sampling_ratio {sampling_ratio} and reduction '{reduction}'",
+        "region 'none', or 'round' with sampling_ratio None, and reduction 'avg' or 'integral'",
+    )
 
 
 def check_inputs(
-    features: Sequence[Tensor], rois: Tensor, levels: Tensor | None, num_scales: int
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offsets: Tensor | None,
+    seed: Tensor | None,
+    spatial_scale: Sequence[float],
+    output_size: Sequence[int],
+    region: str,
+    sampling_ratio: int | None,
+    reduction: str,
+    aligned: bool,
+    min_samples: int,
+    max_samples: int | None,
+    position_sensitive: bool,
 ) -> None:
-    """Raises ValueError or TypeError on shapes, dtypes or devices that do not fit together."""
+    """Raises ValueError or TypeError on shapes, dtypes or devices that do not fit together, or with the
+    options, which are taken to be valid.
+    """
+    num_scales = len(spatial_scale)
     expect(
         0 < len(features) <= MAX_LEVELS, 'features', f'{len(features)} maps', f'1 to {MAX_LEVELS}'
     )
@@ -126,11 +150,25 @@ def check_inputs(
         'float32, float64, float16 or bfloat16',
         TypeError,
     )
+    bins = output_size[0] * output_size[1]
     expect(
-        rois.dim() == 2 and rois.shape[1] == 5,
+        not position_sensitive or first.shape[1] % bins == 0,
+        'features',
+        f'{first.shape[1]} channels',
+        f'a multiple of the {bins} bins of output_size, for position_sensitive',
+    )
+    expect(
+        rois.dim() == 2 and rois.shape[1] in (5, 6),
         'rois',
         f'shape {tuple(rois.shape)}',
-        '(K, 5) rows of (batch_index, x1, y1, x2, y2)',
+        '(K, 5) rows of (batch_index, x1, y1, x2, y2), or (K, 6) of (batch_index, cx, cy, w, h, angle)',
+    )
+    rotated = rois.shape[1] == 6
+    expect(
+        not rotated or (region == 'none' and not position_sensitive),
+        'rois',
+        f"rotated ones (K, 6) with region '{region}' and position_sensitive {position_sensitive}",
+        "region 'none' without position_sensitive, or upright ones (K, 5)",
     )
     expect(
         rois.dtype.is_floating_point, 'rois', f'dtype {rois.dtype}', 'a floating type', TypeError
@@ -161,3 +199,52 @@ def check_inputs(
         expect(
             levels.device == rois.device, 'levels', levels.device, f'that of rois, {rois.device}'
         )
+    if offsets is not None:
+        options = f"region '{region}', sampling_ratio {sampling_ratio}, reduction '{reduction}'"
+        expect(
+            region == 'none'
+            and sampling_ratio is not None
+            and reduction == 'avg'
+            and not rotated
+            and not position_sensitive,
+            'offsets',
+            f'some with {options}, rois (K, {rois.shape[1]}) and position_sensitive {position_sensitive}',
+            "region 'none', a sampling_ratio, reduction 'avg', rois (K, 5) and no position_sensitive",
+        )
+        shape = (rois.shape[0], 2, *output_size)
+        expect(
+            offsets.dim() == 4 and tuple(offsets.shape) == shape,
+            'offsets',
+            f'shape {tuple(offsets.shape)}',
+            f'{shape}, (x, y) of each bin',
+        )
+        expect(
+            offsets.dtype.is_floating_point,
+            'offsets',
+            f'dtype {offsets.dtype}',
+            'a floating type',
+            TypeError,
+        )
+        expect(
+            offsets.device == rois.device, 'offsets', offsets.device, f'that of rois, {rois.device}'
+        )
+    if seed is not None:
+        expect(
+            sampling_ratio is not None,
+            'seed',
+            f"one with sampling_ratio None and reduction '{reduction}'",
+            'a sampling_ratio: only the samples of a grid are jittered',
+        )
+        expect(seed.numel() == 1, 'seed', f'shape {tuple(seed.shape)}', 'one number')
+        expect(seed.dtype == torch.int64, 'seed', f'dtype {seed.dtype}', 'int64', TypeError)
+        expect(seed.device == rois.device, 'seed', seed.device, f'that of rois, {rois.device}')
+
+
+def check_gradient(rois: Tensor, reduction: str) -> None:
+    """Raises ValueError where a gradient is asked for that the op does not have."""
+    expect(
+        not (rois.requires_grad and rois.shape[1] == 6 and reduction == 'integral'),
+        'rois',
+        "rotated ones that require a gradient with reduction 'integral'",
+        "reduction 'avg' or 'max' for that gradient, or rois.detach()",
+    )

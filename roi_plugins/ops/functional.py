@@ -21,7 +21,10 @@ def roi_extract(
     aligned: bool = True,
     min_samples: int = 1,
     max_samples: int | None = None,
+    position_sensitive: bool = False,
     levels: Tensor | None = None,
+    offsets: Tensor | None = None,
+    seed: Tensor | int | None = None,
 ) -> Tensor:
     """Cuts a feature of fixed size out of every RoI.
 
@@ -40,11 +43,17 @@ def roi_extract(
     ``'none'``                ``None``              PrRoIPool (IoU-Net), with ``reduction='integral'``
     ========================  ====================  =================================================
 
+    What goes on top of a grid of samples: a jitter (``seed``), an offset for each bin (``offsets``:
+    DeformRoIPool), a channel group for each bin (``position_sensitive``: PSRoIAlign of R-FCN, and with region
+    ``'round'`` and no grid its PSRoIPool) and rotated RoIs (RoIAlignRotated).
+
     Args:
         features: ``(N, C, H, W)``, or a pyramid: a list of maps of the same N, C, dtype and device.
             float32, float64, float16 or bfloat16; NCHW or ``channels_last``.
         rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)``, continuous coordinates in pixels of
-            the input image: pixel i covers ``[i, i + 1)``. Any floating type; never cast to half.
+            the input image: pixel i covers ``[i, i + 1)``. Or rotated ones, ``(K, 6)`` rows
+            ``(batch_index, cx, cy, w, h, angle)``, the angle in degrees, counter-clockwise as seen on the
+            image; with region ``'none'`` alone. Any floating type; never cast to half.
         output_size: bins ``(height, width)``, or one number for both.
         spatial_scale: cells per input pixel, ``1 / stride``; one a map.
         region: ``'none'`` takes the box as it is; ``'round'``, ``'floor'`` and ``'bins'`` quantise it.
@@ -56,13 +65,21 @@ def roi_extract(
             convention without the shift, with RoI sides of at least one cell (not for ``'integral'``,
             where it is MMCV's ``PrRoIPool``). Matters to region ``'none'`` alone.
         min_samples, max_samples: bounds of the grid, per axis, where ``sampling_ratio`` is ``0``.
+        position_sensitive: bin ``(p, q)`` of channel ``c`` reads channel
+            ``(c * height + p) * width + q`` of maps with ``C * height * width`` channels; with ``'avg'`` or
+            ``'integral'`` and upright RoIs.
         levels: ``(K,)`` integers, the map that each RoI is read from; needed with a list of maps.
             A level outside the pyramid gives zeros.
+        offsets: ``(K, 2, height, width)``, x first, by which the samples of each bin are moved, in units of
+            the RoI's size; with region ``'none'``, a grid, ``'avg'`` and upright RoIs.
+        seed: jitters the samples of a grid, each within its own stratum of the bin: an int64 tensor of one
+            element, on the device of ``rois``, or a number. The same seed gives the same positions.
 
     Returns:
         ``(K, C, height, width)`` in the order of the RoIs, in the dtype and layout of ``features``.
         A RoI with a coordinate that is NaN or infinite gives NaN and no gradient. The gradient goes to
-        the features; the coordinates get none, and second derivatives are not supported.
+        the features, to ``rois`` (zeros where the region is quantised) and to ``offsets``. It has no second
+        derivative, and rotated RoIs have none with ``'integral'``.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value; it is named.
@@ -74,6 +91,8 @@ def roi_extract(
         maps,
         rois,
         levels,
+        offsets,
+        as_seed(seed, rois),
         scales,
         as_pair(output_size),
         region,
@@ -82,6 +101,7 @@ def roi_extract(
         aligned,
         min_samples,
         max_samples,
+        position_sensitive,
     )
     return output
 
@@ -120,3 +140,10 @@ def as_pair(output_size: int | Sequence[int]) -> list[int]:
         if not isinstance(size, Integral):
             raise TypeError(f'output_size: got {output_size!r}, expected a whole number or two of them')
     return [int(size) for size in pair]
+
+
+def as_seed(seed: Tensor | int | None, rois: Tensor) -> Tensor | None:
+    """A number as the tensor that the op takes, made where the RoIs are."""
+    if not isinstance(seed, Integral):
+        return seed
+    return torch.full((1,), int(seed), dtype=torch.int64, device=rois.device)

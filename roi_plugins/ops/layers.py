@@ -46,6 +46,8 @@ def _pool(
         [input],
         rois,
         None,
+        None,
+        None,
         [spatial_scale],
         output_size,
         region,
@@ -54,6 +56,7 @@ def _pool(
         aligned,
         1,
         None,
+        False,
     )[0]
 
 

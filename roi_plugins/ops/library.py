@@ -9,25 +9,27 @@ from pathlib import Path
 import torch
 
 from . import reference
-from .checks import check_inputs, check_options
+from .checks import check_gradient, check_inputs, check_options
 from .reference import is_channels_last, memory_format
 
 _EXTENSION = Path(__file__).with_name('_C.so')
 
 # As in csrc/op.cpp, which defines it where the extension can be loaded. No argument has a default: with
 # one, the derivative that is registered from Python breaks in TorchScript.
+_ROIS = 'Tensor rois, Tensor? levels, Tensor? offsets, Tensor? seed'
 _OPTIONS = (
     'float[] spatial_scale, int[] output_size, str region, int? sampling_ratio, str reduction, '
-    'bool aligned, int min_samples, int? max_samples'
+    'bool aligned, int min_samples, int? max_samples, bool position_sensitive'
 )
 SCHEMAS = {
-    'roi_extract': (
-        f'(Tensor[] features, Tensor rois, Tensor? levels, {_OPTIONS}) '
-        '-> (Tensor output, Tensor winner)'
-    ),
+    'roi_extract': f'(Tensor[] features, {_ROIS}, {_OPTIONS}) -> (Tensor output, Tensor winner)',
     'roi_extract_backward': (
-        '(Tensor grad, Tensor winner, Tensor rois, Tensor? levels, SymInt[] feature_shapes, '
-        f'bool channels_last, {_OPTIONS}) -> Tensor[]'
+        f'(Tensor grad, Tensor winner, {_ROIS}, SymInt[] feature_shapes, bool channels_last, {_OPTIONS}) '
+        '-> Tensor[]'
+    ),
+    'roi_extract_backward_rois': (
+        f'(Tensor grad, Tensor winner, Tensor[] features, {_ROIS}, {_OPTIONS}) '
+        '-> (Tensor grad_rois, Tensor grad_offsets)'
     ),
 }
 
@@ -70,46 +72,41 @@ def _warn_of_reference(device: torch.device) -> None:
         )
 
 
-def _reference_forward(features, rois, levels, *options):
+def _reference_forward(features, rois, *arguments):
     _warn_of_reference(rois.device)
-    return reference.extract(features, rois, levels, *options)
+    return reference.extract(features, rois, *arguments)
 
 
-def _reference_backward(grad, winner, rois, levels, feature_shapes, channels_last, *options):
+def _reference_backward(grad, winner, rois, *arguments):
     _warn_of_reference(rois.device)
-    return reference.extract_backward(
-        grad, winner, rois, levels, feature_shapes, channels_last, *options
-    )
+    return reference.extract_backward(grad, winner, rois, *arguments)
 
 
-def _fake_forward(
-    features,
-    rois,
-    levels,
-    spatial_scale,
-    output_size,
-    region,
-    sampling_ratio,
-    reduction,
-    aligned,
-    min_samples,
-    max_samples,
-):
+def _reference_backward_rois(grad, winner, features, rois, *arguments):
+    _warn_of_reference(rois.device)
+    return reference.extract_backward_rois(grad, winner, features, rois, *arguments)
+
+
+def _fake_forward(features, rois, levels, offsets, seed, *options):
+    scales, output_size, region, sampling_ratio, reduction, _, least, most, position_sensitive = options
     check_options(
-        spatial_scale, output_size, region, sampling_ratio, reduction, min_samples, max_samples
+        scales, output_size, region, sampling_ratio, reduction, least, most, position_sensitive
     )
-    check_inputs(features, rois, levels, len(spatial_scale))
+    check_inputs(features, rois, levels, offsets, seed, *options)
     first = features[0]
-    size = (rois.shape[0], first.shape[1], *output_size)
+    channels = first.shape[1] // (output_size[0] * output_size[1] if position_sensitive else 1)
+    size = (rois.shape[0], channels, *output_size)
     format_ = memory_format(is_channels_last(first))
     output = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=format_)
-    dtype = reference.winner_dtype(sampling_ratio, max_samples)
+    dtype = reference.winner_dtype(sampling_ratio, most)
     if reduction != 'max':
         return output, torch.empty(0, dtype=dtype, device=first.device)
     return output, torch.empty(size, dtype=dtype, device=first.device, memory_format=format_)
 
 
-def _fake_backward(grad, winner, rois, levels, feature_shapes, channels_last, spatial_scale, *_):
+def _fake_backward(
+    grad, winner, rois, levels, offsets, seed, feature_shapes, channels_last, spatial_scale, *_
+):
     images, channels = feature_shapes[:2]
     return [
         torch.empty(
@@ -122,28 +119,45 @@ def _fake_backward(grad, winner, rois, levels, feature_shapes, channels_last, sp
     ]
 
 
+def _fake_backward_rois(grad, winner, features, rois, levels, offsets, *_):
+    # Contiguous, whatever the layout of what was given.
+    places = (rois, rois.new_empty(0) if offsets is None else offsets)
+    return tuple(place.new_empty(place.shape) for place in places)
+
+
 def _setup_context(ctx, inputs, output):
-    features, rois, levels, *options = inputs
-    # Shapes, not maps: an average needs none of their values back.
+    features, rois, levels, offsets, seed, *options = inputs
+    check_gradient(rois, options[4])
+    # Shapes, not maps: the gradient to the features needs none of their values back, and only one to the
+    # positions does.
     ctx.feature_shapes = list(features[0].shape[:2])
     for map_ in features:
         ctx.feature_shapes += map_.shape[2:]
     ctx.channels_last = is_channels_last(features[0])
     ctx.options = options
+    moves = rois.requires_grad or (offsets is not None and offsets.requires_grad)
     # Or every backward pass would fill a gradient of the winner, which has none, with zeros.
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1], rois, levels)
+    ctx.save_for_backward(output[1], rois, levels, offsets, seed, *(features if moves else ()))
 
 
 def _derivative(ctx, grad, _):
-    if grad is None:  # of an output that nobody used
-        maps = (len(ctx.feature_shapes) - 2) // 2
-        return ([None] * maps, *[None] * (2 + len(ctx.options)))
-    winner, rois, levels = ctx.saved_tensors
-    grads = torch.ops.roi_plugins.roi_extract_backward(
-        grad, winner, rois, levels, ctx.feature_shapes, ctx.channels_last, *ctx.options
-    )
-    return (grads, *[None] * (2 + len(ctx.options)))
+    of_features, of_rois, _, of_offsets, *_ = ctx.needs_input_grad
+    grads, grad_rois, grad_offsets = [None] * len(of_features), None, None
+    if grad is not None:  # None: of an output that nobody used
+        winner, rois, levels, offsets, seed, *features = ctx.saved_tensors
+        table = (rois, levels, offsets, seed)
+        if any(of_features):
+            grads = torch.ops.roi_plugins.roi_extract_backward(
+                grad, winner, *table, ctx.feature_shapes, ctx.channels_last, *ctx.options
+            )
+        if features:
+            both = torch.ops.roi_plugins.roi_extract_backward_rois(
+                grad, winner, features, *table, *ctx.options
+            )
+            grad_rois = both[0] if of_rois else None
+            grad_offsets = both[1] if of_offsets else None
+    return (grads, grad_rois, None, grad_offsets, None, *[None] * len(ctx.options))
 
 
 def _no_second_derivative(ctx, *grads):
@@ -156,11 +170,15 @@ _loaded = _load_extension()
 if not _loaded:
     for _name, _schema in SCHEMAS.items():
         _fallback.define(_name + _schema)
-_fallback.impl('roi_extract', _reference_forward, 'CompositeExplicitAutograd')
-_fallback.impl('roi_extract_backward', _reference_backward, 'CompositeExplicitAutograd')
-torch.library.register_fake('roi_plugins::roi_extract', _fake_forward)
-torch.library.register_fake('roi_plugins::roi_extract_backward', _fake_backward)
+for _name, _kernel, _fake in (
+    ('roi_extract', _reference_forward, _fake_forward),
+    ('roi_extract_backward', _reference_backward, _fake_backward),
+    ('roi_extract_backward_rois', _reference_backward_rois, _fake_backward_rois),
+):
+    _fallback.impl(_name, _kernel, 'CompositeExplicitAutograd')
+    torch.library.register_fake(f'roi_plugins::{_name}', _fake)
 torch.library.register_autograd(
     'roi_plugins::roi_extract', _derivative, setup_context=_setup_context
 )
-torch.library.register_autograd('roi_plugins::roi_extract_backward', _no_second_derivative)
+for _name in ('roi_extract_backward', 'roi_extract_backward_rois'):
+    torch.library.register_autograd(f'roi_plugins::{_name}', _no_second_derivative)

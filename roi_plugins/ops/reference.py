@@ -1,17 +1,19 @@
 """The op in plain PyTorch: any device, any dtype. The oracle of the kernels' tests, and what runs where
 there is no kernel. It favours being readable over being fast.
 
-An upright box is the product of two axes, so a method is told by what it does on one of them
-(:func:`resolve_axis`); `csrc/geometry.h` is its compiled twin and says more.
+Whatever the method, a bin is a list of samples on the map (:class:`Samples`). An upright box is the product
+of two axes, so a method is told by what it does on one of them (:func:`resolve_axis`); a rotated one is not
+(:func:`_rotate_grid`). `csrc/geometry.h` is the compiled twin and says more.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .checks import check_inputs, check_options
+from .checks import check_gradient, check_inputs, check_options
 
 _INT_MAX = 2**31 - 1
 
@@ -28,19 +30,16 @@ def roi_extract(
     aligned=True,
     min_samples=1,
     max_samples=None,
+    position_sensitive=False,
     levels=None,
+    offsets=None,
+    seed=None,
 ):
     """:func:`roi_plugins.ops.roi_extract` in plain PyTorch, differentiable by PyTorch itself."""
-    from .functional import as_pair, as_pyramid
+    from .functional import as_pair, as_pyramid, as_seed
 
     maps, scales, levels = as_pyramid(features, spatial_scale, levels)
-    check_inputs(maps, rois, levels, len(scales))  # before the cast, which integers would survive
-    # One cast for all RoIs: PyTorch adds up the gradients of half maps in float32, as the kernels do.
-    wide = [map_.to(_accumulation(map_.dtype)) for map_ in maps]
-    output, _ = extract(
-        wide,
-        rois,
-        levels,
+    options = (
         scales,
         as_pair(output_size),
         region,
@@ -49,9 +48,15 @@ def roi_extract(
         aligned,
         min_samples,
         max_samples,
+        position_sensitive,
     )
-    # Nothing of each map, so that one that no RoI reads has a gradient, of zeros.
-    return (output + sum(map_[:0].sum() for map_ in wide)).to(maps[0].dtype)
+    table = (rois, levels, offsets, as_seed(seed, rois))
+    _check(maps, *table, *options)  # before the cast, which integers would survive
+    check_gradient(rois, reduction)
+    # One cast for all RoIs: PyTorch adds up the gradients of half maps in float32, as the kernels do.
+    wide = [map_.to(_accumulation(map_.dtype)) for map_ in maps]
+    output, _ = extract(wide, *table, *options)
+    return _attached(output, (*wide, rois, offsets)).to(maps[0].dtype)
 
 
 def winner_dtype(sampling_ratio: int | None, max_samples: int | None) -> torch.dtype:
@@ -72,25 +77,44 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 
 @dataclass
 class Axis:
-    """One axis of K RoIs in P bins of at most S samples on the map; a padded sample has no weight."""
+    """One axis of K RoIs in B bins of at most S samples on the map; a padded sample has no weight."""
 
-    low: Tensor  # (K, P, S) cells
+    low: Tensor  # (K, B, S) cells
     high: Tensor
-    low_weight: Tensor  # (K, P, S)
+    low_weight: Tensor  # (K, B, S)
     high_weight: Tensor
-    valid: Tensor  # (K, P, S)
-    length: Tensor  # (K, P) samples on the map
-    count: Tensor  # (K, P) what an average divides by
-    before: Tensor  # (K, P) zeros from beyond the map precede the window in scan order
-    after: Tensor  # (K, P) ... or follow it
+    valid: Tensor  # (K, B, S)
+    index: Tensor  # (K, B, S) of a sample among all of its bin's, on the map and beyond
+    count: Tensor  # (K, B) what an average divides by: the number of those
 
     def row(self, k: int) -> 'Axis':
-        return Axis(*[getattr(self, name)[k] for name in self.__dataclass_fields__])
+        return self.map(lambda x: x[k])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> 'Axis':
+        return Axis(*map(change, vars(self).values()))
+
+
+@dataclass
+class Samples:
+    """What the (P, Q) bins of one RoI read: at most S samples on the map, in scan order, of 4 cells each. A
+    padded sample has no weight.
+    """
+
+    cell: Tensor  # (P, Q, S, 4) in a channel of the map, rows one after the other
+    weight: Tensor  # (P, Q, S, 4)
+    valid: Tensor  # (P, Q, S)
+    index: Tensor  # (P, Q, S) of a sample among all of its bin's, on the map and beyond
+    count: Tensor  # (P, Q) the number of those
 
 
 def _round_half_away(x: Tensor) -> Tensor:
     whole = torch.trunc(x)
     return torch.where((x - whole).abs() >= 0.5, whole + torch.sign(x), whole)
+
+
+def _to_cells(x: Tensor, scale: float) -> Tensor:
+    """Products of finite coordinates may overflow; sizes and counts have to stay finite."""
+    return torch.clamp(x * torch.tensor(scale, dtype=x.dtype, device=x.device), -1e17, 1e17)
 
 
 def resolve_region(
@@ -101,36 +125,55 @@ def resolve_region(
     region: str,
     sampling_ratio: int | None,
     aligned: bool,
+    position_sensitive: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a method makes of K RoIs from `low` to `high` (K,), in pixels, on one axis: the start, the size
     and the size of a bin, each (K,) in cells. Index coordinates: cell `i` begins at `i` where bins are of
     whole cells (a region but `none` with `sampling_ratio` None), and is centred there otherwise.
     """
-    scale = torch.tensor(scale, dtype=low.dtype, device=low.device)
-
-    def to_cells(x):
-        return torch.clamp(x * scale, -1e17, 1e17)
-
-    a = to_cells(low)
+    a = _to_cells(low, scale)
     if region == 'none':
         start = a - 0.5 if aligned else a
-        size = to_cells(high) - a
+        size = _to_cells(high, scale) - a
         # Only samples need a cell to lie in.
         size = size if aligned or sampling_ratio is None else torch.clamp(size, min=1)
     elif region == 'round':
         start = _round_half_away(a)
-        size = torch.clamp(_round_half_away(to_cells(high)) - start + 1, min=1)
+        cells = _round_half_away(_to_cells(high, scale)) - start
+        size = torch.clamp(cells if position_sensitive else cells + 1, min=1)
         start = start if sampling_ratio is None else start - 0.5
     elif region == 'floor':
         start = torch.floor(a)
-        size = torch.clamp(torch.floor(to_cells(high) - a), min=1)
+        size = torch.clamp(torch.floor(_to_cells(high, scale) - a), min=1)
     else:
         start = a
-        size = to_cells(high + 1) - a
+        size = _to_cells(high + 1, scale) - a
     bin_ = size / pooled
     if region == 'floor':
         bin_ = torch.clamp(torch.floor(bin_), min=1)
     return start, size, bin_
+
+
+@dataclass
+class Jitter:
+    """Where in its stratum a sample lies, by the SplitMix64 generator."""
+
+    seed: Tensor  # one int64
+    roi: Tensor  # (K,) indices of the RoIs
+    axis: int  # 0: y, 1: x
+
+    def __call__(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """For samples (K, B, S), counted through all bins of the axis."""
+        roi = self.roi[:, None, None]
+        counter = (roi << 32) + (self.axis << 31) + index % 2**31
+
+        def shifted(z, bits):  # without the sign's copies that an int64 shifts in
+            return (z >> bits) & (2 ** (64 - bits) - 1)
+
+        z = self.seed.reshape(()) + (counter + 1) * (0x9E3779B97F4A7C15 - 2**64)
+        z = (z ^ shifted(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+        z = (z ^ shifted(z, 27)) * (0x94D049BB133111EB - 2**64)
+        return shifted(z ^ shifted(z, 31), 40).to(dtype) / 2**24
 
 
 def resolve_axis(
@@ -144,201 +187,338 @@ def resolve_axis(
     aligned: bool,
     min_samples: int,
     max_samples: int | None,
+    position_sensitive: bool = False,
+    jitter: Jitter | None = None,
+    bins: Tensor | None = None,
+    offset: Tensor | float = 0.0,
 ) -> Axis:
-    """Where K RoIs from `low` to `high` (K,), in pixels, read an axis of `extent` cells."""
+    """Where K RoIs from `low` to `high` (K,), in pixels, read an axis of `extent` cells.
+
+    `bins` (B,) are the bins asked for, all `pooled` ones in their order if None; their samples are moved by
+    `offset` (K, B), in units of the RoI's size.
+    """
     dtype, device = low.dtype, low.device
-    start, size, bin_ = resolve_region(low, high, scale, pooled, region, sampling_ratio, aligned)
-    bin_ = bin_[:, None]
-    start = start[:, None]
-    p = torch.arange(pooled, dtype=dtype, device=device)[None]
+    start, size, bin_ = (
+        x[:, None]
+        for x in resolve_region(
+            low, high, scale, pooled, region, sampling_ratio, aligned, position_sensitive
+        )
+    )
+    p = torch.arange(pooled, device=device) if bins is None else bins
+    begin = p.to(dtype) * bin_
 
     if region == 'none' and sampling_ratio is None:
-        return _integrate(start + p * bin_, start + (p + 1) * bin_, extent)
+        return _integrate(start + begin, start + (p + 1).to(dtype) * bin_, extent)
     if sampling_ratio is None:
-        if region == 'round':
-            begin = torch.floor(p * bin_) + start
-            end = torch.ceil((p + 1) * bin_) + start
-        elif region == 'floor':
-            begin = start + p * bin_
-            end = begin + bin_
-        else:
-            begin = torch.floor(p * bin_ + start)
-            end = torch.where(bin_ > 0, torch.ceil((p + 1) * bin_ + start), begin)
-        begin = torch.clamp(begin, 0, extent).long()
-        end = torch.maximum(torch.clamp(end, 0, extent).long(), begin)
-        index, valid = _padded_range(begin, end)
-        cell = torch.where(valid, index, 0)
-        weight = valid.to(dtype)
-        nothing = torch.zeros_like(begin, dtype=torch.bool)
-        length = end - begin
-        return Axis(
-            cell, cell, weight, weight * 0, valid, length, length.to(dtype), nothing, nothing
-        )
+        return _cells(start, bin_, p.to(dtype), extent - 1 if position_sensitive else extent, region)
 
-    if sampling_ratio > 0:
-        grid = torch.full_like(bin_, sampling_ratio)
-    else:
-        grid = torch.clamp(torch.ceil(bin_), min_samples, max_samples or _INT_MAX)
-        grid = torch.where(size[:, None] > 0, grid, 0)
-    # Positions are monotone in the sample's index: those on the map are contiguous. An estimate bounds
-    # the work for wild boxes; the comparison that defines them decides.
-    step = bin_.double() / grid.double()
-    origin = start.double() + (p * bin_).double()
-    sides = torch.stack([(-1 - origin) / step - 0.5, (extent - origin) / step - 0.5])
-    last_index = grid.double()
-    some = (grid > 0) & (step != 0)
-    begin = torch.ceil(sides.amin(0)) - 1
-    end = torch.floor(sides.amax(0)) + 2
-    begin = torch.where(some, torch.clamp(begin, torch.zeros_like(last_index), last_index), 0)
-    end = torch.where(some, torch.clamp(end, torch.zeros_like(last_index), last_index), last_index)
-    begin, end = begin.long(), torch.maximum(begin, end).long()
-    index, valid = _padded_range(begin, end)
-    position = (
-        start[..., None]
-        + p[..., None] * bin_[..., None]
-        + (index.to(dtype) + 0.5) * bin_[..., None] / grid[..., None]
+    how = (sampling_ratio, min_samples, max_samples, jitter)
+    position, valid, index, count = _lay_grid(
+        start + begin + offset * size, size, bin_, p, (-1, extent), *how
     )
     valid = valid & (position >= -1) & (position <= extent)
-    # The window proper: from the first to behind the last sample on the map.
-    length = valid.sum(-1)
-    first = torch.where(valid, index, _INT_MAX * 2).amin(-1) if valid.shape[-1] else begin
-    begin = torch.where(length > 0, first, begin)
-    before = (begin > 0) | (length == 0)
-    after = begin + length < grid.long()
-    order = torch.argsort((~valid).to(torch.uint8), dim=-1, stable=True)
-    position, valid = position.gather(-1, order), valid.gather(-1, order)
-    longest = int(length.max()) if length.numel() else 0
-    position, valid = position[..., :longest], valid[..., :longest]
+    return Axis(*_bilinear(position, valid, extent), valid, index, count)
 
+
+def _lay_grid(
+    begin: Tensor,
+    size: Tensor,
+    bin_: Tensor,
+    p: Tensor,
+    reach: Sequence[float | Tensor],
+    sampling_ratio: int,
+    min_samples: int,
+    max_samples: int | None,
+    jitter: Jitter | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The samples of bins `p` (B,) from `begin` (K, B) on, as far as they may lie within `reach`.
+
+    Returns (K, B, S): positions, which are no padding, indices; and (K, B): how many the bins have.
+    """
+    if sampling_ratio > 0:
+        count = torch.full_like(begin, sampling_ratio)
+    else:  # in floating point: a wild box overflows integers
+        count = torch.clamp(torch.ceil(bin_), min_samples, max_samples or _INT_MAX)
+        count = torch.where(size > 0, count, 0).detach().expand_as(begin)
+    last, some = count.double(), torch.clamp(count, min=1)
+    # This bounds the work for wild boxes; what is read is decided by the positions. So a sample counts from
+    # its index to the next, and half a cell is to spare for rounding.
+    step = bin_.detach().double() / some.double()
+    ends = torch.stack([(end - begin.detach().double()) / step for end in reach])
+    spare = 1 + 0.5 / step.abs()
+    first = torch.where(step != 0, torch.floor(ends.amin(0) - spare), 0)
+    behind = torch.where(step != 0, torch.ceil(ends.amax(0) + spare), last)
+    first, behind = (torch.clamp(end, torch.zeros_like(last), last).long() for end in (first, behind))
+    index, valid = _padded_range(first, torch.maximum(first, behind))
+    r = 0.5
+    if jitter is not None:
+        r = jitter(p[:, None] * count.long()[..., None] + index, begin.dtype)
+    within = (index.to(begin.dtype) + r) * bin_[..., None] / some[..., None]
+    return begin[..., None] + within, valid, index, count
+
+
+def _bilinear(position: Tensor, valid: Tensor, extent: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two cells that each sample lies between on an axis, and their weights."""
     position = torch.where(valid, torch.clamp(position, min=0), 0)
-    cell = torch.clamp(position.long(), max=extent - 1)
-    inside = valid & (cell < extent - 1)
-    high_weight = torch.where(inside, position - cell, 0)
-    low_weight = torch.where(valid, 1 - high_weight, 0)
-    return Axis(
+    cell = torch.clamp(position.detach().long(), max=extent - 1)
+    high_weight = torch.where(cell < extent - 1, position - cell, 0)
+    return (
         cell,
         torch.clamp(cell + 1, max=extent - 1),
-        low_weight,
-        high_weight,
-        valid,
-        length,
-        grid.expand_as(length),
-        before,
-        after,
+        torch.where(valid, 1 - high_weight, 0),
+        torch.where(valid, high_weight, 0),
     )
+
+
+def _cells(start: Tensor, bin_: Tensor, p: Tensor, extent: int, region: str) -> Axis:
+    """The cells of quantised bins that are among the first `extent` ones."""
+    if region == 'round':
+        begin = torch.floor(p * bin_) + start
+        end = torch.ceil((p + 1) * bin_) + start
+    elif region == 'floor':
+        begin = start + p * bin_
+        end = begin + bin_
+    else:
+        begin = torch.floor(p * bin_ + start)
+        end = torch.where(bin_ > 0, torch.ceil((p + 1) * bin_ + start), begin)
+    # Twice, as beyond 2**24 cells float32 rounds the extent itself, perhaps up.
+    begin, end = (torch.clamp(x, 0, extent).long().clamp(max=extent) for x in (begin, end))
+    end = torch.maximum(begin, end)
+    cell, valid = _padded_range(begin, end)
+    index = cell - begin[..., None]
+    cell = torch.where(valid, cell, 0)
+    weight = valid.to(bin_.dtype)
+    return Axis(cell, cell, weight, weight * 0, valid, index, (end - begin).to(bin_.dtype))
 
 
 def _integrate(low: Tensor, high: Tensor, extent: int) -> Axis:
-    """The mean of the bilinear surface, which is 0 from a cell beyond the map on, between (K, P) positions.
+    """The mean of the bilinear surface, which is 0 from a cell beyond the map on, between (K, B) positions.
 
     Between two cells it is linear, and its integral the value in the middle of what a bin covers times the
     length of that: each such stretch is one sample.
     """
-    size = torch.where(high > low, high - low, 0)[..., None]
-    begin = torch.floor(torch.clamp(low, -1, extent)).long()
-    end = torch.ceil(torch.clamp(high, -1, extent)).long()
-    end = torch.where(high > low, end, begin)
-    cell, valid = _padded_range(begin, end)
+    size = torch.where(high > low, high - low, 1)[..., None]
+    begin = torch.floor(torch.clamp(low.detach(), -1, extent)).long()
+    end = torch.ceil(torch.clamp(high.detach(), -1, extent)).long().clamp(max=extent)  # as in _cells
+    cell, valid = _padded_range(begin, torch.where(high > low, end, begin))
     ends = [torch.clamp(side[..., None] - cell, 0, 1) for side in (low, high)]
     weight = torch.where(valid, (ends[1] - ends[0]) / size, 0)
     middle = (ends[0] + ends[1]) / 2
-    one, nothing = torch.ones_like(low), torch.zeros_like(begin, dtype=torch.bool)
     return Axis(
         torch.clamp(cell, 0, extent - 1),
         torch.clamp(cell + 1, 0, extent - 1),
         torch.where(cell >= 0, weight * (1 - middle), 0),
         torch.where(cell + 1 < extent, weight * middle, 0),
         valid,
-        end - begin,
-        one,
-        nothing,
-        nothing,
+        cell,
+        torch.ones_like(low),
     )
 
 
 def _padded_range(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, P) bounds as (K, P, S) integers from `begin` on, and which of them lie before `end`."""
+    """(K, B) bounds as (K, B, S) integers from `begin` on, and which of them lie before `end`."""
     longest = int((end - begin).max()) if begin.numel() else 0
     index = begin[..., None] + torch.arange(longest, device=begin.device)
     return index, index < end[..., None]
 
 
-def _take(map_: Tensor, dim: int, cells: Tensor, weights: Tensor) -> Tensor:
-    """Weighted cells along `dim`. A weight of zero reads nothing: 0 * inf would be NaN."""
-    shape = [1] * map_.dim()
-    shape[dim] = -1
-    weights = weights.reshape(shape)
-    return torch.where(weights == 0, 0, map_.index_select(dim, cells) * weights)
+def _taps(y: Sequence[Tensor], x: Sequence[Tensor], width: int) -> tuple[Tensor, Tensor]:
+    """The four cells of samples and their weights, from the two of each on either axis."""
+    cell = torch.stack([row * width + column for row in y[:2] for column in x[:2]], dim=-1)
+    weight = torch.stack([row * column for row in y[2:] for column in x[2:]], dim=-1)
+    return cell, weight
 
 
-def _interpolate(map_: Tensor, y: Axis, x: Axis) -> Tensor:
-    """(C, H, W) at every sample of one RoI: (C, P, Sy, Q, Sx)."""
-    rows = _take(map_, 1, y.low.flatten(), y.low_weight.flatten())
-    rows = rows + _take(map_, 1, y.high.flatten(), y.high_weight.flatten())
-    values = _take(rows, 2, x.low.flatten(), x.low_weight.flatten())
-    values = values + _take(rows, 2, x.high.flatten(), x.high_weight.flatten())
-    return values.reshape(map_.shape[0], *y.low.shape, *x.low.shape)
+def _cross(y: Axis, x: Axis, width: int) -> Samples:
+    """Every sample of a bin on y with every one on x; of both (P, Q, S), or of one instead of P or Q."""
+    rows = [side[..., :, None] for side in (y.low, y.high, y.low_weight, y.high_weight)]
+    columns = [side[..., None, :] for side in (x.low, x.high, x.low_weight, x.high_weight)]
+    cell, weight = _taps(rows, columns, width)
+    valid = y.valid[..., :, None] & x.valid[..., None, :]
+    index = y.index[..., :, None] * x.count.long()[..., None, None] + x.index[..., None, :]
+    return Samples(
+        cell.flatten(2, 3), weight.flatten(2, 3), valid.flatten(2), index.flatten(2), y.count * x.count
+    )
 
 
-def _interpolate_adjoint(values: Tensor, map_: Tensor, y: Axis, x: Axis) -> None:
-    """Adds (C, P, Sy, Q, Sx) gradients of samples to the map (C, H, W) that they were read from."""
-    values = values.reshape(map_.shape[0], y.low.numel(), x.low.numel())
-    rows = map_.new_zeros(map_.shape[0], y.low.numel(), map_.shape[2])
-    rows.index_add_(2, x.low.flatten(), values * x.low_weight.flatten())
-    rows.index_add_(2, x.high.flatten(), values * x.high_weight.flatten())
-    map_.index_add_(1, y.low.flatten(), rows * y.low_weight.flatten()[:, None])
-    map_.index_add_(1, y.high.flatten(), rows * y.high_weight.flatten()[:, None])
+@dataclass
+class Frame:
+    """A rotated box on its map, in cells: (y, x) = centre + v * down + u * right, of `size` in (v, u)."""
+
+    centre: Tensor
+    down: Tensor
+    right: Tensor
+    size: Tensor
 
 
-def _divisor(y: Axis, x: Axis) -> Tensor:
-    return torch.clamp(y.count[:, None] * x.count[None], min=1)
+def resolve_frame(box: Tensor, scale: float, sampling_ratio: int | None, aligned: bool) -> Frame:
+    """What the map sees of a box (cx, cy, w, h, angle)."""
+    centre, size = _to_cells(box[[1, 0]], scale), _to_cells(box[[3, 2]], scale)
+    angle = box[4] * (math.pi / 180)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return Frame(
+        centre - 0.5 if aligned else centre,
+        torch.stack([cos, sin]),
+        torch.stack([-sin, cos]),
+        size if aligned or sampling_ratio is None else torch.clamp(size, min=1),
+    )
 
 
-def _maximum(values: Tensor, y: Axis, x: Axis) -> tuple[Tensor, Tensor]:
-    """The largest of (C, P, Sy, Q, Sx) samples in each bin, and its index in the bin's window; -1 for a
+def _rotated_grid(
+    frame: Frame,
+    pooled: Sequence[int],
+    extent: Sequence[int],
+    sampling_ratio: int,
+    min_samples: int,
+    max_samples: int | None,
+    jitters: Sequence[Jitter | None],
+) -> Samples:
+    """The samples of a rotated box on a map of `extent` (height, width) cells."""
+    height, width = extent
+    corners = frame.centre.new_tensor([(y, x) for y in (-1, height) for x in (-1, width)])
+    corners = (corners - frame.centre).detach().double()
+    grids = []
+    for side, axis, bins, jitter in zip(
+        frame.size, (frame.down, frame.right), pooled, jitters, strict=True
+    ):
+        size = side.reshape(1, 1)
+        p = torch.arange(bins, device=size.device)
+        begin = -size / 2 + p.to(size.dtype) * (size / bins)
+        seen = corners @ axis.detach().double()  # of the map, in the frame
+        reach = (seen.amin(), seen.amax())
+        how = (sampling_ratio, min_samples, max_samples, jitter)
+        grids.append([of[0] for of in _lay_grid(begin, size, size / bins, p, reach, *how)])
+    (v, has_v, row, rows), (u, has_u, column, columns) = grids
+    v, u = v[:, None, :, None], u[None, :, None, :]
+    y, x = (
+        (v * frame.down[i] + u * frame.right[i] + frame.centre[i]).flatten(2) for i in (0, 1)
+    )
+    valid = (has_v[:, None, :, None] & has_u[None, :, None, :]).flatten(2)
+    valid = valid & (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
+    index = row[:, None, :, None] * columns.long()[None, :, None, None] + column[None, :, None, :]
+    taps = _taps(_bilinear(y, valid, height), _bilinear(x, valid, width), width)
+    return Samples(*taps, valid, index.flatten(2), rows[:, None] * columns)
+
+
+def _rotated_integral(frame: Frame, pooled: Sequence[int], extent: Sequence[int]) -> Samples:
+    """The mean of the bilinear surface over each bin of a rotated box, cell square by cell square.
+
+    Over a square between four cells the surface is a sum of four products of hats, so its integral over what
+    a bin has of the square is one of 1, a, b and a * b over a polygon. Those are sums over the edges of the
+    polygon (Green's theorem), for which it need not be found: the bin's edges do, cut where they cross the
+    square's lines and pressed into the square, for what is pressed onto its border encloses nothing.
+    """
+    height, width = extent
+    centre, down, right, size = (x.detach().double() for x in vars(frame).values())
+    bin_ = size / size.new_tensor(pooled)
+    v, u = (
+        -side / 2 + torch.arange(bins, device=size.device) * step
+        for side, bins, step in zip(size, pooled, bin_, strict=True)
+    )
+    # Everything is told from where a bin begins, so that a tiny one is not lost in rounding.
+    origin = centre + v[:, None, None] * down + u[:, None] * right  # (P, Q, 2)
+    down, right = bin_[0] * down, bin_[1] * right
+    corners = torch.stack([down * 0, down, down + right, right])
+    ranges = []
+    for i in (0, 1):
+        ends = (origin[..., i] + end for end in (corners[:, i].amin(), corners[:, i].amax()))
+        low, high = (torch.clamp(end, -1, extent[i]) for end in ends)
+        ranges.append(_padded_range(torch.floor(low).long(), torch.ceil(high).long()))
+    (row, has_row), (column, has_column) = ranges
+    row, column = torch.broadcast_tensors(row[..., :, None], column[..., None, :])
+    valid = has_row[..., :, None] & has_column[..., None, :] & (bin_ > 0).all()
+    square = torch.stack([row, column], dim=-1) - origin[:, :, None, None]
+    low, high = square[..., None, :], square[..., None, :] + 1
+
+    edges = corners.roll(-1, 0) - corners
+    cuts = torch.cat([(line - corners) / edges for line in (low, high)], dim=-1)
+    cuts = torch.clamp(torch.nan_to_num(cuts), 0, 1).sort(-1).values  # along each of the 4 edges
+    cuts = torch.nn.functional.pad(cuts, (1, 0))[..., None]
+    points = (corners[:, None] + cuts * edges[:, None]).flatten(-3, -2)
+    points = torch.minimum(torch.maximum(points, low), high)
+
+    first = points[..., :1, :]
+    y, x = (points - first).unbind(-1)
+    y2, x2 = y.roll(-1, -1), x.roll(-1, -1)
+    cross = y * x2 - y2 * x
+    area = cross.sum(-1) / 2
+    of_y, of_x = (((z + z2) * cross).sum(-1) / 6 for z, z2 in ((y, y2), (x, x2)))
+    of_yx = (cross * (2 * y * x + y * x2 + y2 * x + 2 * y2 * x2)).sum(-1) / 24
+    # From there to the square's own corner.
+    y, x = (first - low)[..., 0, :].unbind(-1)
+    of_yx = of_yx + y * of_x + x * of_y + y * x * area
+    of_y, of_x = of_y + y * area, of_x + x * area
+    weight = torch.stack([area - of_y - of_x + of_yx, of_x - of_yx, of_y - of_yx, of_yx], dim=-1)
+    has = [valid & on for on in (row >= 0, row + 1 < height, column >= 0, column + 1 < width)]
+    has = torch.stack([has[i] & has[j] for i in (0, 1) for j in (2, 3)], dim=-1)
+    weight = torch.where(has, weight / bin_.prod(), 0).to(frame.size.dtype)
+    rows, columns = (
+        [torch.clamp(side + i, 0, last - 1) for i in (0, 1)]
+        for side, last in ((row, height), (column, width))
+    )
+    cell = torch.stack([i * width + j for i in rows for j in columns], dim=-1)
+    count = weight.new_ones(pooled)
+    return Samples(cell.flatten(2, 3), weight.flatten(2, 3), valid.flatten(2), (row * 0).flatten(2), count)
+
+
+def _read(map_: Tensor, samples: Samples) -> Tensor:
+    """Channels (C, cells) at the samples: (C, P, Q, S)."""
+    taken = map_.index_select(1, samples.cell.flatten()).unflatten(1, samples.cell.shape)
+    # A weight of zero reads nothing, for 0 * inf would be NaN; but a sample on a cell has a slope.
+    unread = torch.where(taken.isfinite(), taken, 0).detach()
+    return (torch.where(samples.weight == 0, unread, taken) * samples.weight).sum(-1)
+
+
+def _add(values: Tensor, map_: Tensor, samples: Samples) -> None:
+    """Adds (C, P, Q, S) gradients of samples to the channels (C, cells) that they were read from."""
+    parts = torch.where(samples.weight == 0, 0, values[..., None] * samples.weight)
+    map_.index_add_(1, samples.cell.flatten(), parts.flatten(1))
+
+
+def _maximum(values: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
+    """The largest of (C, P, Q, S) samples in each bin, and how many samples on the map precede it; -1 for a
     zero from beyond the map.
     """
-    c, p, _, q, _ = values.shape
-    if values.numel() == 0:
-        return values.new_zeros(c, p, q), values.new_full((c, p, q), -1, dtype=torch.int64)
-    valid = y.valid[:, None, :, None] & x.valid[None, :, None, :]
-    columns = x.valid.shape[1]
-    values = values.permute(0, 1, 3, 2, 4).masked_fill(~valid, -torch.inf).flatten(3)
-    best, index = values.max(-1)
-    row, column = index // columns, index % columns
-    width = x.length[None, :]
-    winner = row * width + column
+    if values.shape[-1] == 0:
+        nothing = values.sum(-1)
+        return nothing, torch.full_like(nothing, -1, dtype=torch.int64)
+    valid = samples.valid
+    before = valid.cumsum(-1) - 1
+    total = valid.sum(-1)
+    # A zero precedes where a sample on the map is not the next one of all.
+    zero_at = (valid & (samples.index == before)).sum(-1)
+    outside = total < samples.count.long()
 
-    size = y.length[:, None] * width
-    zero_after = torch.where(y.after[:, None], size, -1).expand(p, q)
-    zero_after = torch.where(x.after[None, :], width, zero_after)
-    zero_after = torch.where(y.before[:, None] | x.before[None, :], 0, zero_after)
-    # On a tie the first in scan order wins; NaN wins over everything.
-    zero_wins = (best < 0) | ((best == 0) & (winner >= zero_after))
-    zero_wins = (zero_wins & (zero_after >= 0)) | (size == 0)
+    values = values.masked_fill(~valid, -torch.inf)
+    largest = valid & (values == values.amax(-1, keepdim=True))
+    # On a tie the first in scan order wins. NaN wins over everything, and the last one over the others.
+    number = torch.arange(values.shape[-1], device=values.device)
+    nan = values.isnan()
+    at = torch.where(nan.any(-1), (nan * number).argmax(-1), largest.to(torch.uint8).argmax(-1))
+    best = values.gather(-1, at[..., None])[..., 0]
+    winner = before.expand(values.shape).gather(-1, at[..., None])[..., 0]
+    zero_wins = (best < 0) | ((best == 0) & (winner >= zero_at))
+    zero_wins = (zero_wins & outside) | (total == 0)
     return torch.where(zero_wins, 0, best), torch.where(zero_wins, -1, winner)
 
 
-def _at_winner(winner: Tensor, grad: Tensor, y: Axis, x: Axis) -> Tensor:
-    """(C, P, Q) gradients at their winners: (C, P, Sy, Q, Sx)."""
-    columns = x.valid.shape[1]
-    width = torch.clamp(x.length[None, :], min=1)
-    index = winner // width * columns + winner % width
-    values = grad.new_zeros(*grad.shape, y.valid.shape[1] * columns)
-    if values.numel():
-        values.scatter_(-1, index.clamp(min=0)[..., None], grad.where(winner >= 0, 0)[..., None])
-    values = values.unflatten(-1, (y.valid.shape[1], columns))
-    return values.permute(0, 1, 3, 2, 4)
+def _at_winner(winner: Tensor, grad: Tensor, samples: Samples) -> Tensor:
+    """(C, P, Q) gradients at their winners: (C, P, Q, S)."""
+    wins = samples.valid & (samples.valid.cumsum(-1) - 1 == winner[..., None])
+    return torch.where(wins, grad[..., None], 0)
 
 
 class _RoIs:
     """K RoIs over the maps of a pyramid: what to do with each, and where it reads."""
 
-    def __init__(self, rois, levels, shapes, images, dtype, options):
-        (scales, (height, width), region, sampling_ratio, _, aligned, least, most) = options
-        self.rois = rois.detach().to(dtype)
+    def __init__(self, rois, levels, offsets, seed, shapes, images, dtype, options):
+        (self.scales, self.size, region, ratio, self.reduction, aligned, least, most, grouped) = options
+        self.groups = math.prod(self.size) if grouped else 1  # of channels, one for each bin
+        self.shapes, self.seed = shapes, seed
+        self.grid, self.aligned = (ratio, least, most), aligned
+        self.rois = rois = rois.to(dtype)
         self.levels = rois.new_zeros(len(rois), dtype=torch.int64) if levels is None else levels
-        index = self.rois[:, 0]
+        index = rois[:, 0].detach()
         in_batch = (index >= 0) & (index < images) & (index == torch.floor(index))
         if rois.device.type == 'cpu' and not bool(in_batch.all()):
             k = int((~in_batch).nonzero()[0])
@@ -346,50 +526,126 @@ class _RoIs:
                 f'rois: RoI {k} has the batch index {float(index[k])}, expected one of the {images} '
                 f'images of features (0 to {images - 1})'
             )
-        self.invalid = ~(in_batch & self.rois[:, 1:].isfinite().all(1))
-        how = (region, sampling_ratio, aligned, least, most)
-        # A level at a time: what the RoIs of one share is the size of their map.
-        self.axes: dict[int, tuple[Axis, Axis]] = {}
-        for level, (h, w) in enumerate(shapes):
-            here = (self.levels == level) & ~self.invalid
-            chosen = here.nonzero().flatten()
-            boxes = self.rois[chosen]
-            y = resolve_axis(boxes[:, 2], boxes[:, 4], scales[level], height, h, *how)
-            x = resolve_axis(boxes[:, 1], boxes[:, 3], scales[level], width, w, *how)
-            for i, k in enumerate(chosen.tolist()):
-                self.axes[k] = (y.row(i), x.row(i))
+        self.invalid = ~(in_batch & rois[:, 1:].isfinite().all(1))
         self.batch = torch.where(in_batch, index, 0).long().tolist()
         self.level = self.levels.tolist()
+        self.read = (~self.invalid & (self.levels >= 0) & (self.levels < len(shapes))).tolist()
+        self.offsets = self.lost = None  # lost: bins whose offset is no number
+        if offsets is not None:
+            offsets = offsets.to(dtype)
+            self.lost = ~offsets.isfinite().all(1)
+            self.offsets = torch.where(offsets.isfinite(), offsets, 0).flatten(2)
+        self.axes: dict[int, tuple[Axis, Axis]] = {}
+        if rois.shape[1] == 6:
+            return
+        how = (region, ratio, aligned, least, most, grouped)
+        # A level at a time: what the RoIs of one share is the size of their map.
+        for level, (height, width) in enumerate(shapes):
+            chosen = ((self.levels == level) & ~self.invalid).nonzero().flatten()
+            y, x = (
+                resolve_axis(
+                    rois[chosen, 2 - axis],
+                    rois[chosen, 4 - axis],
+                    self.scales[level],
+                    self.size[axis],
+                    extent,
+                    *how,
+                    self._jitter(chosen, axis),
+                    *self._offsets(chosen, axis),
+                )
+                for axis, extent in enumerate((height, width))
+            )
+            for i, k in enumerate(chosen.tolist()):
+                self.axes[k] = (y.row(i), x.row(i))
+
+    def _jitter(self, chosen: Tensor, axis: int) -> Jitter | None:
+        return None if self.seed is None else Jitter(self.seed, chosen, axis)
+
+    def _offsets(self, chosen: Tensor, axis: int) -> tuple[Tensor | None, Tensor | float]:
+        """The bins of an axis and their offsets: all (P, Q) of a RoI, where each has its own."""
+        if self.offsets is None:
+            return None, 0.0
+        bins = [torch.arange(n, device=chosen.device) for n in self.size]
+        return torch.meshgrid(bins, indexing='ij')[axis].flatten(), self.offsets[chosen, 1 - axis]
+
+    def samples(self, k: int) -> Samples:
+        """What RoI k reads of its map, where channels lie one after the other."""
+        height, width = shape = self.shapes[self.level[k]]
+        if self.axes:
+            y, x = self.axes[k]
+            if self.offsets is None:
+                y, x = y.map(lambda of: of[:, None]), x.map(lambda of: of[None])
+            else:
+                y, x = (axis.map(lambda of: of.unflatten(0, self.size)) for axis in (y, x))
+            samples = _cross(y, x, width)
+        else:
+            scale = self.scales[self.level[k]]
+            frame = resolve_frame(self.rois[k, 1:], scale, self.grid[0], self.aligned)
+            if self.reduction == 'integral':
+                samples = _rotated_integral(frame, self.size, shape)
+            else:
+                roi = torch.tensor([k], device=self.rois.device)
+                jitters = [self._jitter(roi, axis) for axis in (0, 1)]
+                samples = _rotated_grid(frame, self.size, shape, *self.grid, jitters)
+        if self.groups > 1:
+            bins = torch.arange(self.groups, device=self.rois.device).reshape(*self.size, 1, 1)
+            samples.cell = samples.cell + bins * (height * width)
+        return samples
+
+    def channels(self, k: int, maps: Sequence[Tensor]) -> Tensor:
+        """The map of RoI k as the (C, cells) that its samples number."""
+        map_ = maps[self.level[k]][self.batch[k]]
+        return map_.unflatten(0, (map_.shape[0] // self.groups, self.groups)).flatten(1)
 
 
 def _accumulation(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _check(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offsets: Tensor | None,
+    seed: Tensor | None,
+    *options,
+) -> None:
+    (scales, output_size, region, sampling_ratio, reduction, _, least, most, position_sensitive) = options
+    check_options(
+        scales, output_size, region, sampling_ratio, reduction, least, most, position_sensitive
+    )
+    check_inputs(features, rois, levels, offsets, seed, *options)
+
+
 def extract(
-    features: Sequence[Tensor], rois: Tensor, levels: Tensor | None, *options
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offsets: Tensor | None,
+    seed: Tensor | None,
+    *options,
 ) -> tuple[Tensor, Tensor]:
     """The forward op by the schema's positional arguments."""
-    (scales, output_size, region, sampling_ratio, reduction, _, least, most) = options
-    check_options(scales, output_size, region, sampling_ratio, reduction, least, most)
-    check_inputs(features, rois, levels, len(scales))
+    _check(features, rois, levels, offsets, seed, *options)
+    (_, output_size, _, sampling_ratio, reduction, _, _, most, _) = options
     first = features[0]
     dtype = _accumulation(first.dtype)
     shapes = [map_.shape[2:] for map_ in features]
-    table = _RoIs(rois, levels, shapes, first.shape[0], dtype, options)
+    table = _RoIs(rois, levels, offsets, seed, shapes, first.shape[0], dtype, options)
     index_dtype = winner_dtype(sampling_ratio, most)
-    size = (first.shape[1], *output_size)
+    size = (first.shape[1] // table.groups, *output_size)
     rows, winners = [], []
-    for k, invalid in enumerate(table.invalid.tolist()):
+    for k, (read, invalid) in enumerate(zip(table.read, table.invalid.tolist(), strict=True)):
         winner = torch.full(size, -1, dtype=torch.int64, device=first.device)
-        if k in table.axes:
-            y, x = table.axes[k]
-            map_ = features[table.level[k]][table.batch[k]].to(dtype)
-            values = _interpolate(map_, y, x)
+        if read:
+            samples = table.samples(k)
+            values = _read(table.channels(k, features).to(dtype), samples)
             if reduction == 'max':
-                row, winner = _maximum(values, y, x)
+                row, winner = _maximum(values, samples)
             else:
-                row = values.sum((2, 4)) / _divisor(y, x)
+                row = values.sum(-1) / torch.clamp(samples.count, min=1)
+            if offsets is not None:
+                row = torch.where(table.lost[k], torch.nan, row)
         else:
             row = first.new_full(size, torch.nan if invalid else 0, dtype=dtype)
         rows.append(row.to(first.dtype))
@@ -404,32 +660,69 @@ def extract(
     return output.contiguous(memory_format=format_), winner
 
 
+@torch.no_grad()
 def extract_backward(
     grad: Tensor,
     winner: Tensor,
     rois: Tensor,
     levels: Tensor | None,
+    offsets: Tensor | None,
+    seed: Tensor | None,
     feature_shapes: Sequence[int],
     channels_last: bool,
     *options,
 ) -> list[Tensor]:
-    """The backward op by the schema's positional arguments."""
-    reduction = options[4]
+    """The backward op to the features by the schema's positional arguments."""
     images, channels = feature_shapes[:2]
     shapes = list(zip(feature_shapes[2::2], feature_shapes[3::2], strict=True))
     dtype = _accumulation(grad.dtype)
-    table = _RoIs(rois, levels, shapes, images, dtype, options)
+    table = _RoIs(rois, levels, offsets, seed, shapes, images, dtype, options)
     sums = [grad.new_zeros(images, channels, *shape, dtype=dtype) for shape in shapes]
-    for k, (y, x) in table.axes.items():
-        row = grad[k].to(dtype)
-        if reduction == 'max':
+    for k, read in enumerate(table.read):
+        if not read:
+            continue
+        samples, row = table.samples(k), grad[k].to(dtype)
+        if offsets is not None:
+            row = torch.where(table.lost[k], 0, row)
+        if table.reduction == 'max':
             index = winner[k].to(torch.int64)
             if winner.dtype == torch.uint8:
                 index = torch.where(index == 255, -1, index)
-            values = _at_winner(index, row, y, x)
+            values = _at_winner(index, row, samples)
         else:
-            values = (row / _divisor(y, x))[:, :, None, :, None]
-            values = values.expand(-1, -1, y.low.shape[1], -1, x.low.shape[1])
-        _interpolate_adjoint(values, sums[table.level[k]][table.batch[k]], y, x)
+            values = (row / torch.clamp(samples.count, min=1))[..., None]
+            values = values.expand(-1, *samples.valid.shape)
+        _add(values, table.channels(k, sums), samples)
     format_ = memory_format(channels_last)
     return [map_.to(grad.dtype).contiguous(memory_format=format_) for map_ in sums]
+
+
+def extract_backward_rois(
+    grad: Tensor,
+    winner: Tensor,
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offsets: Tensor | None,
+    seed: Tensor | None,
+    *options,
+) -> tuple[Tensor, Tensor]:
+    """The backward op to what places the samples, by the schema's positional arguments. The winners are those
+    of the features, which are at hand, so they are found again.
+    """
+    check_gradient(rois.detach().requires_grad_(), options[4])
+    # A kernel runs where PyTorch records nothing; this makes it record again.
+    with torch.inference_mode(False), torch.enable_grad():
+        places = [x.detach().requires_grad_() for x in (rois, offsets) if x is not None]
+        maps = [map_.detach() for map_ in features]
+        output, _ = extract(maps, places[0], levels, *(places[1:] or [None]), seed, *options)
+        grads = torch.autograd.grad(_attached(output, places), places, grad)
+    return grads[0], grads[1] if offsets is not None else rois.new_empty(0)
+
+
+def _attached(output: Tensor, places: Sequence[Tensor | None]) -> Tensor:
+    """An output with a gradient, if only of zeros, to all tensors that want one, read or not."""
+    for place in places:
+        if place is not None and place.requires_grad:
+            output = output + place[:0].sum().to(output.dtype)
+    return output

@@ -74,7 +74,7 @@ SINGLE = {
     'RoIs on an empty batch': ({'features': ones(0, 3, 8, 8)}, 'features', 'empty|0, 3, 8, 8'),
     'rois of rank 1': ({'rois': ones(5)}, 'rois', '5'),
     'rois of width 4': ({'rois': ones(2, 4)}, 'rois', '2, 4'),
-    'rois of width 6': ({'rois': ones(2, 6)}, 'rois', '2, 6'),
+    'rois of width 7': ({'rois': ones(2, 7)}, 'rois', '2, 7'),
     'integer rois': ({'rois': ones(2, 5, dtype=torch.int64)}, 'rois', 'int64|Long'),
     'rois on another device': ({'rois': torch.ones(2, 5, device='meta')}, 'rois', 'meta'),
     'an output_size of 0': ({'output_size': 0}, 'output_size', '0'),

@@ -128,6 +128,8 @@ class RoIPluginsPooler(nn.Module):
             x,
             rois,
             levels,
+            None,
+            None,
             self._scales,
             self._output_size,
             self._region,
@@ -136,6 +138,7 @@ class RoIPluginsPooler(nn.Module):
             self._aligned,
             self._min_samples,
             self._max_samples,
+            False,
         )[0]
 
     def extra_repr(self) -> str:
