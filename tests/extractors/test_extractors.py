@@ -304,6 +304,20 @@ def test_compiles_without_a_graph_break(device, name):
     assert_equal(*results)
 
 
+@every_extractor
+@pytest.mark.parametrize('num_maps', [1, 3])
+def test_scripts(device, name, num_maps):
+    extractor = EXTRACTORS[name](OUTPUT_SIZE, STRIDES)
+    scripted = torch.jit.script(extractor)
+    features, rois = pyramid(device)[:num_maps], rois_on_every_level(device)
+    assert_equal(scripted(features, rois), extractor(features, rois))
+    # Of a rule in floating point.
+    levels = torch.arange(len(rois), device=device) / 2 % num_maps
+    assert_equal(scripted(features, rois, levels), extractor(features, rois, levels))
+    with pytest.raises(torch.jit.Error, match='features: got 4 maps'):
+        scripted([*pyramid(device), *pyramid(device)[:1]], rois)
+
+
 def test_one_of_your_own_is_a_class():
     extractor = pickle.loads(pickle.dumps(CentrePoint(OUTPUT_SIZE, STRIDES, reduction='max')))
     features, rois = pyramid(), rois_on_every_level()

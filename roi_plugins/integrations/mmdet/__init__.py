@@ -24,7 +24,7 @@ class MMDetRoIExtractor(BaseModule):
 
     Args:
         output_size: bins ``(height, width)``, or one number for both.
-        out_channels: channels of every map.
+        out_channels: channels of the output, which for most are those of every map.
         featmap_strides: input pixels per cell of each map, finest first.
         finest_scale: sqrt(area), in pixels, below twice which the finest map is read.
         init_cfg: as for every MMEngine module.
@@ -58,6 +58,8 @@ class MMDetRoIExtractor(BaseModule):
             raise ValueError(
                 f'finest_scale: got {finest_scale!r}, expected a positive number of pixels'
             )
+        if 'channels' in inspect.signature(self.extractor_type).parameters:
+            options['channels'] = out_channels
         self.extractor = self.extractor_type(
             output_size,
             featmap_strides,
@@ -70,7 +72,7 @@ class MMDetRoIExtractor(BaseModule):
     @classmethod
     def options(cls) -> list[str]:
         """Names of the options beyond those that every extractor takes."""
-        shared = ('output_size', 'featmap_strides', 'level_rule')
+        shared = ('output_size', 'featmap_strides', 'level_rule', 'channels')
         return [name for name in inspect.signature(cls.extractor_type).parameters if name not in shared]
 
     @property
@@ -98,10 +100,11 @@ class MMDetRoIExtractor(BaseModule):
         self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
         """``(K, out_channels, height, width)`` for ``rois`` ``(K, 5)`` over maps ``(N, C, H, W)``."""
-        if feats[0].shape[1] != self.out_channels:
+        expected = self.extractor.out_channels(feats[0].shape[1], len(feats))
+        if expected != self.out_channels:
             raise ValueError(
-                f'out_channels: got {self.out_channels}, expected {feats[0].shape[1]}, the channels '
-                'of the maps that reach the extractor'
+                f'out_channels: got {self.out_channels}, expected {expected} for the '
+                f'{feats[0].shape[1]} channels of the maps that reach the extractor'
             )
         levels = self.map_roi_levels(rois, len(feats))
         # With one map SingleRoIExtractor has no use for the factor; a swap changes nothing else.
