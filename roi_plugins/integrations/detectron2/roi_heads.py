@@ -90,14 +90,22 @@ def _replaced(pooler: ROIPooler, node: CfgNode, channels: int, name: str) -> nn.
         check_options(node.POOLER_TYPE, options)
         if node.POOLER_TYPE not in POOLER_TYPES:
             return pooler
-        return RoIPluginsPooler(
+        scales = [level.spatial_scale for level in pooler.level_poolers]
+        ours = RoIPluginsPooler(
             pooler.output_size,
-            [level.spatial_scale for level in pooler.level_poolers],
+            scales,
             node.POOLER_SAMPLING_RATIO,
             node.POOLER_TYPE,
             pooler.canonical_box_size,
             pooler.canonical_level,
             **options,
         )
+        given = ours.extractor.out_channels(channels, len(scales))
+        if given != channels:
+            raise ValueError(
+                f'{node.POOLER_TYPE} would give {given} channels, expected {channels}, for which Detectron2 '
+                'builds the head; in a LazyConfig the head can be told'
+            )
+        return ours
     except (TypeError, ValueError) as error:
         raise type(error)(f'{name}POOLER_OPTIONS: {error}') from None

@@ -8,11 +8,12 @@ import inspect
 from collections.abc import Sequence
 
 import torch
+from mmcv.cnn.bricks import build_plugin_layer
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ...extractors import EXTRACTORS, RoIExtractor
+from ...extractors import EXTRACTORS, AllLevels, RoIExtractor
 from ...ops import assign_levels_mmdet
 
 
@@ -113,14 +114,47 @@ class MMDetRoIExtractor(BaseModule):
         return self.extractor(feats, rois, levels)
 
 
+class _WithModules(MMDetRoIExtractor):
+    """Builds the modules of :class:`AllLevels` as ``GenericRoIExtractor`` does, whose checkpoints load.
+
+    Args:
+        pre_cfg, post_cfg: of a plugin layer of MMCV's, e.g. ``dict(type='ConvModule', ...)``.
+    """
+
+    def __init__(
+        self, *args, pre_cfg: dict | None = None, post_cfg: dict | None = None, **options
+    ):
+        super().__init__(*args, **options)
+        for name, cfg in (('pre_module', pre_cfg), ('post_module', post_cfg)):
+            if cfg is not None:
+                setattr(self.extractor, name, build_plugin_layer(cfg, f'_{name}')[1])
+
+    @classmethod
+    def options(cls) -> list[str]:
+        return [name.replace('_module', '_cfg') for name in super().options()]
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for module in (self.extractor.pre_module, self.extractor.post_module):
+            if hasattr(module, 'init_weights'):
+                module.init_weights()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        for key in list(state_dict):
+            if key.startswith((f'{prefix}pre_module.', f'{prefix}post_module.')):
+                state_dict[f'{prefix}extractor.{key.removeprefix(prefix)}'] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 def _register(name: str, extractor_type: type[RoIExtractor]) -> None:
+    base = _WithModules if extractor_type is AllLevels else MMDetRoIExtractor
     members = {
         'extractor_type': extractor_type,
         '__doc__': extractor_type.__doc__,
         '__module__': __name__,
     }
     globals()[name] = MODELS.register_module(
-        name=name, module=type(name, (MMDetRoIExtractor,), members)
+        name=name, module=type(name, (base,), members)
     )
 
 
