@@ -6,7 +6,9 @@ table holds.
 
 from .adaptive_sampling import AdaptiveSampling
 from .align import AlignAvg, AlignMax
+from .all_levels import AllLevels
 from .base import RoIExtractor
+from .content_adaptive import ContentAdaptive
 from .precise import Precise
 from .quantized_pool import QuantizedPool
 from .roi_warp import RoIWarp
@@ -18,6 +20,8 @@ EXTRACTORS: dict[str, type[RoIExtractor]] = {
     'AlignAvg': AlignAvg,
     'AdaptiveSampling': AdaptiveSampling,
     'Precise': Precise,
+    'ContentAdaptive': ContentAdaptive,
+    'AllLevels': AllLevels,
 }
 
 __all__ = ['EXTRACTORS', 'RoIExtractor', *EXTRACTORS]

@@ -3,18 +3,24 @@
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from typing import Any, List, Optional, Tuple  # noqa: UP035  TorchScript reads these
 
+import torch
 from torch import Tensor, nn
 
-from ..ops import assign_levels_mmdet, roi_extract
+from ..ops import assign_levels_mmdet
 from ..ops.checks import check_options, expect
-from ..ops.functional import as_pair
+from ..ops.functional import as_pair, as_whole
 
 LevelRule = Callable[[Tensor, int], Tensor]
 
 
 class RoIExtractor(nn.Module):
     """Cuts features of one size out of the maps of a pyramid.
+
+    A subclass states the method in its constructor; one that needs more than a call of the op overrides
+    :meth:`extract`. One that has weights takes the channels of the maps as the keyword ``channels``, which
+    the integrations know. All of it compiles in TorchScript, if the level rule is a function or a module.
 
     Args:
         output_size: bins ``(height, width)``, or one number for both.
@@ -26,6 +32,14 @@ class RoIExtractor(nn.Module):
     Raises:
         ValueError: an option that has no meaning, or two that have none together; they are named.
     """
+
+    output_size: Tuple[int, int]  # noqa: UP006
+    featmap_strides: List[float]  # noqa: UP006
+    spatial_scales: List[float]  # noqa: UP006
+    sampling_ratio: Optional[int]  # noqa: UP045
+    max_samples: Optional[int]  # noqa: UP045
+
+    __jit_unused_properties__ = ['method']
 
     def __init__(
         self,
@@ -39,6 +53,7 @@ class RoIExtractor(nn.Module):
         aligned: bool = True,
         min_samples: int = 1,
         max_samples: int | None = None,
+        position_sensitive: bool = False,
     ):
         super().__init__()
         # Here and below: where a config is read, rather than at the first image.
@@ -48,14 +63,13 @@ class RoIExtractor(nn.Module):
         self.output_size = tuple(as_pair(output_size))
         self.featmap_strides = list(featmap_strides)
         self.level_rule = level_rule
-        self.method = {
-            'region': region,
-            'sampling_ratio': sampling_ratio,
-            'reduction': reduction,
-            'aligned': aligned,
-            'min_samples': min_samples,
-            'max_samples': max_samples,
-        }
+        self.region = region
+        self.sampling_ratio = sampling_ratio
+        self.reduction = reduction
+        self.aligned = aligned
+        self.min_samples = min_samples
+        self.max_samples = max_samples
+        self.position_sensitive = position_sensitive
         self.spatial_scales = [1 / stride for stride in self.featmap_strides]
         check_options(
             self.spatial_scales,
@@ -65,10 +79,25 @@ class RoIExtractor(nn.Module):
             reduction,
             min_samples,
             max_samples,
+            position_sensitive,
         )
 
+    @property
+    def method(self) -> dict[str, Any]:
+        """The options of :func:`roi_plugins.ops.roi_extract` that say how it reads."""
+        names = ('region', 'sampling_ratio', 'reduction', 'aligned', 'min_samples', 'max_samples')
+        method = {name: getattr(self, name) for name in names}
+        return method | ({'position_sensitive': True} if self.position_sensitive else {})
+
+    def out_channels(self, channels: int, num_maps: int) -> int:
+        """Channels of the output for so many of each map."""
+        return channels
+
     def forward(
-        self, features: Sequence[Tensor], rois: Tensor, levels: Tensor | None = None
+        self,
+        features: List[Tensor],  # noqa: UP006
+        rois: Tensor,
+        levels: Optional[Tensor] = None,  # noqa: UP045
     ) -> Tensor:
         """
         Args:
@@ -87,13 +116,49 @@ class RoIExtractor(nn.Module):
                 f'features: got {len(features)} maps, expected at most one for each of '
                 f'featmap_strides {self.featmap_strides}'
             )
-        scales = self.spatial_scales[: len(features)]
         if len(features) == 1:
             # No rule to ask, as in both frameworks: it would turn inverted boxes into zeros.
-            return roi_extract(features[0], rois, self.output_size, scales, **self.method)
-        if levels is None:
-            levels = self.level_rule(rois, len(features))
-        return roi_extract(features, rois, self.output_size, scales, levels=levels, **self.method)
+            levels = None
+        elif levels is None:
+            levels = as_whole(self.level_rule(rois, len(features)))
+        else:
+            levels = as_whole(levels)
+        return self.extract(features, rois, levels)
+
+    def extract(
+        self,
+        features: List[Tensor],  # noqa: UP006
+        rois: Tensor,
+        levels: Optional[Tensor],  # noqa: UP045
+    ) -> Tensor:
+        """As :meth:`forward`, of RoIs whose levels are known; without levels for one map."""
+        return self.pool(features, rois, levels)
+
+    def pool(
+        self,
+        features: List[Tensor],  # noqa: UP006
+        rois: Tensor,
+        levels: Optional[Tensor],  # noqa: UP045
+        offsets: Optional[Tensor] = None,  # noqa: UP045
+        seed: Optional[Tensor] = None,  # noqa: UP045
+    ) -> Tensor:
+        """One call of the op with this extractor's method."""
+        return torch.ops.roi_plugins.roi_extract(
+            features,
+            rois,
+            levels,
+            offsets,
+            seed,
+            self.spatial_scales[: len(features)],
+            self.output_size,
+            self.region,
+            self.sampling_ratio,
+            self.reduction,
+            self.aligned,
+            self.min_samples,
+            self.max_samples,
+            self.position_sensitive,
+        )[0]
 
     def extra_repr(self) -> str:
         method = ', '.join(f'{name}={value!r}' for name, value in self.method.items())

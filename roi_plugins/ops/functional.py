@@ -126,11 +126,18 @@ def as_pyramid(
     for scale in spatial_scale:
         if not isinstance(scale, Real):
             raise TypeError(f'spatial_scale: got {scale!r}, expected a number, or a list with one a map')
-    if levels is not None and levels.dtype.is_floating_point:
+    if levels is not None:
+        levels = as_whole(levels)
+    return list(features), [float(scale) for scale in spatial_scale], levels
+
+
+def as_whole(levels: Tensor) -> Tensor:
+    """Levels as integers, which those of a rule in floating point are not yet."""
+    if levels.is_floating_point():
         # A fraction or NaN is no level; -1 is outside every pyramid.
         whole = torch.where(levels == torch.floor(levels), levels, -1.0)
         levels = torch.clamp(whole, -1, 2**15).to(torch.int64)
-    return list(features), [float(scale) for scale in spatial_scale], levels
+    return levels
 
 
 def as_pair(output_size: int | Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from building import WITH_WEIGHTS, build_extractor
 
 from roi_plugins.extractors import (
     EXTRACTORS,
@@ -64,6 +65,12 @@ methods = pytest.mark.parametrize(
     ids=['-'.join([name, *map(str, options.values())]) for name, options, _ in METHODS],
 )
 every_extractor = pytest.mark.parametrize('name', EXTRACTORS)
+# Those that are more than a call of the op with options, which have tests of their own.
+OTHERS = ('ContentAdaptive', 'AllLevels')
+
+
+def build(name, device='cpu'):
+    return build_extractor(name, OUTPUT_SIZE, STRIDES).to(device)
 
 
 class CentrePoint(RoIExtractor):
@@ -105,7 +112,7 @@ def assert_equal(ours, expected):
 
 
 def test_every_extractor_of_the_table_is_tested():
-    assert {name for name, _, _ in METHODS} == set(EXTRACTORS)
+    assert {name for name, _, _ in METHODS} == set(EXTRACTORS) - set(OTHERS)
 
 
 @methods
@@ -194,11 +201,11 @@ class TestBoundsOfAdaptiveSampling:
         self.assert_fixed(self.LARGE, 2, reduction, max_samples=2)
 
 
-@every_extractor
+@pytest.mark.parametrize('name', [name for name in EXTRACTORS if name != 'AllLevels'])
 def test_every_level_gets_a_gradient(device, name):
     features = [map_.requires_grad_() for map_ in pyramid(device)]
     rois = boxes([30.0, 40.0], device)  # level 0
-    EXTRACTORS[name](OUTPUT_SIZE, STRIDES)(features, rois).sum().backward()
+    build(name, device)(features, rois).sum().backward()
     assert features[0].grad.any()
     for map_ in features[1:]:
         assert_equal(map_.grad, torch.zeros_like(map_))
@@ -208,7 +215,7 @@ def test_every_level_gets_a_gradient(device, name):
 @pytest.mark.parametrize('num_maps', [1, 3])
 def test_no_rois(device, name, num_maps):
     features = [map_.requires_grad_() for map_ in pyramid(device)[:num_maps]]
-    output = EXTRACTORS[name](OUTPUT_SIZE, STRIDES)(features, torch.zeros(0, 5, device=device))
+    output = build(name, device)(features, torch.zeros(0, 5, device=device))
     assert output.shape == (0, 3, *OUTPUT_SIZE)
     output.sum().backward()
     for map_ in features:
@@ -275,26 +282,40 @@ def test_an_option_of_another_extractor_is_named(name, option):
     ids=['deepcopy', 'pickle'],
 )
 def test_copies(name, copied):
-    extractor = EXTRACTORS[name](OUTPUT_SIZE, STRIDES)
+    extractor = build(name)
     features, rois = pyramid(), rois_on_every_level()
     assert_equal(copied(extractor)(features, rois), extractor(features, rois))
 
 
-@every_extractor
+@pytest.mark.parametrize('name', [name for name in EXTRACTORS if name not in WITH_WEIGHTS])
 def test_a_checkpoint_holds_nothing_of_it(name):
     """So that checkpoints move freely between extractors, in both directions."""
-    assert not EXTRACTORS[name](OUTPUT_SIZE, STRIDES).state_dict()
+    assert not build(name).state_dict()
+
+
+@pytest.mark.parametrize('name', WITH_WEIGHTS)
+def test_one_with_weights_leaves_the_random_numbers_alone(name):
+    """Models of one seed start from the same weights, whatever their extractor."""
+    state = torch.get_rng_state()
+    assert list(EXTRACTORS[name](OUTPUT_SIZE, STRIDES, channels=3).parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize('name', WITH_WEIGHTS)
+def test_the_channels_are_asked_for(name):
+    with pytest.raises(TypeError, match="'channels'"):
+        EXTRACTORS[name](OUTPUT_SIZE, STRIDES)
 
 
 @every_extractor
 def test_repr_says_how_it_reads(name):
-    text = repr(EXTRACTORS[name](OUTPUT_SIZE, STRIDES))
+    text = repr(build(name))
     assert all(part in text for part in (f'{name}(', '(3, 2)', '[4, 8, 16]', 'sampling_ratio='))
 
 
 @every_extractor
 def test_compiles_without_a_graph_break(device, name):
-    extractor = EXTRACTORS[name](OUTPUT_SIZE, STRIDES)
+    extractor = build(name, device)
     results = []
     for run in (extractor, torch.compile(extractor, fullgraph=True, backend='aot_eager')):
         features = [map_.requires_grad_() for map_ in pyramid(device)]
@@ -302,6 +323,20 @@ def test_compiles_without_a_graph_break(device, name):
         output.square().sum().backward()
         results.append([output, *(map_.grad for map_ in features)])
     assert_equal(*results)
+
+
+@every_extractor
+@pytest.mark.parametrize('num_maps', [1, 3])
+def test_scripts(device, name, num_maps):
+    extractor = build(name, device)
+    scripted = torch.jit.script(extractor)
+    features, rois = pyramid(device)[:num_maps], rois_on_every_level(device)
+    assert_equal(scripted(features, rois), extractor(features, rois))
+    # Of a rule in floating point.
+    levels = torch.arange(len(rois), device=device) / 2 % num_maps
+    assert_equal(scripted(features, rois, levels), extractor(features, rois, levels))
+    with pytest.raises(torch.jit.Error, match='features: got 4 maps'):
+        scripted([*pyramid(device), *pyramid(device)[:1]], rois)
 
 
 def test_one_of_your_own_is_a_class():

@@ -15,10 +15,12 @@ pytest.importorskip('mmdet', reason='MMDetection is not installed')
 pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
 
 import numpy as np
+from building import WITH_WEIGHTS, build_extractor, learned
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.runner import load_checkpoint
 
 import roi_plugins
 from roi_plugins.extractors import EXTRACTORS
@@ -34,15 +36,14 @@ every_type = pytest.mark.parametrize('type_', TYPES)
 
 
 def build(type_, strides=STRIDES, output_size=7, **options):
-    return MODELS.build(
-        dict(
-            type=type_,
-            output_size=output_size,
-            out_channels=CHANNELS,
-            featmap_strides=strides,
-            **options,
-        )
+    config = dict(
+        type=type_,
+        output_size=output_size,
+        out_channels=CHANNELS,
+        featmap_strides=strides,
+        **options,
     )
+    return learned(MODELS.build(config))
 
 
 def align_avg(strides=STRIDES, **options):
@@ -127,14 +128,14 @@ def test_has_what_heads_read(type_):
     assert extractor.finest_scale == 28
     assert isinstance(extractor, MMDetRoIExtractor)
     extractor.init_weights()
-    assert not extractor.state_dict()
+    assert bool(extractor.state_dict()) == (type_.removesuffix('RoIExtractor') in WITH_WEIGHTS)
     assert extractor(pyramid(), random_rois()).shape == (60, CHANNELS, 7, 5)
 
 
 @every_type
 def test_reads_as_the_extractor_it_is_named_after(type_):
     features, rois = pyramid(), random_rois()
-    expected = EXTRACTORS[type_.removesuffix('RoIExtractor')](7, STRIDES)(features, rois)
+    expected = build_extractor(type_.removesuffix('RoIExtractor'), 7, STRIDES)(features, rois)
     assert torch.equal(build(type_)(features, rois), expected)
 
 
@@ -150,13 +151,14 @@ def test_reads_as_the_extractor_it_is_named_after(type_):
             dict(reduction='max', min_samples=2, max_samples=4, aligned=False),
         ),
         ('PreciseRoIExtractor', dict(aligned=True)),
+        ('ContentAdaptiveRoIExtractor', dict(sampling_ratio=3, aligned=False)),
     ],
 )
 def test_options_reach_the_extractor(type_, options):
     features, rois = pyramid(), random_rois()
     name = type_.removesuffix('RoIExtractor')
     output = build(type_, **options)(features, rois)
-    assert torch.equal(output, EXTRACTORS[name](7, STRIDES, **options)(features, rois))
+    assert torch.equal(output, build_extractor(name, 7, STRIDES, **options)(features, rois))
     assert not torch.equal(output, build(type_)(features, rois))
 
     with pytest.raises(TypeError) as error:
@@ -254,7 +256,9 @@ def test_every_map_gets_a_gradient(type_, num_rois, strides):
     features = pyramid(strides)
     rois = torch.tensor([[0.0, 10, 10, 40, 40]])[:num_rois]
     build(type_, strides)(features, rois).sum().backward()
-    assert [bool(f.grad.any()) for f in features] == [num_rois == 1] + [False] * (len(strides) - 1)
+    read = len(strides) if type_ == 'AllLevelsRoIExtractor' else 1
+    expected = [num_rois == 1] * read + [False] * (len(strides) - read)
+    assert [bool(f.grad.any()) for f in features] == expected
 
 
 def test_autocast_does_not_move_rois():
@@ -272,6 +276,99 @@ def test_autocast_does_not_move_rois():
 
     moved = extractor([convolved.float()], rois.bfloat16().float())
     assert (moved - expected).abs().max() > 0.1
+
+
+# --------------------------------------------------- in the place of GenericRoIExtractor
+
+PRE = dict(type='ConvModule', in_channels=CHANNELS, out_channels=CHANNELS, kernel_size=5, padding=2)
+
+
+def post(channels):
+    return dict(type='NonLocal2d', in_channels=channels, reduction=1, use_scale=False)
+
+
+def generic(strides, pool_mode='avg', sampling_ratio=2, **options):
+    return MODELS.build(
+        dict(
+            type='GenericRoIExtractor',
+            roi_layer=dict(
+                type='RoIAlign', output_size=7, sampling_ratio=sampling_ratio, pool_mode=pool_mode
+            ),
+            featmap_strides=strides,
+            **options,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(aggregation='sum', out_channels=CHANNELS),
+        dict(aggregation='sum', out_channels=CHANNELS, pre_cfg=PRE, post_cfg=post(CHANNELS)),
+        # Of the batch: by its statistics a map is told from all maps.
+        dict(out_channels=CHANNELS, pre_cfg=PRE | dict(norm_cfg=dict(type='BN'))),
+        dict(aggregation='concat', out_channels=4 * CHANNELS),
+        dict(aggregation='concat', out_channels=4 * CHANNELS, pre_cfg=PRE, post_cfg=post(4 * CHANNELS)),
+    ],
+    ids=['sum', 'sum-modules', 'sum-norm', 'concat', 'concat-modules'],
+)
+@pytest.mark.parametrize('factor', [None, 1.3])
+def test_reads_all_levels_as_stock(options, factor):
+    theirs = learned(generic(STRIDES, **options)).double().train()
+    ours = MODELS.build(
+        dict(type='AllLevelsRoIExtractor', output_size=7, featmap_strides=STRIDES, **options)
+    )
+    ours.double().train()
+    ours.init_weights()
+    ours.load_state_dict(theirs.state_dict())  # a checkpoint of theirs, strictly
+    results = []
+    for extractor in (ours, theirs):
+        features = [map_.detach().double().requires_grad_() for map_ in pyramid()]
+        output = extractor(features, random_rois().double(), factor)
+        output.backward(torch.randn(output.shape, generator=generator(2)).double())
+        weights = {name.removeprefix('extractor.'): p.grad for name, p in extractor.named_parameters()}
+        results.append([output, *(map_.grad for map_ in features), weights])
+    assert results[0][0].shape == (60, options['out_channels'], 7, 7)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    # And one of ours loads too.
+    again = MODELS.build(
+        dict(type='AllLevelsRoIExtractor', output_size=7, featmap_strides=STRIDES, **options)
+    )
+    again.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize(
+    ('layer', 'options'),
+    [
+        (dict(pool_mode='max', sampling_ratio=3), dict(reduction='max', sampling_ratio=3)),
+        (dict(sampling_ratio=0), dict(sampling_ratio=0)),
+    ],
+)
+def test_reads_all_levels_by_any_method(layer, options):
+    theirs = generic(STRIDES, out_channels=CHANNELS, **layer)
+    ours = build('AllLevelsRoIExtractor', **options)
+    features, rois = pyramid(), random_rois()
+    torch.testing.assert_close(ours(features, rois), theirs(features, rois), rtol=1e-4, atol=1e-4)
+
+
+def test_one_map_of_all_is_read_as_stock():
+    """Without the modules."""
+    options = dict(out_channels=CHANNELS, pre_cfg=PRE, post_cfg=post(CHANNELS))
+    theirs = generic([16], **options)
+    ours = MODELS.build(
+        dict(type='AllLevelsRoIExtractor', output_size=7, featmap_strides=[16], **options)
+    )
+    features, rois = pyramid([16]), random_rois()
+    torch.testing.assert_close(ours(features, rois), theirs(features, rois), rtol=1e-4, atol=1e-4)
+
+
+def test_channels_of_all_levels_that_do_not_add_up():
+    with pytest.raises(ValueError, match='out_channels: got 3, expected 12'):
+        build('AllLevelsRoIExtractor', aggregation='concat')(pyramid(), random_rois())
+    with pytest.raises(ValueError, match="aggregation: got 'mean', expected 'sum' or 'concat'"):
+        build('AllLevelsRoIExtractor', aggregation='mean')
+    with pytest.raises(TypeError, match=r'pre: no option of AllLevelsRoIExtractor.*pre_cfg, post_cfg'):
+        build('AllLevelsRoIExtractor', pre=PRE)
 
 
 # --------------------------------------------------------------------- whole detectors
@@ -351,7 +448,8 @@ def checkpoint(name):
 
 def load(name, cfg):
     model = MODELS.build(copy.deepcopy(cfg))
-    model.load_state_dict(checkpoint(name))
+    missing, unexpected = model.load_state_dict(checkpoint(name), strict=False)
+    assert not unexpected and all('_roi_extractor.extractor.' in key for key in missing)
     return model
 
 
@@ -415,6 +513,17 @@ def test_align_avg_detects_and_learns_as_stock(name):
     torch.testing.assert_close(losses(name, cfg), loss, rtol=1e-4, atol=1e-5)
 
 
+def test_content_adaptive_starts_from_a_checkpoint_of_stock(tmp_path):
+    """As the runner loads it: with a warning, not an error, and with the detections of align-avg."""
+    torch.save(checkpoint('mask'), tmp_path / 'stock.pth')
+    model = MODELS.build(swapped('mask', 'ContentAdaptiveRoIExtractor', sampling_ratio=0)).eval()
+    load_checkpoint(model, str(tmp_path / 'stock.pth'), map_location='cpu')
+    with torch.inference_mode():
+        (sample,) = model.test_step(inputs())
+    detections, _ = stock_results('mask')
+    assert_same_detections(sample.pred_instances, detections)
+
+
 @pytest.mark.parametrize('name', ['mask', 'cascade', 'htc', 'double-head', 'grid'])
 def test_another_extractor_detects_otherwise(name):
     """So the test above can fail."""
@@ -462,6 +571,5 @@ def test_a_training_step_reaches_every_level(type_):
         proposals = model.rpn_head.predict(features, data['data_samples'], rescale=False)
     loss, _ = model.parse_losses(model.roi_head.loss(features, proposals, data['data_samples']))
     loss.backward()
-    assert features[0].grad.any()
-    for unread in features[1:4]:
-        assert not unread.grad.any()
+    read = [bool(map_.grad.any()) for map_ in features[:4]]
+    assert read == ([True] * 4 if type_ == 'AllLevelsRoIExtractor' else [True, False, False, False])

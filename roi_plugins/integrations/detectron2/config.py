@@ -20,6 +20,7 @@ def add_roi_plugins_config(cfg: CfgNode) -> None:
                 'ALIGNED': None,
                 'MIN_SAMPLES': None,
                 'MAX_SAMPLES': None,
+                'AGGREGATION': None,
             },
             new_allowed=True,
         )

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler
-from torch import Tensor, nn
+from torch import nn
 from torchvision.ops import RoIPool
 
 from ...extractors import RoIExtractor
-from ...ops import assign_levels_detectron2
 from ..inspection import InspectionError
-from .poolers import RoIPluginsPooler
+from .poolers import Detectron2LevelRule, RoIPluginsPooler
 from .runs import RunError, describe, read_config
 
 
@@ -28,31 +27,21 @@ def find_extractors(config: Path) -> dict[str, RoIExtractor]:
 
 def _as_ours(module: nn.Module) -> RoIExtractor | None:
     if isinstance(module, RoIPluginsPooler):
-        scales = module._scales
-        method = {
-            name: getattr(module, f'_{name}')
-            for name in ('region', 'sampling_ratio', 'reduction', 'aligned', 'min_samples', 'max_samples')
-        }
-    elif isinstance(module, ROIPooler):
-        scales = [layer.spatial_scale for layer in module.level_poolers]
-        layer = module.level_poolers[0]
-        if isinstance(layer, ROIAlign):
-            method = {'sampling_ratio': max(layer.sampling_ratio, 0), 'aligned': layer.aligned}
-        elif isinstance(layer, RoIPool):
-            method = {'region': 'round', 'sampling_ratio': None, 'reduction': 'max'}
-        else:
-            return None  # of rotated boxes
-    else:
+        return module.extractor
+    if not isinstance(module, ROIPooler):
         return None
-
-    def level_rule(rois: Tensor, num_levels: int) -> Tensor:
-        return assign_levels_detectron2(
-            rois,
-            module.min_level,
-            module.max_level,
-            module.canonical_box_size,
-            module.canonical_level,
-        )
-
-    strides = [1 / scale for scale in scales]
-    return RoIExtractor(module.output_size, strides, level_rule=level_rule, **method)
+    layer = module.level_poolers[0]
+    if isinstance(layer, ROIAlign):
+        method = {'sampling_ratio': max(layer.sampling_ratio, 0), 'aligned': layer.aligned}
+    elif isinstance(layer, RoIPool):
+        method = {'region': 'round', 'sampling_ratio': None, 'reduction': 'max'}
+    else:
+        return None  # of rotated boxes
+    return RoIExtractor(
+        module.output_size,
+        [1 / layer.spatial_scale for layer in module.level_poolers],
+        level_rule=Detectron2LevelRule(
+            module.min_level, module.canonical_box_size, module.canonical_level
+        ),
+        **method,
+    )

@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import List, Optional, Tuple  # noqa: UP035  TorchScript reads these
+from typing import List, Tuple  # noqa: UP035  TorchScript reads these
 
 import torch
 from detectron2.modeling.poolers import ROIPooler
@@ -22,6 +22,27 @@ POOLER_TYPES: dict[str, Callable[..., RoIExtractor]] = {
 """What ``POOLER_TYPE`` may name besides Detectron2's own: ``(output_size, strides, **options)``."""
 
 STOCK_POOLER_TYPES = ('ROIAlign', 'ROIAlignV2', 'ROIPool', 'ROIAlignRotated')
+
+
+class Detectron2LevelRule(nn.Module):
+    """:func:`roi_plugins.ops.assign_levels_detectron2` as the level rule of an extractor.
+
+    Args:
+        min_level: log2 of the finest stride.
+        canonical_box_size, canonical_level: as for :class:`RoIPluginsPooler`.
+    """
+
+    def __init__(self, min_level: int, canonical_box_size: float, canonical_level: int):
+        super().__init__()
+        self.min_level = min_level
+        self.canonical_box_size = float(canonical_box_size)
+        self.canonical_level = canonical_level
+
+    def forward(self, rois: Tensor, num_levels: int) -> Tensor:
+        max_level = self.min_level + num_levels - 1
+        return assign_levels_detectron2(
+            rois, self.min_level, max_level, self.canonical_box_size, self.canonical_level
+        )
 
 
 class RoIPluginsPooler(nn.Module):
@@ -47,10 +68,6 @@ class RoIPluginsPooler(nn.Module):
     """
 
     output_size: Tuple[int, int]  # noqa: UP006
-    _output_size: List[int]  # noqa: UP006
-    _scales: List[float]  # noqa: UP006
-    _sampling_ratio: Optional[int]  # noqa: UP045
-    _max_samples: Optional[int]  # noqa: UP045
 
     def __init__(
         self,
@@ -71,25 +88,21 @@ class RoIPluginsPooler(nn.Module):
             options['sampling_ratio'] = int(sampling_ratio) if whole else sampling_ratio
         # An omegaconf list is none of the sequences that the extractors know.
         size = output_size if isinstance(output_size, int) else list(output_size)
-        extractor = POOLER_TYPES[pooler_type](size, [1 / scale for scale in scales], **options)
         self.min_level, self.max_level = _pyramid_levels(scales)
         if not canonical_box_size > 0:
             raise ValueError(
                 f'canonical_box_size: got {canonical_box_size!r}, expected a positive number of pixels'
             )
+        self.extractor = POOLER_TYPES[pooler_type](
+            size,
+            [1 / scale for scale in scales],
+            level_rule=Detectron2LevelRule(self.min_level, canonical_box_size, canonical_level),
+            **options,
+        )
         self.pooler_type = pooler_type
-        self.output_size = extractor.output_size
+        self.output_size = self.extractor.output_size
         self.canonical_box_size = float(canonical_box_size)
         self.canonical_level = canonical_level
-        # One by one, for TorchScript has no dict of mixed values.
-        self._output_size = list(extractor.output_size)
-        self._scales = extractor.spatial_scales
-        self._region = extractor.method['region']
-        self._sampling_ratio = extractor.method['sampling_ratio']
-        self._reduction = extractor.method['reduction']
-        self._aligned = extractor.method['aligned']
-        self._min_samples = extractor.method['min_samples']
-        self._max_samples = extractor.method['max_samples']
 
     def forward(self, x: List[Tensor], box_lists: List[Boxes]) -> Tensor:  # noqa: UP006
         """
@@ -100,8 +113,9 @@ class RoIPluginsPooler(nn.Module):
         Returns:
             ``(M, C, height, width)`` for the M boxes of all images, in their order.
         """
-        if len(x) != len(self._scales):
-            raise ValueError(f'x: got {len(x)} maps, expected {len(self._scales)}, one a scale')
+        num_maps = len(self.extractor.spatial_scales)
+        if len(x) != num_maps:
+            raise ValueError(f'x: got {len(x)} maps, expected {num_maps}, one a scale')
         if len(box_lists) != x[0].shape[0]:
             raise ValueError(
                 f'box_lists: got {len(box_lists)} lists of boxes, expected {x[0].shape[0]}, one an image'
@@ -118,36 +132,10 @@ class RoIPluginsPooler(nn.Module):
                         'ones of 4; for rotated ones there is the POOLER_TYPE ROIAlignRotated'
                     )
                 rows.append(torch.cat([torch.full_like(corners[:, :1], i), corners], dim=1))
-        rois = torch.cat(rows, dim=0)
-        levels: Optional[Tensor] = None  # noqa: UP045
-        if len(x) > 1:
-            levels = assign_levels_detectron2(
-                rois, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-            )
-        return torch.ops.roi_plugins.roi_extract(
-            x,
-            rois,
-            levels,
-            None,
-            None,
-            self._scales,
-            self._output_size,
-            self._region,
-            self._sampling_ratio,
-            self._reduction,
-            self._aligned,
-            self._min_samples,
-            self._max_samples,
-            False,
-        )[0]
+        return self.extractor(x, torch.cat(rows, dim=0))
 
     def extra_repr(self) -> str:
-        return (
-            f'pooler_type={self.pooler_type}, output_size={self.output_size}, scales={self._scales}, '
-            f'region={self._region}, sampling_ratio={self._sampling_ratio}, '
-            f'reduction={self._reduction}, aligned={self._aligned}, '
-            f'min_samples={self._min_samples}, max_samples={self._max_samples}'
-        )
+        return f'pooler_type={self.pooler_type}'
 
 
 def build_pooler(

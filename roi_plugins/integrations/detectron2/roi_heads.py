@@ -12,7 +12,13 @@ from torch import nn
 from torch.jit import Final
 
 from .config import HEADS
-from .poolers import POOLER_TYPES, RoIPluginsPooler, check_options, check_pooler_type
+from .poolers import (
+    POOLER_TYPES,
+    RoIPluginsPooler,
+    check_options,
+    check_pooler_type,
+    pooler_options,
+)
 
 
 class _AnyPooler:
@@ -28,10 +34,13 @@ class _AnyPooler:
     @classmethod
     def from_config(cls, cfg, input_shape):
         arguments = super().from_config(_with_stock_poolers(cfg), input_shape)
+        channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
         for name, head in cls._poolers.items():
             # There is none without masks or keypoints, or where a head reads the maps itself.
             if arguments.get(name) is not None:
-                arguments[name] = _replaced(arguments[name], cfg.MODEL[head], f'MODEL.{head}.')
+                arguments[name] = _replaced(
+                    arguments[name], cfg.MODEL[head], channels, f'MODEL.{head}.'
+                )
         return arguments
 
 
@@ -70,23 +79,33 @@ def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _replaced(pooler: ROIPooler, node: CfgNode, name: str) -> nn.Module:
+def _replaced(pooler: ROIPooler, node: CfgNode, channels: int, name: str) -> nn.Module:
     """The pooler that ``node`` asks for, of the geometry that Detectron2 gave to ``pooler``."""
     # A config that add_roi_plugins_config has not seen has no such node, and needs none.
     given = {k: v for k, v in node.get('POOLER_OPTIONS', {}).items() if v is not None}
     options = {key.lower(): value for key, value in given.items()}
+    if 'channels' in pooler_options(node.POOLER_TYPE):
+        options.setdefault('channels', channels)
     try:
         check_options(node.POOLER_TYPE, options)
         if node.POOLER_TYPE not in POOLER_TYPES:
             return pooler
-        return RoIPluginsPooler(
+        scales = [level.spatial_scale for level in pooler.level_poolers]
+        ours = RoIPluginsPooler(
             pooler.output_size,
-            [level.spatial_scale for level in pooler.level_poolers],
+            scales,
             node.POOLER_SAMPLING_RATIO,
             node.POOLER_TYPE,
             pooler.canonical_box_size,
             pooler.canonical_level,
             **options,
         )
+        given = ours.extractor.out_channels(channels, len(scales))
+        if given != channels:
+            raise ValueError(
+                f'{node.POOLER_TYPE} would give {given} channels, expected {channels}, for which Detectron2 '
+                'builds the head; in a LazyConfig the head can be told'
+            )
+        return ours
     except (TypeError, ValueError) as error:
         raise type(error)(f'{name}POOLER_OPTIONS: {error}') from None

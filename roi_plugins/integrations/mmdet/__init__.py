@@ -8,11 +8,12 @@ import inspect
 from collections.abc import Sequence
 
 import torch
+from mmcv.cnn.bricks import build_plugin_layer
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ...extractors import EXTRACTORS, RoIExtractor
+from ...extractors import EXTRACTORS, AllLevels, RoIExtractor
 from ...ops import assign_levels_mmdet
 
 
@@ -24,7 +25,7 @@ class MMDetRoIExtractor(BaseModule):
 
     Args:
         output_size: bins ``(height, width)``, or one number for both.
-        out_channels: channels of every map.
+        out_channels: channels of the output, which for most are those of every map.
         featmap_strides: input pixels per cell of each map, finest first.
         finest_scale: sqrt(area), in pixels, below twice which the finest map is read.
         init_cfg: as for every MMEngine module.
@@ -58,6 +59,8 @@ class MMDetRoIExtractor(BaseModule):
             raise ValueError(
                 f'finest_scale: got {finest_scale!r}, expected a positive number of pixels'
             )
+        if 'channels' in inspect.signature(self.extractor_type).parameters:
+            options['channels'] = out_channels
         self.extractor = self.extractor_type(
             output_size,
             featmap_strides,
@@ -70,7 +73,7 @@ class MMDetRoIExtractor(BaseModule):
     @classmethod
     def options(cls) -> list[str]:
         """Names of the options beyond those that every extractor takes."""
-        shared = ('output_size', 'featmap_strides', 'level_rule')
+        shared = ('output_size', 'featmap_strides', 'level_rule', 'channels')
         return [name for name in inspect.signature(cls.extractor_type).parameters if name not in shared]
 
     @property
@@ -98,10 +101,11 @@ class MMDetRoIExtractor(BaseModule):
         self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
         """``(K, out_channels, height, width)`` for ``rois`` ``(K, 5)`` over maps ``(N, C, H, W)``."""
-        if feats[0].shape[1] != self.out_channels:
+        expected = self.extractor.out_channels(feats[0].shape[1], len(feats))
+        if expected != self.out_channels:
             raise ValueError(
-                f'out_channels: got {self.out_channels}, expected {feats[0].shape[1]}, the channels '
-                'of the maps that reach the extractor'
+                f'out_channels: got {self.out_channels}, expected {expected} for the '
+                f'{feats[0].shape[1]} channels of the maps that reach the extractor'
             )
         levels = self.map_roi_levels(rois, len(feats))
         # With one map SingleRoIExtractor has no use for the factor; a swap changes nothing else.
@@ -110,14 +114,47 @@ class MMDetRoIExtractor(BaseModule):
         return self.extractor(feats, rois, levels)
 
 
+class _WithModules(MMDetRoIExtractor):
+    """Builds the modules of :class:`AllLevels` as ``GenericRoIExtractor`` does, whose checkpoints load.
+
+    Args:
+        pre_cfg, post_cfg: of a plugin layer of MMCV's, e.g. ``dict(type='ConvModule', ...)``.
+    """
+
+    def __init__(
+        self, *args, pre_cfg: dict | None = None, post_cfg: dict | None = None, **options
+    ):
+        super().__init__(*args, **options)
+        for name, cfg in (('pre_module', pre_cfg), ('post_module', post_cfg)):
+            if cfg is not None:
+                setattr(self.extractor, name, build_plugin_layer(cfg, f'_{name}')[1])
+
+    @classmethod
+    def options(cls) -> list[str]:
+        return [name.replace('_module', '_cfg') for name in super().options()]
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for module in (self.extractor.pre_module, self.extractor.post_module):
+            if hasattr(module, 'init_weights'):
+                module.init_weights()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        for key in list(state_dict):
+            if key.startswith((f'{prefix}pre_module.', f'{prefix}post_module.')):
+                state_dict[f'{prefix}extractor.{key.removeprefix(prefix)}'] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 def _register(name: str, extractor_type: type[RoIExtractor]) -> None:
+    base = _WithModules if extractor_type is AllLevels else MMDetRoIExtractor
     members = {
         'extractor_type': extractor_type,
         '__doc__': extractor_type.__doc__,
         '__module__': __name__,
     }
     globals()[name] = MODELS.register_module(
-        name=name, module=type(name, (MMDetRoIExtractor,), members)
+        name=name, module=type(name, (base,), members)
     )
 
 

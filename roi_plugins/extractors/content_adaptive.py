@@ -1,0 +1,75 @@
+"""An average of a bin's samples that weighs them by what they hold."""
+
+from typing import List, Optional  # noqa: UP035  TorchScript reads these
+
+import torch
+from torch import Tensor, nn
+from torch.jit import Final
+
+from ..ops import assign_levels_mmdet
+from .base import LevelRule, RoIExtractor
+
+
+class ContentAdaptive(RoIExtractor):
+    """RoIAlign with an average that is weighted by a learned importance, as Local Importance-based Pooling
+    (LIP, arXiv:1908.04156, section 3) weighs the cells of a pooling window: ``sum(w f) / sum(w)`` over a bin,
+    with ``w = exp(a)`` and ``a`` a 1x1 convolution of the map, shared by all maps.
+
+    ``a`` starts at zero, where the output is that of :class:`AlignAvg`, bit for bit: weights that were
+    trained with it load, and lack the convolution alone. It is kept within ``LIMIT`` of zero.
+
+    Args:
+        sampling_ratio, aligned, level_rule: as for :class:`AlignAvg`.
+        channels: of every map.
+    """
+
+    # As exp(4) is 55, what is weighted stays far from the largest float16. Two cells may differ 3000-fold.
+    LIMIT: Final[float] = 4.0
+
+    def __init__(
+        self,
+        output_size,
+        featmap_strides,
+        sampling_ratio: int = 2,
+        aligned: bool = True,
+        *,
+        channels: int,
+        level_rule: LevelRule = assign_levels_mmdet,
+    ):
+        super().__init__(
+            output_size,
+            featmap_strides,
+            sampling_ratio=sampling_ratio,
+            aligned=aligned,
+            level_rule=level_rule,
+        )
+        # No bias, which would cancel out. No initialisation either: it would draw random numbers, and models
+        # of one seed should start from the same weights, whatever their extractor.
+        self.importance = nn.utils.skip_init(nn.Conv2d, channels, 1, 1, bias=False)
+        nn.init.zeros_(self.importance.weight)
+
+    def extract(
+        self,
+        features: List[Tensor],  # noqa: UP006
+        rois: Tensor,
+        levels: Optional[Tensor],  # noqa: UP045
+    ) -> Tensor:
+        weighted: List[Tensor] = []  # noqa: UP006
+        weights: List[Tensor] = []  # noqa: UP006
+        for map_ in features:
+            weight = self.weigh(map_)
+            weighted.append((weight * map_).to(map_.dtype))
+            weights.append(torch.cat([weight, torch.ones_like(weight)], dim=1))
+        # Samples beyond the map have no weight, but count in the average, as zeros: `share` is how much of
+        # the bin is on the map.
+        weight, share = self.pool(weights, rois, levels).split(1, dim=1)
+        scale = share / torch.where(weight > 0, weight, 1.0)  # of an empty bin: 0
+        pooled = self.pool(weighted, rois, levels)
+        return (pooled * scale).to(pooled.dtype)
+
+    def weigh(self, map_: Tensor) -> Tensor:
+        """The positive weights ``(N, 1, H, W)`` of the cells of a map, in float32 at least."""
+        importance = self.importance(map_)
+        if importance.dtype != torch.float64:
+            importance = importance.float()
+        return torch.exp(self.LIMIT * torch.tanh(importance / self.LIMIT))
