@@ -171,6 +171,19 @@ def test_no_rois(device, extract):
     assert rois.grad.shape == (0, 5)
 
 
+@pytest.mark.parametrize('side', [1, 3])
+def test_an_integral_that_ends_on_a_cell(device, extract, side):
+    """There too, the mean changes with an edge as the oracle's, on either side of it."""
+    features = random_map(1, 2, 9, 13, dtype=torch.float64, device=device)
+    rois = torch.tensor([[0.0, 2.5, 1.3, 9.5, 7.4], [0, 2.25, 2.5, 10.5, 6.5]], device=device).double()
+    grad_output = torch.ones(2, 2, 2, 2, dtype=torch.float64, device=device)
+    found = gradients(extract, features, rois, (2, 2), 1.0, grad_output, **integral())['rois']
+    for column in (side, side + 1):
+        sides = slopes(features, rois, (2, 2), 1.0, grad_output, 'rois', column, **integral())
+        for slope in sides:
+            np.testing.assert_allclose(to_numpy(found[:, column]), slope, atol=1e-5)
+
+
 def gradient_at(extract, features, y, x):
     """The gradient, (x, y), of one sample at indices (y, x), with which its box moves as a whole."""
     box = [0, x + 0.5, y + 0.5, x + 0.5, y + 0.5]
