@@ -46,16 +46,18 @@ ROI_HOST_DEVICE Slopes<T> integral_slopes(
   const Taps<T> taps = integral_taps(axis, p, i);
   const T weight[2] = {taps.low_weight, taps.high_weight};
   const bool on_map[2] = {i >= 0, i + 1 < axis.extent};
-  const auto at_edge = [&](T edge, int tap) {
+  // The surface at an edge, from the stretch that the bin covers of it: an edge on a cell is in one of two.
+  const auto at_edge = [&](T edge, int tap, bool is_end) {
     const T within = edge - T(i);
-    if (!on_map[tap] || within < T(0) || within >= T(1)) return T(0);
+    const bool inside = is_end ? within > T(0) && within <= T(1) : within >= T(0) && within < T(1);
+    if (!on_map[tap] || !inside) return T(0);
     return tap == 0 ? T(1) - within : within;
   };
   const T first = T(p) / T(pooled), last = T(p + 1) / T(pooled);
   Slopes<T> slopes{};
   for (int tap = 0; tap < 2; ++tap) {
-    const T by_begin = (weight[tap] / size - at_edge(begin, tap)) / size;
-    const T by_end = (at_edge(end, tap) - weight[tap] / size) / size;
+    const T by_begin = (weight[tap] / size - at_edge(begin, tap, false)) / size;
+    const T by_end = (at_edge(end, tap, true) - weight[tap] / size) / size;
     slopes.low[tap] = scale * (by_begin * (T(1) - first) + by_end * (T(1) - last));
     slopes.high[tap] = scale * (by_begin * first + by_end * last);
   }
