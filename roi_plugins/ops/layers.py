@@ -2,7 +2,9 @@
 
 Same arguments, defaults and meaning as their models; scriptable, fx-traceable and picklable as those
 are. Each takes ``rois`` as a ``(K, 5)`` tensor of ``(batch_index, x1, y1, x2, y2)`` rows or as a list with
-the ``(L, 4)`` boxes of each image, in pixels of the input image, and gives ``(K, C, height, width)``.
+the ``(L, 4)`` boxes of each image, in pixels of the input image, and gives ``(K, C, height, width)``; but
+for rotated ones, see :class:`RoIAlignRotated`. Boxes that require a gradient get one, which the models'
+do not, except for those of ``PrRoIPool``.
 """
 
 from typing import List, Optional, Tuple, Union  # noqa: UP035  TorchScript reads these
@@ -14,7 +16,17 @@ from torch import Tensor, nn
 from . import library  # noqa: F401  registers torch.ops.roi_plugins
 from .functional import as_pair
 
-__all__ = ['MMCVRoIAlign', 'MMCVRoIPool', 'PrRoIPool', 'RoIAlign', 'RoIPool']
+__all__ = [
+    'DeformRoIPool',
+    'MMCVRoIAlign',
+    'MMCVRoIPool',
+    'PSRoIAlign',
+    'PSRoIPool',
+    'PrRoIPool',
+    'RoIAlign',
+    'RoIAlignRotated',
+    'RoIPool',
+]
 
 
 def _as_rois(boxes: List[Tensor]) -> Tensor:  # noqa: UP006
@@ -39,14 +51,24 @@ def _pool(
     sampling_ratio: Optional[int],  # noqa: UP045
     reduction: str,
     aligned: bool,
+    position_sensitive: bool = False,
+    offsets: Optional[Tensor] = None,  # noqa: UP045
+    gamma: float = 1.0,
+    rotated: bool = False,
 ) -> Tensor:
     if not isinstance(rois, Tensor):
         rois = _as_rois(rois)
+    numbers = 6 if rotated else 5
+    if rois.dim() != 2 or rois.shape[1] != numbers:
+        kind = 'rotated' if rotated else 'upright'
+        raise ValueError(f'rois: got shape {rois.shape}, expected (K, {numbers}) rows of {kind} boxes')
+    if offsets is not None:
+        offsets = gamma * offsets
     return torch.ops.roi_plugins.roi_extract(
         [input],
         rois,
         None,
-        None,
+        offsets,
         None,
         [spatial_scale],
         output_size,
@@ -56,12 +78,21 @@ def _pool(
         aligned,
         1,
         None,
-        False,
+        position_sensitive,
     )[0]
 
 
-# A leaf of symbolic traces: a list of boxes has no length that a trace could know.
+def _in_degrees(rois: Tensor, clockwise: bool) -> Tensor:
+    """Rotated RoIs as the op takes them, of those with radians."""
+    # Half boxes lose nothing here, as they do not in the op.
+    rois = rois if rois.dtype == torch.float64 else rois.to(torch.float32)
+    angle = torch.rad2deg(rois[:, 5:])
+    return torch.cat([rois[:, :5], -angle if clockwise else angle], dim=1)
+
+
+# Leaves of symbolic traces, which know neither how many boxes a list has nor of which type they are.
 torch.fx.wrap('_pool')
+torch.fx.wrap('_in_degrees')
 
 
 class _RoILayer(nn.Module):
@@ -126,6 +157,55 @@ class RoIPool(_RoILayer):
 
     def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:  # noqa: UP006, UP007
         return _pool(input, rois, self._size, self.spatial_scale, 'round', None, 'max', True)
+
+
+class PSRoIAlign(_RoILayer):
+    """``torchvision.ops.PSRoIAlign``: the average of bilinear samples, of each bin in its own channel group.
+    Takes ``C * height * width`` channels.
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        spatial_scale: cells per input pixel, ``1 / stride``.
+        sampling_ratio: samples per bin and axis; ``<= 0``: from the size of the RoI.
+    """
+
+    def __init__(self, output_size, spatial_scale, sampling_ratio: int):
+        super().__init__(output_size, spatial_scale)
+        self.sampling_ratio = sampling_ratio
+
+    def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:  # noqa: UP006, UP007
+        return _pool(
+            input,
+            rois,
+            self._size,
+            self.spatial_scale,
+            'none',
+            max(self.sampling_ratio, 0),
+            'avg',
+            True,
+            position_sensitive=True,
+        )
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, sampling_ratio={self.sampling_ratio}'
+
+
+class PSRoIPool(_RoILayer):
+    """``torchvision.ops.PSRoIPool`` (R-FCN, arXiv:1605.06409): the average of the cells of rounded bins, of
+    each bin in its own channel group. Takes ``C * height * width`` channels.
+
+    The gradient is that of what is read. torchvision's differs where a box reaches the last row or column of
+    the map, which its backward takes for read, unlike its forward.
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        spatial_scale: cells per input pixel, ``1 / stride``.
+    """
+
+    def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:  # noqa: UP006, UP007
+        return _pool(
+            input, rois, self._size, self.spatial_scale, 'round', None, 'avg', True, position_sensitive=True
+        )
 
 
 class MMCVRoIAlign(_RoILayer):
@@ -198,7 +278,7 @@ class MMCVRoIPool(_RoILayer):
 class PrRoIPool(_RoILayer):
     """``mmcv.ops.PrRoIPool`` (IoU-Net, arXiv:1807.11590): the exact mean of the bilinear surface over each
     bin, without a half-cell shift; the map is extended by zeros, and an empty box gives 0. Runs on the CPU
-    too. The RoIs' coordinates get no gradient, which MMCV's have.
+    too.
 
     Args:
         output_size: bins ``(height, width)``, or one number for both.
@@ -213,3 +293,100 @@ class PrRoIPool(_RoILayer):
         return _pool(
             features, rois, self._size, self.spatial_scale, 'none', None, 'integral', False
         )
+
+
+class RoIAlignRotated(_RoILayer):
+    """``mmcv.ops.RoIAlignRotated``: the average of bilinear samples in the frame of a rotated box.
+
+    Takes ``rois`` as a ``(K, 6)`` tensor of ``(batch_index, cx, cy, w, h, angle)`` rows, angles in radians.
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        spatial_scale: cells per input pixel, ``1 / stride``.
+        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI.
+        aligned: shift by half a cell.
+        clockwise: the direction of a positive angle, as seen on the image.
+    """
+
+    def __init__(
+        self,
+        output_size,
+        spatial_scale: float,
+        sampling_ratio: int = 0,
+        aligned: bool = True,
+        clockwise: bool = False,
+    ):
+        super().__init__(output_size, spatial_scale)
+        self.output_size = tuple(self._size)
+        self.sampling_ratio = int(sampling_ratio)
+        self.aligned = aligned
+        self.clockwise = clockwise
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        return _pool(
+            input,
+            _in_degrees(rois, self.clockwise),
+            self._size,
+            self.spatial_scale,
+            'none',
+            max(self.sampling_ratio, 0),
+            'avg',
+            self.aligned,
+            rotated=True,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f'{super().extra_repr()}, sampling_ratio={self.sampling_ratio}, aligned={self.aligned}, '
+            f'clockwise={self.clockwise}'
+        )
+
+
+class DeformRoIPool(_RoILayer):
+    """``mmcv.ops.DeformRoIPool`` (arXiv:1703.06211): the average of bilinear samples that are moved by an
+    offset for each bin. Runs on the CPU too.
+
+    Args:
+        output_size: bins ``(height, width)``, or one number for both.
+        spatial_scale: cells per input pixel, ``1 / stride``.
+        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI.
+        gamma: what offsets are multiplied by, before they are taken as shares of the RoI's size.
+    """
+
+    def __init__(
+        self,
+        output_size,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        gamma: float = 0.1,
+    ):
+        super().__init__(output_size, spatial_scale)
+        self.output_size = tuple(self._size)
+        self.sampling_ratio = int(sampling_ratio)
+        self.gamma = float(gamma)
+
+    def forward(
+        self,
+        input: Tensor,
+        rois: Union[Tensor, List[Tensor]],  # noqa: UP006, UP007
+        offset: Optional[Tensor] = None,  # noqa: UP045
+    ) -> Tensor:
+        """
+        Args:
+            offset: ``(K, 2, height, width)``, x first; none are zeros.
+        """
+        return _pool(
+            input,
+            rois,
+            self._size,
+            self.spatial_scale,
+            'none',
+            max(self.sampling_ratio, 0),
+            'avg',
+            True,
+            offsets=offset,
+            gamma=self.gamma,
+        )
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, sampling_ratio={self.sampling_ratio}, gamma={self.gamma}'

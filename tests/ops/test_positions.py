@@ -165,6 +165,56 @@ def test_a_pyramid_with_rois_in_all_places(device, extract, name, channels_last)
             torch.testing.assert_close(found[key][k], grad[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('name', ['align-avg', 'align-max', 'integral', 'rotated-max', 'deformable'])
+@pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+def test_threads_change_no_bit(name, channels_last):
+    features = random_map(2, 40, 24, 24)
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    features, rois, method = fitted(METHODS[name], features, random_rois(50, 2, 96, 96), (7, 7))
+    grad_output = random_map(50, 40, 7, 7, seed=5)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(gradients(roi_extract, features, rois, 7, 0.25, grad_output, **method))
+    finally:
+        torch.set_num_threads(before)
+    for found in results[1:]:
+        for key, grad in found.items():
+            assert torch.equal(grad, results[0][key])
+
+
+@pytest.mark.parametrize(
+    'name', ['align-avg', 'align-max', 'integral', 'rotated-avg', 'deformable', 'ps-align']
+)
+@pytest.mark.parametrize(
+    'view',
+    [
+        lambda f: f.contiguous(memory_format=torch.channels_last),
+        lambda f: f.repeat_interleave(2, 3)[..., ::2],
+        lambda f: f.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda f: torch.cat([f, f], 1).contiguous(memory_format=torch.channels_last)[:, : f.shape[1]],
+    ],
+    ids=['channels_last', 'half the cells', 'transposed', 'channel slice'],
+)
+def test_gradient_from_maps_and_outputs_of_any_layout(device, extract, name, view):
+    features = random_map(2, 19, 9, 13, device=device)
+    features, rois, method = fitted(METHODS[name], features, random_rois(6, 2, 9, 13, device=device), (2, 2))
+    grad_output = torch.randn(6, 19, 2, 2, generator=generator(1)).to(device)
+    spread = torch.full((*rois.shape, 2), torch.nan, device=device)
+    spread[..., 0] = rois
+    method = {
+        key: x.transpose(2, 3).contiguous().transpose(2, 3) if key == 'offsets' else x
+        for key, x in method.items()
+    }
+    strided = grad_output.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    found = gradients(extract, view(features), spread[..., 0], 2, 1.0, strided, **method)
+    expected = gradients(extract, features, rois, 2, 1.0, grad_output, **method)
+    for key, grad in expected.items():
+        torch.testing.assert_close(found[key], grad, rtol=1e-4, atol=1e-4)
+
+
 def test_no_rois(device, extract):
     rois = torch.zeros(0, 5, device=device, requires_grad=True)
     extract(random_map(1, 2, 4, 4, device=device), rois, 2, 1.0).sum().backward()
@@ -437,6 +487,20 @@ def test_an_angle_of_zero_is_an_upright_box(device, extract, method):
     turned[:, 5] = 0
     expected = extract(features, rois, (2, 3), 0.25, **method)
     torch.testing.assert_close(extract(features, turned, (2, 3), 0.25, **method), expected)
+
+
+@pytest.mark.parametrize('name', ['rotated-avg', 'rotated-max', 'rotated-integral'])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')], ids=str)
+def test_an_angle_that_is_no_number(device, extract, name, bad):
+    features, rois, method = fitted(
+        METHODS[name], random_map(1, 2, 6, 6, device=device), random_rois(3, 1, 6, 6, device=device), (2, 2)
+    )
+    rois[1, 5] = bad
+    output = extract(features.requires_grad_(), rois, 2, 1.0, **method)
+    assert output[1].isnan().all()
+    assert output[[0, 2]].isfinite().all()
+    output.sum().backward()
+    assert features.grad.isfinite().all()
 
 
 @pytest.mark.parametrize('reduction', ['avg', 'max', 'integral'])

@@ -337,18 +337,30 @@ def test_wild_boxes_in_the_reference(device, method, boxes, scale, bins):
     check_wild_boxes(reference.roi_extract, device, method, boxes, scale, bins)
 
 
+def moving(rois, options):
+    """What of a method's arguments has a gradient besides the features."""
+    if rois.shape[1] == 6 and options['reduction'] == 'integral':
+        return []
+    return [rois, *(options[name] for name in ('offsets',) if name in options)]
+
+
 def check_wild_boxes(extract, device, method, boxes, scale, bins):
     """Any box gives a finite answer and gradient in bounded time, a sane one the right one."""
     for dtype in (torch.float32, torch.float64):
         maps = random_map(2, 2, 6, 8, dtype=dtype, device=device)
         features, rois, options = fitted(method, maps, as_rois(boxes, dtype, device), (2, bins))
-        features.requires_grad_()
+        moved = moving(rois, options)
+        for leaf in (features, *moved):
+            leaf.requires_grad_()
         output = extract(features, rois, (2, bins), scale, **options)
         output.sum().backward()
         finite = rois[:, 1:].isfinite().all(dim=1)
         assert output[finite].isfinite().all()
         assert output[~finite].isnan().all()
         assert features.grad.isfinite().all()
+        for leaf in moved:
+            assert leaf.grad.isfinite().all()
+            assert not leaf.grad[~finite].any()
 
     # The oracle visits every sample, so it is asked about boxes of moderate size only.
     rois = as_rois(boxes, dtype, device)
@@ -392,11 +404,14 @@ def test_work_is_bounded_by_the_map(device, extract, method, dtype):
     boxes = [box for f in far for box in ((-f, -f, f, f), (2, 2, f, f), (f, f, -f, 3))]
     maps = random_map(2, 2, 6, 8, dtype=dtype, device=device)
     features, rois, options = fitted(method, maps, as_rois(boxes, dtype, device), (2, 2))
-    features.requires_grad_()
+    leaves = [features, *moving(rois, options)]
+    for leaf in leaves:
+        leaf.requires_grad_()
     output = extract(features, rois, 2, 1.0, **options)
     output.sum().backward()
     assert output.isfinite().all()
-    assert features.grad.isfinite().all()
+    for leaf in leaves:
+        assert leaf.grad.isfinite().all()
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), float('-inf')], ids=str)
@@ -564,6 +579,29 @@ def test_nan_features_propagate(device, extract, method, channels_last, dtype):
     assert np.isnan(expected.output).any()
     assert not np.isnan(expected.output[:, 1]).any()
     np.testing.assert_array_equal(np.isnan(to_numpy(output)), np.isnan(expected.output))
+
+
+@pytest.mark.parametrize(
+    'method',
+    [pool('max', 'round'), pool('max', 'floor'), align('max', 6), align('max', 6, rotated=True)],
+    ids=['pool-round', 'pool-floor', 'align', 'rotated'],
+)
+@pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+def test_of_several_nans_the_last_wins(device, extract, method, channels_last):
+    features = random_map(1, 20, 6, 6, device=device)
+    for y, x in ((1, 1), (3, 2), (2, 4)):
+        features[:, ::2, y, x] = torch.nan
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    rois = torch.tensor([[0.0, 0, 0, 6, 6]], device=device)
+    _, rois, method = fitted(method, features, rois, (1, 1))
+    rois[:, 5:] = 0  # every sample lies on a cell
+    output = extract(features.requires_grad_(), rois, 1, 1.0, **method)
+    output.sum().backward()
+    last = torch.zeros(6, 6, device=device)
+    last[3, 2] = 1
+    assert torch.equal(features.grad[0, ::2], last.expand(10, -1, -1))
+    assert output[0, 1::2].isfinite().all()
 
 
 @pytest.mark.parametrize('region', ['round', 'floor', 'bins'])
