@@ -489,6 +489,28 @@ def test_an_angle_of_zero_is_an_upright_box(device, extract, method):
     torch.testing.assert_close(extract(features, turned, (2, 3), 0.25, **method), expected)
 
 
+@pytest.mark.parametrize('sampling_ratio', [0, 2, 16])
+@pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+def test_ties_in_a_rotated_box_go_to_the_first_too(device, extract, sampling_ratio, channels_last):
+    """After a ReLU most samples are 0, as is all that lies out of range. All coordinates are short binary
+    fractions, so the upright twin has the same ties."""
+    features = (random_map(1, 20, 6, 8, seed=3).relu() * 4).round().to(device) / 4
+    features[:, 5:8] = 0
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    boxes = [(1, 1, 5, 5), (-3, -3, 1, 1), (-3, 2, 5, 4), (6, 3, 12, 9), (1, -4, 3, 12), (20, 20, 24, 24)]
+    rois = torch.tensor([(0, *box) for box in boxes], dtype=torch.float32, device=device)
+    turned = rotated(rois)
+    turned[:, 5] = 0
+    results = []
+    for given in (rois, turned):
+        leaf = features.detach().requires_grad_()
+        output = extract(leaf, given, (2, 2), 1.0, **align('max', sampling_ratio))
+        weights = torch.arange(output.numel(), dtype=torch.float32, device=device).reshape(output.shape)
+        results.append((output.detach(), torch.autograd.grad(output, leaf, weights)[0]))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize('name', ['rotated-avg', 'rotated-max', 'rotated-integral'])
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')], ids=str)
 def test_an_angle_that_is_no_number(device, extract, name, bad):
