@@ -45,6 +45,22 @@ def test_the_page_has_the_tables_that_were_written():
         assert table.startswith('|') and table in page
 
 
+def test_the_differences_of_content_adaptive_are_those_of_compare():
+    page = (RESULTS / 'README.md').read_text()
+    groups = json.loads((RESULTS / 'content_adaptive/compare.json').read_text())['groups']
+    shown = [group for group in groups if group['extractor'] == 'content-adaptive']
+    assert len(shown) == 4
+    for group in shown:
+        cells = [
+            f'{points(row["value"], "+")} [{points(row["low"], "+")}, {points(row["high"], "+")}]'
+            for row in group['difference_estimates']['metrics']
+        ]
+        where = f'stride {group["config_name"].removeprefix("stride_")}'
+        name = {'bbox': 'box', 'segm': 'mask'}[group['iou_type']]
+        row = [f'{where}, {name}', str(len(group['seeds'])), *cells]
+        assert f'| {" | ".join(row)} |' in page
+
+
 def test_the_tables_are_those_of_compare(script, tables):
     groups = json.loads((PUBLISHED / 'compare.json').read_text())['groups']
     shown = {(stride, row['extractor']): row for stride in ('16', '32') for row in tables[f'Stride {stride}']}

@@ -33,7 +33,12 @@ def main():
     for layout in LAYOUTS:
         maps = [map_.requires_grad_() for map_ in CASE.make_features(layout, 'float32', device)]
         contenders = [
-            Contender(name, layout, 'float32', prepare(lambda maps, e=e: e(maps, rois), maps, step))
+            Contender(
+                name,
+                layout,
+                'float32',
+                prepare(lambda maps, e=e: e(maps, rois), maps, step, list(e.parameters())),
+            )
             for name, e in extractors.items()
             for step in (FORWARD, BOTH)
         ]

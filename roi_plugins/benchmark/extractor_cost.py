@@ -8,6 +8,7 @@ measured alone, forward and backward, and set against the step.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -168,7 +169,10 @@ class _Call:
     num_rois: int
 
     def part(self, step: str) -> Callable[[], object]:
-        return prepare(lambda maps: self.module(maps, *self.others), self.maps, step)
+        # A copy, for the optimiser of the steps in between writes the weights.
+        module = copy.deepcopy(self.module)
+        weights = list(module.parameters())
+        return prepare(lambda maps: module(maps, *self.others), self.maps, step, weights)
 
 
 def _load(run: Run, device: torch.device) -> tuple[list[_Call], Callable[[], object]]:

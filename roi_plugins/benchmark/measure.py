@@ -7,7 +7,7 @@ import ctypes
 import functools
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -245,8 +245,14 @@ def _peer_contenders(
     return contenders
 
 
-def prepare(extract, features: list[torch.Tensor], step: str) -> Callable[[], object]:
-    """A call that does ``step`` of ``extract(features)``; a forward pass on the features as they are."""
+def prepare(
+    extract, features: list[torch.Tensor], step: str, weights: Sequence[torch.Tensor] = ()
+) -> Callable[[], object]:
+    """A call that does ``step`` of ``extract(features)``; a forward pass on the features as they are.
+
+    Args:
+        weights: what else gets a gradient.
+    """
     if step == FORWARD:
         return lambda: extract(features)
     # A level that no RoI reads has no gradient in some peers.
@@ -254,9 +260,10 @@ def prepare(extract, features: list[torch.Tensor], step: str) -> Callable[[], ob
     features = [map_.detach().requires_grad_() for map_ in features]
     output = extract(features)
     grad = torch.randn_like(output)
+    inputs = [*features, *weights]
     if step == BACKWARD:
-        return lambda: grad_of(output, features, grad, retain_graph=True)
-    return lambda: grad_of(extract(features), features, grad)
+        return lambda: grad_of(output, inputs, grad, retain_graph=True)
+    return lambda: grad_of(extract(features), inputs, grad)
 
 
 def _run_in(contender: Contender, function: Callable[[Contender], Any]) -> Any:

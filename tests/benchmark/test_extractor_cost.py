@@ -1,5 +1,6 @@
 """The cost of the extractors of tiny runs of both frameworks. How dear anything is, is no test."""
 
+import functools
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,15 +48,24 @@ def make_run(tmp_path, data):
 
 
 @pytest.fixture
-def mmdet_run(make_run, data):
+def mmdet_run(make_mmdet_run):
+    return make_mmdet_run('align-max')
+
+
+@pytest.fixture
+def make_mmdet_run(make_run, data):
+    return functools.partial(_make_mmdet_run, make_run, data)
+
+
+def _make_mmdet_run(make_run, data, extractor):
     if find_spec('mmdet') is None:
         pytest.skip('mmdet is not installed')
     from mmdet.registry import MODELS
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
-    run_dir = make_run('align-max', 'mmdet', 'configs/tiny.py')
-    cfg = Config.fromfile(CONFIGS / 'mmdet/shapes/mask-rcnn_r18-c4_align-max_shapes.py')
+    run_dir = make_run(extractor, 'mmdet', 'configs/tiny.py')
+    cfg = Config.fromfile(CONFIGS / f'mmdet/shapes/mask-rcnn_r18-c4_{extractor}_shapes.py')
     cfg.merge_from_dict(
         {'train_dataloader.dataset.data_root': f'{data}/', 'train_dataloader.batch_size': 1}
     )
@@ -89,28 +99,33 @@ def detectron2_run(request, make_run, data):
     register_shapes('data/shapes')
 
 
-def check(run_dir, output):
+def check(run_dir, output, extractor='align-max', num_parameters=0):
     before = torch.load(run_dir / 'last.pth', weights_only=True)
     costs = measure_costs(find_runs([run_dir]).runs, CPU, ONCE)
     assert costs.problems == []
     (cost,) = costs.rows
-    assert cost.extractor == 'align-max'
+    assert cost.extractor == extractor
     assert 0 < cost.num_rois <= 2 * 512  # of the box head and of the mask head
     assert 0 < cost.forward_seconds < cost.step_seconds
     assert 0 < cost.backward_seconds < cost.step_seconds
     assert 0 < cost.share < 1
-    assert cost.num_parameters == 0
+    assert cost.num_parameters == num_parameters
     assert torch.load(run_dir / 'last.pth', weights_only=True).keys() == before.keys()
 
     write_costs(costs, output)
     kept = json.loads((output / 'cost.json').read_text())
     assert kept['costs'][0]['step_seconds'] == cost.step_seconds
     row = (output / 'cost.md').read_text().splitlines()[-1]
-    assert [cell.strip() for cell in row.split('|')][1:3] == ['align-max', str(cost.num_rois)]
+    assert [cell.strip() for cell in row.split('|')][1:3] == [extractor, str(cost.num_rois)]
 
 
 def test_cost_of_a_run_of_mmdetection(mmdet_run, tmp_path):
     check(mmdet_run, tmp_path / 'out')
+
+
+def test_cost_of_an_extractor_with_weights(make_mmdet_run, tmp_path):
+    """Which the optimiser writes in the steps between two measurements."""
+    check(make_mmdet_run('content-adaptive'), tmp_path / 'out', 'content-adaptive', 2 * 128)
 
 
 def test_cost_of_a_run_of_detectron2(detectron2_run, tmp_path):

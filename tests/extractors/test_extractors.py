@@ -215,11 +215,12 @@ def test_every_level_gets_a_gradient(device, name):
 @pytest.mark.parametrize('num_maps', [1, 3])
 def test_no_rois(device, name, num_maps):
     features = [map_.requires_grad_() for map_ in pyramid(device)[:num_maps]]
-    output = build(name, device)(features, torch.zeros(0, 5, device=device))
+    extractor = build(name, device)
+    output = extractor(features, torch.zeros(0, 5, device=device))
     assert output.shape == (0, 3, *OUTPUT_SIZE)
     output.sum().backward()
-    for map_ in features:
-        assert_equal(map_.grad, torch.zeros_like(map_))
+    for tensor in (*features, *extractor.parameters()):
+        assert_equal(tensor.grad, torch.zeros_like(tensor))
 
 
 @pytest.mark.parametrize(
