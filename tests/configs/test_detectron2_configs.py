@@ -41,7 +41,11 @@ EXTRACTORS = {
     'align-avg-unaligned': ('AlignAvg', 2, {'ALIGNED': False}),
     'adaptive': ('AdaptiveSampling', 0, {}),
     'precise': ('Precise', 0, {'ALIGNED': True}),
+    'content-adaptive': ('ContentAdaptive', 2, {}),
+    'all-levels': ('AllLevels', 2, {}),
 }
+# Those of which every config is trained a step; the others differ from them in options of the op alone.
+LEARNING = ('stock', 'align-max', 'precise', 'content-adaptive', 'all-levels')
 ZOO = {
     'faster-rcnn_r50-fpn_1x': 'COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml',
     'mask-rcnn_r50-fpn_1x': 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml',
@@ -160,7 +164,7 @@ def test_poolers_are_those_the_name_says(path):
         for name in ('box_pooler', 'mask_pooler'):
             pooler = cfg.model.roi_heads[name]
             assert (type_, ratio) == (pooler.pooler_type, pooler.sampling_ratio)
-            given = pooler.keys() - {'_target_', 'output_size', 'scales'}
+            given = pooler.keys() - {'_target_', 'output_size', 'scales', 'channels'}
             assert given == {'pooler_type', 'sampling_ratio', *map(str.lower, options)}
             assert all(pooler[name.lower()] == value for name, value in options.items())
         return
@@ -206,7 +210,7 @@ def test_predicts(path):
         assert found.pred_masks.shape == (len(found), 96, 128)
 
 
-@by_path(path for path in CONFIGS if extractor_name(path) in ('stock', 'align-max', 'precise'))
+@by_path(path for path in CONFIGS if extractor_name(path) in LEARNING)
 def test_learns(path):
     model = build(path).train()
     target = Instances((96, 128))

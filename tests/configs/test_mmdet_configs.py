@@ -39,7 +39,12 @@ EXTRACTORS = {
     'align-avg-unaligned': dict(type='AlignAvgRoIExtractor', sampling_ratio=2, aligned=False),
     'adaptive': dict(type='AdaptiveSamplingRoIExtractor'),
     'precise': dict(type='PreciseRoIExtractor', aligned=True),
+    'content-adaptive': dict(type='ContentAdaptiveRoIExtractor', sampling_ratio=2),
+    'all-levels': dict(type='AllLevelsRoIExtractor', sampling_ratio=2),
 }
+
+# Those of which every config is trained a step; the others differ from them in options of the op alone.
+LEARNING = ('stock', 'align-max', 'precise', 'content-adaptive', 'all-levels')
 
 GEOMETRY = {'output_size', 'out_channels', 'featmap_strides'}
 
@@ -112,6 +117,7 @@ def test_there_are_configs_and_plans():
         'fpn',
         'mask-rcnn_table2c',
         'mask-rcnn_table2d',
+        'shapes_family',
         'shapes_table2c',
         'shapes_table2d',
         'test_only_shapes',
@@ -158,7 +164,7 @@ def test_predicts(path):
         assert predicted.masks.shape == (len(predicted), 128, 160)
 
 
-@by_path(path for path in CONFIGS if extractor_name(path) in ('stock', 'align-max', 'precise'))
+@by_path(path for path in CONFIGS if extractor_name(path) in LEARNING)
 def test_learns(path):
     model = build(path)
     data = model.data_preprocessor(inputs(model), training=True)
@@ -178,7 +184,7 @@ def test_shapes_classes_are_the_generators():
         assert loader.dataset.metainfo.classes == CLASSES
 
 
-@pytest.mark.parametrize('name', ['shapes_table2c', 'shapes_table2d'])
+@pytest.mark.parametrize('name', ['shapes_table2c', 'shapes_table2d', 'shapes_family'])
 def test_the_trunk_fits_the_cells_that_start_from_it(name):
     cells = load_plan(ROOT / f'ablations/{name}.yaml').cells
     (start,) = {Path(cell.cfg_options['load_from']) for cell in cells}

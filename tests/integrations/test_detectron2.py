@@ -8,7 +8,9 @@ import torch
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
+from building import WITH_WEIGHTS, learned
 from detectron2 import model_zoo
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
 from detectron2.config import get_cfg, instantiate
 from detectron2.export import TracingAdapter
@@ -92,7 +94,9 @@ BOX_LISTS = {
 
 
 def pooler(type_, scales=PYRAMID, sampling_ratio=0, output_size=7, **options):
-    return RoIPluginsPooler(output_size, scales, sampling_ratio, type_, **options)
+    if type_ in WITH_WEIGHTS:
+        options['channels'] = CHANNELS
+    return learned(RoIPluginsPooler(output_size, scales, sampling_ratio, type_, **options))
 
 
 def pooled_with_gradients(pool, scales, boxes):
@@ -140,7 +144,8 @@ def test_every_map_gets_a_gradient(type_, num_boxes):
     features = maps(images=1)
     boxes = Boxes(torch.tensor([[10.0, 10, 40, 40]])[:num_boxes])
     pooler(type_)(features, [boxes]).sum().backward()
-    assert [bool(f.grad.any()) for f in features] == [num_boxes == 1, False, False, False]
+    read = 4 if type_ == 'AllLevels' else 1
+    assert [bool(f.grad.any()) for f in features] == [num_boxes == 1] * read + [False] * (4 - read)
 
 
 @every_type
@@ -201,7 +206,7 @@ def test_pools_as_the_extractor_in_mmdetection(type_, sampling_ratio):
     extractor = getattr(mmdet, f'{type_name}RoIExtractor')(
         output_size=(7, 5), out_channels=CHANNELS, featmap_strides=[4, 8, 16, 32], **options
     )
-    extractor.extractor.level_rule = lambda rois, _: assign_levels_detectron2(rois, 2, 5)
+    learned(extractor).extractor.level_rule = lambda rois, _: assign_levels_detectron2(rois, 2, 5)
     boxes = BOX_LISTS['boxes']
     rois = torch.cat(
         [torch.nn.functional.pad(b.tensor, (1, 0), value=i) for i, b in enumerate(boxes)]
@@ -293,6 +298,11 @@ def test_an_unknown_type_is_named():
         ('AlignMax', 'aligned'),
         ('AdaptiveSampling', 'reduction, min_samples, max_samples, aligned'),
         ('Precise', 'aligned'),
+        ('ContentAdaptive', 'aligned, channels'),
+        (
+            'AllLevels',
+            'aggregation, region, reduction, aligned, min_samples, max_samples, pre_module, post_module',
+        ),
         ('ROIAlignV2', 'none'),
     ],
 )
@@ -439,6 +449,17 @@ def test_a_stock_checkpoint_detects_the_same(kind):
     assert not same(detect(config(kind, type_='QuantizedPool'), kind), expected)
 
 
+@every_kind
+def test_content_adaptive_starts_from_a_checkpoint_of_stock(kind, tmp_path):
+    """As the trainer loads it: with a warning, not an error, and with the detections of align-avg."""
+    torch.save({'model': checkpoint(kind)}, tmp_path / 'stock.pth')
+    model = build_model(config(kind, type_='ContentAdaptive')).eval()
+    DetectionCheckpointer(model).load(str(tmp_path / 'stock.pth'))
+    with torch.inference_mode():
+        (output,) = model([image()])
+    assert same(output['instances'], detect(config(kind, plugin=False), kind))
+
+
 def test_a_config_without_our_node_works():
     cfg = config('standard', plugin=False, type_='AlignMax')
     cfg.MODEL.ROI_HEADS.NAME = HEADS['standard']
@@ -550,6 +571,13 @@ def test_a_wrong_type_or_option_in_a_config_is_named(kind):
         build_roi_heads(cfg, shapes)
 
 
+def test_channels_that_detectron2_does_not_build_the_head_for():
+    cfg = config('standard', type_='AllLevels')
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.AGGREGATION = 'concat'
+    with pytest.raises(ValueError, match=r'ROI_BOX_HEAD.*would give 32 channels, expected 8.*LazyConfig'):
+        build_roi_heads(cfg, SHAPES)
+
+
 def test_a_misspelt_option_in_a_file_is_named(tmp_path):
     path = tmp_path / 'config.yaml'
     path.write_text(
@@ -570,6 +598,29 @@ def test_lazy_pieces():
         model.roi_heads.box_pooler = model.roi_heads.mask_pooler = copy.deepcopy(piece)
         assert isinstance(instantiate(model.roi_heads.box_pooler), made)
     assert isinstance(instantiate(model.roi_heads), StandardROIHeads)
+
+
+def test_modules_of_all_levels_in_a_lazy_config():
+    features, boxes = maps(), BOX_LISTS['boxes']
+    pool = instantiate(
+        L(build_pooler)(
+            output_size=7,
+            scales=PYRAMID,
+            sampling_ratio=2,
+            pooler_type='AllLevels',
+            aggregation='concat',
+            pre_module=L(torch.nn.GroupNorm)(num_groups=1, num_channels=CHANNELS),
+            post_module=L(torch.nn.Conv2d)(in_channels=4 * CHANNELS, out_channels=5, kernel_size=1),
+        )
+    )
+    found = pool(features, boxes)
+    assert found.shape == (65, 5, 7, 7)
+    each = [
+        pool.extractor.pre_module(ROIPooler(7, [scale], 2, 'ROIAlignV2')([map_], boxes))
+        for map_, scale in zip(features, PYRAMID, strict=True)
+    ]
+    expected = pool.extractor.post_module(torch.cat(each, dim=1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 # ------------------------------------------------------------------- script, trace, export
