@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from building import build_extractor
 from torch.onnx.errors import OnnxExporterError
 
 from roi_plugins.extractors import (
@@ -13,6 +14,7 @@ from roi_plugins.extractors import (
     AdaptiveSampling,
     AlignAvg,
     AlignMax,
+    AllLevels,
     Precise,
     QuantizedPool,
     RoIWarp,
@@ -44,6 +46,9 @@ EXPORTABLE = {
     'pool': QuantizedPool(SIZE, STRIDES),
     'warp-avg': RoIWarp(SIZE, STRIDES),
     'warp-avg-adaptive': RoIWarp(SIZE, STRIDES, sampling_ratio=0),
+    'content-adaptive': build_extractor('ContentAdaptive', SIZE, STRIDES),
+    'all-levels': AllLevels(SIZE, STRIDES),
+    'all-levels-concat': AllLevels(SIZE, STRIDES, 'concat', sampling_ratio=0),
 }
 
 ONLY_POOL = 'MaxRoiPool, is the maximum with region'

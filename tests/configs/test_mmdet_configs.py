@@ -117,6 +117,7 @@ def test_there_are_configs_and_plans():
         'fpn',
         'mask-rcnn_table2c',
         'mask-rcnn_table2d',
+        'shapes_content-adaptive',
         'shapes_family',
         'shapes_table2c',
         'shapes_table2d',
