@@ -14,6 +14,7 @@ from roi_plugins.extractors import (
     AlignAvg,
     Precise,
     QuantizedPool,
+    RandomSampling,
     RoIExtractor,
     RoIWarp,
 )
@@ -66,7 +67,7 @@ methods = pytest.mark.parametrize(
 )
 every_extractor = pytest.mark.parametrize('name', EXTRACTORS)
 # Those that are more than a call of the op with options, which have tests of their own.
-OTHERS = ('ContentAdaptive', 'AllLevels')
+OTHERS = ('RandomSampling', 'Deformable', 'ContentAdaptive', 'AllLevels')
 
 
 def build(name, device='cpu'):
@@ -250,6 +251,8 @@ def test_no_rois(device, name, num_maps):
         (AdaptiveSampling, 'max_samples', 2.5),
         (AdaptiveSampling, 'max_samples', 'all'),
         (Precise, 'aligned', 0.5),
+        (RandomSampling, 'sampling_ratio', None),
+        (RandomSampling, 'reduction', 'sum'),
     ],
 )
 def test_a_bad_value_is_named_at_construction(extractor, option, value):
@@ -268,6 +271,7 @@ def test_a_bad_value_is_named_at_construction(extractor, option, value):
         ('RoIWarp', 'region'),
         ('AdaptiveSampling', 'sampling_ratio'),
         ('Precise', 'sampling_ratio'),
+        ('RandomSampling', 'region'),
     ],
 )
 def test_an_option_of_another_extractor_is_named(name, option):
@@ -315,6 +319,7 @@ def test_repr_says_how_it_reads(name):
 
 @every_extractor
 def test_compiles_without_a_graph_break(device, name):
+    torch.compiler.reset()  # they share code, of which dynamo compiles but so many versions
     extractor = build(name, device)
     results = []
     for run in (extractor, torch.compile(extractor, fullgraph=True, backend='aot_eager')):
