@@ -52,7 +52,8 @@ def roi_extract(
     )
     table = (rois, levels, offsets, as_seed(seed, rois))
     _check(maps, *table, *options)  # before the cast, which integers would survive
-    check_gradient(rois, reduction)
+    if torch.is_grad_enabled():
+        check_gradient(rois, reduction)
     # One cast for all RoIs: PyTorch adds up the gradients of half maps in float32, as the kernels do.
     wide = [map_.to(_accumulation(map_.dtype)) for map_ in maps]
     output, _ = extract(wide, *table, *options)
@@ -417,6 +418,7 @@ def _rotated_integral(frame: Frame, pooled: Sequence[int], extent: Sequence[int]
     )
     # Everything is told from where a bin begins, so that a tiny one is not lost in rounding.
     origin = centre + v[:, None, None] * down + u[:, None] * right  # (P, Q, 2)
+    axes = torch.stack([down, right])
     down, right = bin_[0] * down, bin_[1] * right
     corners = torch.stack([down * 0, down, down + right, right])
     ranges = []
@@ -428,6 +430,9 @@ def _rotated_integral(frame: Frame, pooled: Sequence[int], extent: Sequence[int]
     row, column = torch.broadcast_tensors(row[..., :, None], column[..., None, :])
     valid = has_row[..., :, None] & has_column[..., None, :] & (bin_ > 0).all()
     square = torch.stack([row, column], dim=-1) - origin[:, :, None, None]
+    # In the box's frame too, a square that is read has to overlap the bin: no weight is left to rounding.
+    seen, reach = square @ axes.T, (torch.clamp(axes, max=0).sum(1), torch.clamp(axes, min=0).sum(1))
+    valid = valid & ((seen + reach[0] < bin_) & (seen + reach[1] > 0)).all(-1)
     low, high = square[..., None, :], square[..., None, :] + 1
 
     edges = corners.roll(-1, 0) - corners

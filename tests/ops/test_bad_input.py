@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from cases import fitted
 
 from roi_plugins.ops import layers, reference, roi_extract
 
@@ -61,7 +62,7 @@ def test_the_good_arguments_are_good(device, extract):
     assert extract(**pyramid(device)).shape == (2, 3, 2, 2)
 
 
-# Changed argument(s), and what the message says: the argument, and what came.
+# Changed argument(s), and what the message says: the argument, and what came (if it is one thing).
 SINGLE = {
     'features of rank 3': ({'features': ones(3, 8, 8)}, 'features', '3, 8, 8'),
     'features of rank 5': ({'features': ones(1, 2, 3, 8, 8)}, 'features', '1, 2, 3, 8, 8'),
@@ -89,6 +90,10 @@ SINGLE = {
     'an unknown region': ({'region': 'rounded'}, 'region', 'rounded'),
     'an unknown reduction': ({'reduction': 'mean'}, 'reduction', 'mean'),
     'a negative sampling_ratio': ({'sampling_ratio': -1}, 'sampling_ratio', '-1'),
+    'a sampling_ratio without end': ({'sampling_ratio': 2**14 + 1}, 'sampling_ratio', '16385.*16384'),
+    'min_samples without end': (
+        {'sampling_ratio': 0, 'min_samples': 2**14 + 1}, 'min_samples', '16385.*16384',
+    ),
     'bounds that exclude each other': (
         {'sampling_ratio': 0, 'min_samples': 4, 'max_samples': 2}, 'max_samples', '4.*2',
     ),
@@ -96,6 +101,68 @@ SINGLE = {
     'levels of the wrong length': (
         {'levels': ones(3, dtype=torch.int64)}, 'levels', '3',
     ),
+    'offsets of rank 3': ({'offsets': ones(2, 2, 4)}, 'offsets', '2, 2, 4'),
+    'offsets of other bins': ({'offsets': ones(2, 2, 2, 3)}, 'offsets', '2, 2, 2, 3'),
+    'offsets of other RoIs': ({'offsets': ones(3, 2, 2, 2)}, 'offsets', '3, 2, 2, 2'),
+    'integer offsets': ({'offsets': ones(2, 2, 2, 2, dtype=torch.int32)}, 'offsets', 'int'),
+    'offsets on another device': (
+        {'offsets': torch.ones(2, 2, 2, 2, device='meta')}, 'offsets', 'meta',
+    ),
+    'offsets with a maximum': ({'offsets': ones(2, 2, 2, 2), 'reduction': 'max'}, 'offsets', ''),
+    'offsets with a quantised region': (
+        {'offsets': ones(2, 2, 2, 2), 'region': 'round'}, 'offsets', '',
+    ),
+    'offsets with an integral': (
+        {'offsets': ones(2, 2, 2, 2), 'sampling_ratio': None, 'reduction': 'integral'},
+        'offsets', '',
+    ),
+    'offsets with rotated rois': (
+        {'offsets': ones(2, 2, 2, 2), 'rois': ones(2, 6)}, 'offsets', '',
+    ),
+    'offsets with channel groups': (
+        {'offsets': ones(2, 2, 2, 2), 'position_sensitive': True, 'features': ones(2, 4, 8, 8)},
+        'offsets', 'position_sensitive',
+    ),
+    'a seed with cells': (
+        {'seed': 1, 'region': 'round', 'sampling_ratio': None}, 'seed', '',
+    ),
+    'a seed with an integral': (
+        {'seed': 1, 'reduction': 'integral', 'sampling_ratio': None}, 'seed', '',
+    ),
+    'two seeds': ({'seed': ones(2, dtype=torch.int64)}, 'seed', '2'),
+    'a seed that is no integer': ({'seed': ones(1)}, 'seed', 'float'),
+    'a seed on another device': (
+        {'seed': torch.ones(1, dtype=torch.int64, device='meta')}, 'seed', 'meta',
+    ),
+    'channels without a group for each bin': (
+        {'position_sensitive': True, 'features': ones(2, 6, 8, 8)}, 'features', '6.*4',
+    ),
+    'channel groups with a maximum': (
+        {'position_sensitive': True, 'reduction': 'max', 'features': ones(2, 4, 8, 8)},
+        'position_sensitive', 'max',
+    ),
+    'channel groups with floor': (
+        {'position_sensitive': True, 'region': 'floor', 'sampling_ratio': None,
+         'features': ones(2, 4, 8, 8)},
+        'position_sensitive', 'floor',
+    ),
+    'channel groups with bins': (
+        {'position_sensitive': True, 'region': 'bins', 'sampling_ratio': None,
+         'features': ones(2, 4, 8, 8)},
+        'position_sensitive', 'bins',
+    ),
+    'channel groups with a warp': (
+        {'position_sensitive': True, 'region': 'round', 'features': ones(2, 4, 8, 8)},
+        'position_sensitive', 'round',
+    ),
+    'channel groups with rotated rois': (
+        {'position_sensitive': True, 'rois': ones(2, 6), 'features': ones(2, 4, 8, 8)},
+        'rois', 'position_sensitive',
+    ),
+    'rotated rois with a quantised region': (
+        {'rois': ones(2, 6), 'region': 'round', 'sampling_ratio': None}, 'rois', 'region',
+    ),
+    'rotated rois with a warp': ({'rois': ones(2, 6), 'region': 'round'}, 'rois', 'region'),
 }  # fmt: skip
 PYRAMID = {
     'no levels': ({'levels': None}, 'levels', 'None'),
@@ -194,11 +261,16 @@ NO_IMAGE = [2.0, -1.0, 0.5, 1e30, float('nan'), float('inf'), -0.25]
 
 
 @pytest.mark.parametrize('index', NO_IMAGE, ids=str)
-@pytest.mark.parametrize('method', [{}, {'region': 'round', 'sampling_ratio': None}], ids=str)
+@pytest.mark.parametrize(
+    'method',
+    [{}, {'region': 'round', 'sampling_ratio': None}, {'rotated': True}, {'deformable': True}],
+    ids=str,
+)
 def test_batch_index_out_of_range(device, extract, index, method):
     """CPU: an error that names the RoI. CUDA: NaN for that RoI, no synchronisation, no wild read."""
     rois = torch.tensor([[0.0, 1, 1, 6, 6]] * 5, device=device)
     rois[3, 0] = index
+    _, rois, method = fitted(method, torch.ones(2, 3, 8, 8, device=device), rois, (2, 2))
     arguments = good(device, rois=rois)
     if device.type == 'cpu':
         with pytest.raises(ERRORS) as error:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from cases import generator, random_map, random_rois
+from cases import generator, random_map, random_rois, rotated
 
 from roi_plugins.ops import assign_levels_detectron2, assign_levels_mmdet, roi_extract
 
@@ -38,11 +38,12 @@ def rois_of(kind, device):
     return torch.tensor([(i % 2, *box) for i, box in enumerate(boxes)], device=device).float()
 
 
-def assert_parity(peer, rois, atol=2e-5, **method):
+def assert_parity(peer, rois, atol=2e-5, channels=4, peer_rois=None, **method):
     """Same output, same gradient for a random one; for a maximum wherever the winner is clear."""
-    features = random_map(2, 4, 20, 30, device=rois.device)
+    features = random_map(2, channels, 20, 30, device=rois.device)
     ours, theirs = features.clone().requires_grad_(), features.clone().requires_grad_()
-    output, expected = roi_extract(ours, rois, OUTPUT_SIZE, SCALE, **method), peer(theirs, rois)
+    output = roi_extract(ours, rois, OUTPUT_SIZE, SCALE, **method)
+    expected = peer(theirs, rois if peer_rois is None else peer_rois)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=atol)
     grad = torch.randn(output.shape, generator=generator(2)).to(rois.device)
     output.backward(grad)
@@ -135,6 +136,96 @@ def test_mmcv_prroi_pool_on_cuda(device, rois):
         sampling_ratio=None,
         reduction='integral',
         aligned=False,
+    )
+
+
+@inputs
+@grids
+def test_torchvision_ps_roi_align(device, rois, sampling_ratio):
+    rois = rois_of(rois, device)
+    if sampling_ratio == 0:  # the average of no samples is 0 here, and NaN there
+        rois = rois[(rois[:, 3:] > rois[:, 1:3]).all(dim=1)]
+    assert_parity(
+        lambda f, r: torchvision.ops.ps_roi_align(f, r, OUTPUT_SIZE, SCALE, sampling_ratio),
+        rois,
+        channels=2 * 15,
+        sampling_ratio=sampling_ratio,
+        position_sensitive=True,
+    )
+
+
+RFCN = {'region': 'round', 'sampling_ratio': None, 'position_sensitive': True}
+
+
+def test_torchvision_ps_roi_pool(device):
+    """Of boxes that end before the last row and column: beyond them torchvision's backward goes where its
+    forward does not read, into that row and column."""
+    rois = rois_of('random', device)
+    rois[:, 1::2] = rois[:, 1::2].clamp(max=108)
+    rois[:, 2::2] = rois[:, 2::2].clamp(max=68)
+    assert_parity(
+        lambda f, r: torchvision.ops.ps_roi_pool(f, r, OUTPUT_SIZE, SCALE), rois, channels=2 * 15, **RFCN
+    )
+
+
+@inputs
+def test_torchvision_ps_roi_pool_forward(device, rois):
+    rois, features = rois_of(rois, device), random_map(2, 2 * 15, 20, 30, device=device)
+    expected = torchvision.ops.ps_roi_pool(features, rois, OUTPUT_SIZE, SCALE)
+    torch.testing.assert_close(roi_extract(features, rois, OUTPUT_SIZE, SCALE, **RFCN), expected)
+
+
+def rotated_rois(device):
+    """All sizes and angles, multiples of a right angle among them, and boxes without a size."""
+    rois = rotated(random_rois(60, 2, 80, 120, device=device))
+    rois[:6, 5] = torch.tensor([0.0, 90, 180, -90, 270, 360])
+    rois[6:8, 3:5] = 0
+    return rois
+
+
+@both_conventions
+@grids
+@pytest.mark.parametrize('clockwise', [False, True], ids=['counter-clockwise', 'clockwise'])
+def test_mmcv_roi_align_rotated(device, sampling_ratio, aligned, clockwise):
+    """Angles in radians there, and in the other direction if asked for."""
+    mmcv_ops = pytest.importorskip('mmcv.ops', exc_type=ImportError)
+    rois = rotated_rois(device)
+    theirs = rois.clone()
+    theirs[:, 5] = torch.deg2rad(rois[:, 5]) * (-1 if clockwise else 1)
+    assert_parity(
+        mmcv_ops.RoIAlignRotated(OUTPUT_SIZE, SCALE, sampling_ratio, aligned, clockwise),
+        rois,
+        peer_rois=theirs,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+        atol=1e-4,  # of angles in other units
+    )
+
+
+@grids
+def test_detectron2_roi_align_rotated(device, sampling_ratio):
+    layer = pytest.importorskip('detectron2.layers.roi_align_rotated')
+    if not hasattr(torch.ops.detectron2, 'roi_align_rotated_forward'):
+        pytest.skip('Detectron2 was built without its C++ here')
+    assert_parity(
+        layer.ROIAlignRotated(OUTPUT_SIZE, SCALE, sampling_ratio),
+        rotated_rois(device),
+        sampling_ratio=sampling_ratio,
+    )
+
+
+@inputs
+@grids
+def test_mmcv_deform_roi_pool_on_cuda(device, rois, sampling_ratio):
+    """MMCV has no CPU kernel for it. Its offsets are shares of the box times gamma."""
+    mmcv_ops = pytest.importorskip('mmcv.ops', exc_type=ImportError)
+    if device.type == 'cpu':
+        pytest.skip('MMCV has no CPU kernel of DeformRoIPool')
+    rois = rois_of(rois, device)
+    offsets = torch.randn(len(rois), 2, *OUTPUT_SIZE, generator=generator(3)).to(device)
+    layer = mmcv_ops.DeformRoIPool(OUTPUT_SIZE, SCALE, sampling_ratio, gamma=0.1)
+    assert_parity(
+        lambda f, r: layer(f, r, offsets), rois, sampling_ratio=sampling_ratio, offsets=0.1 * offsets
     )
 
 

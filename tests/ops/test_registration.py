@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from cases import METHODS, align, integral, pool, random_map, random_rois
+from cases import METHODS, align, fitted, integral, pool, random_map, random_rois
 
 from roi_plugins.ops import layers, library, roi_extract
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')
 
 FORWARD = torch.ops.roi_plugins.roi_extract.default
 BACKWARD = torch.ops.roi_plugins.roi_extract_backward.default
+BACKWARD_ROIS = torch.ops.roi_plugins.roi_extract_backward_rois.default
 
 
 def single(device='cpu', dtype=torch.float32, channels_last=False):
@@ -36,10 +37,18 @@ def pyramid(device='cpu', dtype=torch.float32):
     return maps, rois, torch.tensor([0, 1, 1, -1, 0, 2], device=device), [0.5, 0.25]
 
 
-def options(region='none', sampling_ratio=2, reduction='avg', aligned=True, max_samples=None):
-    return [3, 2], region, sampling_ratio, reduction, aligned, 1, max_samples
+def options(
+    region='none',
+    sampling_ratio=2,
+    reduction='avg',
+    aligned=True,
+    max_samples=None,
+    position_sensitive=False,
+):
+    return [2, 2], region, sampling_ratio, reduction, aligned, 1, max_samples, position_sensitive
 
 
+# What is asked of the inputs on top of them: `rotated`, `deformable`, a `seed`.
 CONFIGURATIONS = {
     'align-avg': (single, options()),
     'align-max': (single, options(reduction='max')),
@@ -47,11 +56,35 @@ CONFIGURATIONS = {
     'pool': (single, options('round', None, 'max')),
     'warp': (single, options('round', 2, 'max')),
     'integral': (single, options('none', None, 'integral')),
+    'random': (single, options(reduction='max'), {'seed': 5}),
+    'deformable': (single, options(), {'deformable': True}),
+    'ps-align': (single, options(position_sensitive=True)),
+    'ps-pool': (single, options('round', None, position_sensitive=True)),
+    'rotated-max': (single, options(reduction='max'), {'rotated': True, 'seed': 5}),
+    'rotated-integral': (single, options('none', None, 'integral'), {'rotated': True}),
     'pyramid-integral': (pyramid, options('none', None, 'integral', aligned=False)),
     'pyramid-avg': (pyramid, options(sampling_ratio=0, max_samples=4)),
     'pyramid-max': (pyramid, options(reduction='max')),
     'pyramid-pool': (pyramid, options('bins', None, 'max')),
+    'pyramid-deformable': (pyramid, options(), {'deformable': True, 'seed': 5}),
+    'pyramid-rotated': (pyramid, options(), {'rotated': True}),
 }
+
+
+def arguments(name, device, moved=False):
+    """Maps, (RoIs, levels, offsets, seed) and the rest of the op's arguments in a configuration. With `moved`
+    the RoIs and offsets require a gradient, where they can have one.
+    """
+    inputs, method, *extras = CONFIGURATIONS[name]
+    maps, rois, levels, scales = inputs(device)
+    maps, rois, extras = fitted(extras[0] if extras else {}, maps, rois, method[0])
+    seed = torch.tensor([extras['seed']], device=device) if 'seed' in extras else None
+    offsets = extras.get('offsets')
+    if moved and name != 'rotated-integral':
+        rois, offsets = (x if x is None else x.detach().requires_grad_() for x in (rois, offsets))
+    return leaves(maps), (rois, levels, offsets, seed), (scales, *method)
+
+
 configurations = pytest.mark.parametrize('name', CONFIGURATIONS)
 
 
@@ -59,69 +92,105 @@ def leaves(maps):
     return [m.detach().requires_grad_() for m in maps]
 
 
-def test_backward_runs_nothing_but_its_op():
+@pytest.mark.parametrize(
+    ('wanted', 'ops'),
+    [
+        (('features',), [BACKWARD]),
+        (('rois',), [BACKWARD_ROIS]),
+        (('offsets',), [BACKWARD_ROIS]),
+        (('features', 'rois', 'offsets'), [BACKWARD, BACKWARD_ROIS]),
+    ],
+    ids=str,
+)
+def test_backward_runs_nothing_but_its_ops(wanted, ops):
     # Autograd fills a missing gradient with zeros: for the winner of a maximum as many as the output has.
     class Record(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             ran.append(func)
             return func(*args, **kwargs or {})
 
-    features = random_map(1, 4, 6, 8).requires_grad_()
-    output = roi_extract(features, random_rois(3, 1, 6, 8), 3, 1.0, reduction='max')
+    inputs = {
+        'features': random_map(1, 4, 6, 8),
+        'rois': random_rois(3, 1, 6, 8),
+        'offsets': torch.zeros(3, 2, 3, 3),
+    }
+    asked = [inputs[name].requires_grad_() for name in wanted]
+    method = {} if 'offsets' in wanted else {'reduction': 'max'}
+    if 'offsets' not in wanted:
+        del inputs['offsets']
+    output = roi_extract(output_size=3, spatial_scale=1.0, **inputs, **method)
     grad, ran = torch.ones_like(output), []
     with Record():
-        torch.autograd.grad(output, features, grad)
-    assert [func for func in ran if 'detach' not in str(func)] == [BACKWARD]
+        torch.autograd.grad(output, asked, grad)
+    assert [func for func in ran if 'detach' not in str(func)] == ops
 
 
 class TestOpcheck:
     @configurations
-    def test_forward(self, device, name):
-        inputs, method = CONFIGURATIONS[name]
-        maps, *rest = inputs(device)
-        torch.library.opcheck(FORWARD, (leaves(maps), *rest, *method))
+    @pytest.mark.parametrize('moved', [False, True], ids=['fixed', 'moved'])
+    def test_forward(self, device, name, moved):
+        maps, table, rest = arguments(name, device, moved)
+        torch.library.opcheck(FORWARD, (maps, *table, *rest))
 
     @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64], ids=str)
     @pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
     def test_forward_dtypes_and_layouts(self, device, dtype, channels_last):
-        maps, *rest = single(device, dtype, channels_last)
-        torch.library.opcheck(FORWARD, (leaves(maps), *rest, *options(reduction='max')))
+        maps, rois, levels, scales = single(device, dtype, channels_last)
+        table = (rois.requires_grad_(), levels, None, None)
+        torch.library.opcheck(FORWARD, (leaves(maps), *table, scales, *options(reduction='max')))
 
     @configurations
     @pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
     def test_backward(self, device, name, channels_last):
-        inputs, method = CONFIGURATIONS[name]
-        maps, rois, levels, scales = inputs(device)
-        output, winner = FORWARD(maps, rois, levels, scales, *method)
+        maps, table, rest = arguments(name, device)
+        output, winner = (x.detach() for x in FORWARD(maps, *table, *rest))
         shapes = [*maps[0].shape[:2]] + [n for m in maps for n in m.shape[2:]]
-        torch.library.opcheck(
-            BACKWARD,
-            (torch.ones_like(output), winner, rois, levels, shapes, channels_last, scales, *method),
-        )
+        grad = torch.ones_like(output)
+        torch.library.opcheck(BACKWARD, (grad, winner, *table, shapes, channels_last, *rest))
+
+    @pytest.mark.parametrize('name', [name for name in CONFIGURATIONS if name != 'rotated-integral'])
+    @pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
+    def test_backward_rois(self, device, name, channels_last):
+        maps, table, rest = arguments(name, device)
+        if channels_last:
+            maps = [map_.contiguous(memory_format=torch.channels_last) for map_ in maps]
+        maps = [map_.detach() for map_ in maps]
+        output, winner = FORWARD(maps, *table, *rest)
+        torch.library.opcheck(BACKWARD_ROIS, (torch.ones_like(output), winner, maps, *table, *rest))
 
 
-def total(maps, rois, levels, scales, name):
+def total(maps, rois, levels, scales, name, offsets=None):
     """A loss of one call, as it stands in a model: Python function, pyramid or map."""
+    options = {key: x for key, x in METHODS[name].items() if key not in ('rotated', 'deformable')}
     if levels is None:
-        output = roi_extract(maps[0], rois, 3, scales[0], **METHODS[name])
+        output = roi_extract(maps[0], rois, 3, scales[0], offsets=offsets, **options)
     else:
-        output = roi_extract(maps, rois, 3, scales, levels=levels, **METHODS[name])
+        output = roi_extract(maps, rois, 3, scales, levels=levels, offsets=offsets, **options)
     return output.square().sum()
 
 
-def value_and_gradients(function, maps, *rest):
+def value_and_gradients(function, maps, rois, *rest):
+    """Of all maps, and of the RoIs if they want one."""
     maps = leaves(maps)
-    value = function(maps, *rest)
-    return value.detach(), torch.autograd.grad(value, maps, allow_unused=True)
+    value = function(maps, rois, *rest)
+    wanted = [*maps, rois] if rois.requires_grad else maps
+    return value.detach(), torch.autograd.grad(value, wanted, allow_unused=True)
 
 
 class TestCompile:
-    @pytest.mark.parametrize('name', ['align-avg', 'align-max', 'pool-round-max', 'integral'])
+    @pytest.mark.parametrize(
+        'name',
+        ['align-avg', 'align-max', 'pool-round-max', 'integral', 'random-max', 'rotated-avg', 'deformable',
+         'ps-align'],
+    )  # fmt: skip
     @pytest.mark.parametrize('inputs', [single, pyramid], ids=['map', 'pyramid'])
-    def test_full_graph(self, device, name, inputs):
+    @pytest.mark.parametrize('moved', [False, True], ids=['fixed', 'moved'])
+    def test_full_graph(self, device, name, inputs, moved):
         torch._dynamo.reset()
         compiled = torch.compile(total, fullgraph=True, backend='aot_eager')
-        arguments = (*inputs(device), name)
+        maps, rois, levels, scales = inputs(device)
+        maps, rois, method = fitted(METHODS[name], maps, rois, (3, 3))
+        arguments = (maps, rois.requires_grad_(moved), levels, scales, name, method.get('offsets'))
         torch.testing.assert_close(
             value_and_gradients(compiled, *arguments), value_and_gradients(total, *arguments)
         )
@@ -369,15 +438,18 @@ def test_the_extension_is_what_is_tested():
 
 def test_fallback_warns_once_and_gives_the_same(tmp_path):
     maps, rois, levels, scales = pyramid()
-    arguments = (maps, rois, 3, scales)
-    expected = [roi_extract(*arguments, levels=levels, **m) for m in METHODS.values()]
-    torch.save((arguments, levels, list(METHODS.values())), tmp_path / 'inputs.pt')
+    calls = []
+    for method in METHODS.values():
+        *inputs, method = fitted(method, maps, rois, (3, 3))
+        calls.append(((*inputs, 3, scales), {'levels': levels, **method}))
+    expected = [roi_extract(*arguments, **method) for arguments, method in calls]
+    torch.save(calls, tmp_path / 'inputs.pt')
     program = f"""
 import torch
 from roi_plugins.ops import library, roi_extract
 assert not library.extension_is_loaded()
-arguments, levels, methods = torch.load({str(tmp_path / 'inputs.pt')!r})
-outputs = [roi_extract(*arguments, levels=levels, **method) for method in methods]
+calls = torch.load({str(tmp_path / 'inputs.pt')!r})
+outputs = [roi_extract(*arguments, **method) for arguments, method in calls]
 torch.save(outputs, {str(tmp_path / 'outputs.pt')!r})
 """
     run = run_without_extension('-c', program)
@@ -392,9 +464,9 @@ def test_fallback_passes_the_tests_of_the_op():
     tests = Path(__file__).parent
     run = run_without_extension(
         '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider',
-        str(tests / 'test_roi_extract.py'), str(tests / 'test_registration.py'),
+        *(str(tests / f'test_{name}.py') for name in ('roi_extract', 'registration', 'positions')),
         '-k', '(cpu-op and (test_every_method and float32 or every_level or scan_order and nchw'
-              ' or half_features and float16)) or (TestOpcheck and pyramid) or test_script',
+              ' or half_features and float16 or of_the_oracle)) or (TestOpcheck and pyramid) or test_script',
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
     assert int(re.search(r'(\d+) passed', run.stdout)[1]) > 100, run.stdout

@@ -4,7 +4,17 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import METHODS, align, generator, integral, pool, random_map, random_rois, warp
+from cases import (
+    METHODS,
+    align,
+    fitted,
+    generator,
+    integral,
+    pool,
+    random_map,
+    random_rois,
+    warp,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,11 +43,13 @@ def check(
     gradient_at_ties=False,
     **method,
 ):
-    """Holds output and gradient of `extract` against the oracle's; returns the output.
+    """Holds output and gradient of `extract` against the oracle's; returns the output. The maps have as many
+    channels as the output and the RoIs are upright: a method that wants other ones gets them.
 
     Where rounding alone decides which cells are read, a RoI is left out, and so is the gradient of
     a maximum that leads by no more than rounding: unless ties are exact (`gradient_at_ties`).
     """
+    features, rois, method = fitted(method, features, rois, output_size)
     single = isinstance(features, torch.Tensor)
     leaves = [f.detach().requires_grad_() for f in ([features] if single else features)]
     dtype = leaves[0].dtype
@@ -53,7 +65,7 @@ def check(
         spatial_scale,
         levels=None if levels is None else levels.cpu().numpy(),
         coord=coord,
-        **method,
+        **{name: to_numpy(x) if isinstance(x, torch.Tensor) else x for name, x in method.items()},
     )
     assert output.dtype == dtype
     assert output.device == leaves[0].device
@@ -328,9 +340,10 @@ def test_wild_boxes_in_the_reference(device, method, boxes, scale, bins):
 def check_wild_boxes(extract, device, method, boxes, scale, bins):
     """Any box gives a finite answer and gradient in bounded time, a sane one the right one."""
     for dtype in (torch.float32, torch.float64):
-        features = random_map(2, 2, 6, 8, dtype=dtype, device=device).requires_grad_()
-        rois = as_rois(boxes, dtype, device)
-        output = extract(features, rois, (2, bins), scale, **method)
+        maps = random_map(2, 2, 6, 8, dtype=dtype, device=device)
+        features, rois, options = fitted(method, maps, as_rois(boxes, dtype, device), (2, bins))
+        features.requires_grad_()
+        output = extract(features, rois, (2, bins), scale, **options)
         output.sum().backward()
         finite = rois[:, 1:].isfinite().all(dim=1)
         assert output[finite].isfinite().all()
@@ -338,9 +351,11 @@ def check_wild_boxes(extract, device, method, boxes, scale, bins):
         assert features.grad.isfinite().all()
 
     # The oracle visits every sample, so it is asked about boxes of moderate size only.
+    rois = as_rois(boxes, dtype, device)
+    finite = rois[:, 1:].isfinite().all(dim=1)
     size = (rois[:, 3:] - rois[:, 1:3]).abs().amax(dim=1)
     small = ~finite | ((size < 60) & (rois[:, 1:].abs().amax(dim=1) < CELLS_WITH_PARITY))
-    check(extract, features, rois[small], (2, bins), scale, **method)
+    check(extract, maps, rois[small], (2, bins), scale, **method)
 
 
 @pytest.mark.parametrize('reduction', ['avg', 'max'])
@@ -375,8 +390,10 @@ def test_work_is_bounded_by_the_map(device, extract, method, dtype):
     """These boxes hold up to 1e60 cells: visiting them would never end."""
     far = [1e6, 1e12, 1e30]
     boxes = [box for f in far for box in ((-f, -f, f, f), (2, 2, f, f), (f, f, -f, 3))]
-    features = random_map(2, 2, 6, 8, dtype=dtype, device=device).requires_grad_()
-    output = extract(features, as_rois(boxes, dtype, device), 2, 1.0, **method)
+    maps = random_map(2, 2, 6, 8, dtype=dtype, device=device)
+    features, rois, options = fitted(method, maps, as_rois(boxes, dtype, device), (2, 2))
+    features.requires_grad_()
+    output = extract(features, rois, 2, 1.0, **options)
     output.sum().backward()
     assert output.isfinite().all()
     assert features.grad.isfinite().all()
@@ -384,14 +401,22 @@ def test_work_is_bounded_by_the_map(device, extract, method, dtype):
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), float('-inf')], ids=str)
 @pytest.mark.parametrize('column', [1, 2, 3, 4])
-@pytest.mark.parametrize('method', ['align-avg', 'adaptive-max', 'pool-bins-avg', 'integral'])
+@pytest.mark.parametrize(
+    'method',
+    ['align-avg', 'adaptive-max', 'pool-bins-avg', 'integral', 'rotated-max', 'rotated-integral', 'ps-pool'],
+)
 def test_non_finite_coordinates_show_and_pass_no_gradient(device, extract, method, bad, column):
-    features = random_map(2, 2, 6, 8, device=device).requires_grad_()
-    rois = random_rois(5, 2, 6, 8, device=device)
+    features, rois, method = fitted(
+        METHODS[method],
+        random_map(2, 2, 6, 8, device=device),
+        random_rois(5, 2, 6, 8, device=device),
+        (2, 2),
+    )
+    features.requires_grad_()
     rois[1, column] = bad
     rois[3, column] = bad
     levels = torch.tensor([0, 0, 0, -1, 0], device=device)
-    output = extract([features], rois, 2, [1.0], levels=levels, **METHODS[method])
+    output = extract([features], rois, 2, [1.0], levels=levels, **method)
     assert output[[1, 3]].isnan().all()
     assert output[[0, 2, 4]].isfinite().all()
     (grad,) = torch.autograd.grad(output, features, torch.ones_like(output), retain_graph=True)
@@ -400,7 +425,7 @@ def test_non_finite_coordinates_show_and_pass_no_gradient(device, extract, metho
     (grad_of_nan,) = torch.autograd.grad(output, features, without)
     assert torch.equal(grad_of_nan, grad)
     good = rois[[0, 2, 4]]
-    alone = extract(features, good, 2, 1.0, **METHODS[method])
+    alone = extract(features, good, 2, 1.0, **method)
     torch.testing.assert_close(grad, torch.autograd.grad(alone.sum(), features)[0])
 
 
@@ -533,6 +558,7 @@ def test_nan_features_propagate(device, extract, method, channels_last, dtype):
         features = features.contiguous(memory_format=torch.channels_last)
     # Off the lattice, so that no tap has the weight 0: whether 0 * NaN is read is nobody's business.
     rois = torch.tensor([[0.0, 0.1, 0.1, 8.2, 8.2]], device=device)
+    _, rois, method = fitted(method, features, rois, (4, 4))
     output = extract(features, rois, 4, 1.0, **method)
     expected = oracle.roi_extract(to_numpy(features), to_numpy(rois), (4, 4), 1.0, coord=np.float32, **method)
     assert np.isnan(expected.output).any()
@@ -585,13 +611,14 @@ def test_winners_in_large_grids(device, extract, method, channels_last):
 @every_method
 @pytest.mark.parametrize('shape', [(2, 3, 5, 6), (2, 0, 5, 6), (0, 3, 5, 6), (0, 0, 5, 6)], ids=str)
 def test_nothing_to_read(device, extract, method, shape):
-    features = torch.zeros(shape, device=device, requires_grad=True)
     num_rois = 4 if shape == (2, 0, 5, 6) else 0
     rois = random_rois(num_rois, 2, 5, 6, device=device)
+    features, rois, method = fitted(method, torch.zeros(shape, device=device), rois, (3, 2))
+    features.requires_grad_()
     output = extract(features, rois, (3, 2), 1.0, **method)
     assert output.shape == (num_rois, shape[1], 3, 2)
     output.sum().backward()
-    assert features.grad.shape == shape
+    assert features.grad.shape == features.shape
     assert not features.grad.any()
 
 
@@ -635,10 +662,11 @@ def test_coordinates_are_never_cast_to_half(device, extract, dtype, method):
 
 @every_method
 def test_gradcheck(extract, method):
-    features = random_map(2, 2, 5, 6, dtype=torch.float64).requires_grad_()
+    features = random_map(2, 2, 5, 6, dtype=torch.float64)
     rois = random_rois(3, 2, 10, 12, dtype=torch.float64)
+    features, rois, method = fitted(method, features, rois, (2, 2))
     assert torch.autograd.gradcheck(
-        lambda f: extract(f, rois, (2, 2), 0.5, **method), features, fast_mode=True
+        lambda f: extract(f, rois, (2, 2), 0.5, **method), features.requires_grad_(), fast_mode=True
     )
 
 
@@ -661,11 +689,11 @@ def test_output_size_may_be_an_int(extract):
 @every_method
 @pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
 def test_threads_change_no_bit(method, channels_last):
-    features = random_map(2, 40, 24, 24)
+    features = random_map(2, 5 if method.get('position_sensitive') else 40, 24, 24)
     if channels_last:
         features = features.contiguous(memory_format=torch.channels_last)
-    rois = random_rois(50, 2, 96, 96)
-    grad_output = random_map(50, 40, 7, 7, seed=5)
+    features, rois, method = fitted(method, features, random_rois(50, 2, 96, 96), (7, 7))
+    grad_output = random_map(50, 5 if 'position_sensitive' in method else 40, 7, 7, seed=5)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -680,19 +708,27 @@ def test_threads_change_no_bit(method, channels_last):
         assert torch.equal(grad, results[0][1])
 
 
-@every_method
+@pytest.mark.parametrize('name', [name for name, method in METHODS.items() if 'seed' not in method])
 @pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
-def test_company_changes_nothing(method, channels_last):
-    """RoIs of one image may share work, but not what they read: inf and NaN elsewhere do not show."""
-    features = random_map(2, 40, 30, 33)
+def test_company_changes_nothing(name, channels_last):
+    """RoIs of one image may share work, but not what they read: inf and NaN elsewhere do not show. Of random
+    samples none are where they are alone."""
+    channels = 5 if name.startswith('ps-') else 40
+    features = random_map(2, channels, 30, 33)
     features[0, :, 3, 4], features[1, :, 20, 20] = torch.inf, torch.nan
     if channels_last:
         features = features.contiguous(memory_format=torch.channels_last)
+    features, rois, method = fitted(METHODS[name], features, random_rois(40, 2, 120, 120), (7, 7))
     features.requires_grad_()
-    rois = random_rois(40, 2, 120, 120)
-    grad = random_map(40, 40, 7, 7, seed=5)
+    grad = random_map(40, channels, 7, 7, seed=5)
     output = roi_extract(features, rois, 7, 0.25, **method)
-    alone = [roi_extract(features, rois[k : k + 1], 7, 0.25, **method) for k in range(len(rois))]
+    offsets = method.pop('offsets', None)
+    alone = [
+        roi_extract(
+            features, rois[one], 7, 0.25, offsets=None if offsets is None else offsets[one], **method
+        )
+        for one in (slice(k, k + 1) for k in range(len(rois)))
+    ]
     torch.testing.assert_close(output, torch.cat(alone), rtol=0, atol=0, equal_nan=True)
     together = torch.autograd.grad(output, features, grad)[0]
     one_by_one = sum(

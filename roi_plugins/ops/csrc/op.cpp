@@ -259,8 +259,8 @@ std::tuple<at::Tensor, at::Tensor> roi_extract(
     at::TensorList features, const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     const std::optional<at::Tensor>& offsets, const std::optional<at::Tensor>& seed, ROI_OPTIONS) {
   const Options options(ROI_GIVEN_OPTIONS);
-  check_inputs(features, rois, levels, options);
   check_rois(rois, levels, offsets, seed, options);
+  check_inputs(features, rois, levels, options);
   const at::Tensor& first = features[0];
   const bool channels_last =
       first.is_contiguous(at::MemoryFormat::ChannelsLast) && !first.is_contiguous();
@@ -315,8 +315,8 @@ std::tuple<at::Tensor, at::Tensor> roi_extract_backward_rois(
     const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     const std::optional<at::Tensor>& offsets, const std::optional<at::Tensor>& seed, ROI_OPTIONS) {
   const Options options(ROI_GIVEN_OPTIONS);
-  check_inputs(features, rois, levels, options);
   check_rois(rois, levels, offsets, seed, options);
+  check_inputs(features, rois, levels, options);
   const Call call = make_call(
       options, features[0].scalar_type(), rois, levels, offsets, seed, shapes_of(features), false);
   check_grad(call, grad, winner);

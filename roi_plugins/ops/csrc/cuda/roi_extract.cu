@@ -9,9 +9,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "accumulate.h"
-#include "cuda/launch.h"
-#include "op.h"
+#include "cuda/bins.h"
+#include "cuda/pyramid.h"
 
 namespace roi_plugins {
 namespace {
@@ -19,27 +18,6 @@ namespace {
 constexpr int kTile = 16;  // bins of an axis that a block resolves: those of both axes are a warp
 constexpr int kTaps = 16;  // taps of a bin on an axis that it keeps; more are worked out where they are read
 constexpr int kBlockItems = 1024;  // bins times groups of channels, roughly: resolving has to pay
-
-template <typename S> constexpr int kVector = 16 / sizeof(S);  // channels of a thread
-
-// A pyramid of maps in any layout, small enough to be an argument of a kernel.
-template <typename T, typename A>
-struct Pyramid {
-  T* data[kMaxLevels];
-  int64_t stride[kMaxLevels][4];
-  int height[kMaxLevels], width[kMaxLevels];
-  A scale[kMaxLevels];
-
-  Pyramid(const Call& call, at::TensorList maps) {
-    for (int64_t l = 0; l < call.num_levels(); ++l) {
-      data[l] = static_cast<T*>(maps[l].data_ptr());
-      for (int d = 0; d < 4; ++d) stride[l][d] = maps[l].stride(d);
-      height[l] = int(call.height(l));
-      width[l] = int(call.width(l));
-      scale[l] = A(call.options.scales[l]);
-    }
-  }
-};
 
 // The samples of one bin on one axis as pairs of taps. An average is separable, so its samples share one
 // weight a cell, already divided by their number; a maximum needs the samples themselves.
@@ -108,49 +86,6 @@ struct Resolved {
   Bin<A> rows[kTile], columns[kTile];
 };
 
-// Elements of neighbouring channels, moved as one.
-template <typename T, int V>
-struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
-  T values[V];
-};
-
-// The channels of a thread: V side by side where `packed`; otherwise as far apart as there are groups,
-// so that in either layout neighbouring threads take neighbouring elements and any number of channels goes.
-template <int V, bool packed>
-struct Channels {
-  int64_t first, step, end;
-
-  __device__ Channels(int64_t group, int64_t groups, int64_t channels)
-      : first(packed ? group * V : group), step(packed ? 1 : groups), end(channels) {}
-
-  __device__ bool has(int v) const { return packed || first + v * step < end; }
-
-  // `from` and `to` point at the first channel.
-  template <typename T>
-  __device__ void load(const T* from, int64_t stride, Pack<T, V>& pack) const {
-    if constexpr (packed) {
-      pack = *reinterpret_cast<const Pack<T, V>*>(from);
-    } else {
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        if (has(v)) pack.values[v] = from[v * step * stride];
-      }
-    }
-  }
-
-  template <typename T>
-  __device__ void store(T* to, int64_t stride, const Pack<T, V>& pack) const {
-    if constexpr (packed) {
-      *reinterpret_cast<Pack<T, V>*>(to) = pack;
-    } else {
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        if (has(v)) to[v * step * stride] = pack.values[v];
-      }
-    }
-  }
-};
-
 // A bin of the block's RoI and a group of channels.
 struct Item {
   int64_t k, group;
@@ -167,6 +102,7 @@ struct Work {
   Pyramid<T, A> pyramid;
   const A* rois;
   const int64_t* levels;
+  const int64_t* seed;
   int64_t num_rois, images, channels, num_levels, groups;
   int pooled_height, pooled_width, tile_height, tile_width;
   Method method;
@@ -176,7 +112,8 @@ struct Work {
 
   Work(const Call& call, at::TensorList maps)
       : pyramid(call, maps), rois(call.rois.const_data_ptr<A>()),
-        levels(call.levels.const_data_ptr<int64_t>()), num_rois(call.num_rois()),
+        levels(call.levels.const_data_ptr<int64_t>()), seed(seed_of(call)),
+        num_rois(call.num_rois()),
         images(call.images()), channels(call.channels()), num_levels(call.num_levels()),
         groups((channels + V - 1) / V), pooled_height(call.options.pooled_height),
         pooled_width(call.options.pooled_width), tile_height(std::min(pooled_height, kTile)),
@@ -204,7 +141,7 @@ struct Work {
     for (int t = threadIdx.x; t < 2 * kTile; t += blockDim.x) {
       const A* const roi = rois + 5 * k;
       const int64_t level = levels[k];
-      const RoiState state = roi_state(roi, images, level, num_levels);
+      const RoiState state = roi_state(roi, 5, images, level, num_levels);
       if (t == 0) shared.state = state;
       if (state != RoiState::read) continue;
       const int64_t* const stride = pyramid.stride[level];
@@ -219,7 +156,8 @@ struct Work {
       const int pooled = is_row ? pooled_height : pooled_width;
       const Axis<A> axis = make_axis(
           method, roi[is_row ? 2 : 1], roi[is_row ? 4 : 3], pyramid.scale[level], pooled,
-          is_row ? pyramid.height[level] : pyramid.width[level]);
+          is_row ? pyramid.height[level] : pyramid.width[level],
+          jitter_from(seed).axis(k, !is_row));
       if (i == 0) (is_row ? shared.y : shared.x) = axis;
       const int p = (is_row ? first_row(part) : first_column(part)) + i;
       if (p < pooled) {
@@ -413,31 +351,6 @@ struct MaximumForward : Work<const S, accumulation_t<S>, kVector<S>, false> {
   }
 };
 
-// Sums that atomics build in whatever order the threads come.
-template <typename A>
-struct FloatingSum {
-  using type = A;
-  __device__ void add(A* cell, A value) const { atomicAdd(cell, value); }
-};
-
-// Four neighbouring cells at once. The host starts nothing that comes here where the chip cannot.
-__device__ void add_four(float* cells, float a, float b, float c, float d) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  atomicAdd(reinterpret_cast<float4*>(cells), make_float4(a, b, c, d));
-#endif
-}
-
-// Sums that come out the same in any order: fixed point, eight bytes a cell. `scale` is a power of two
-// that leaves room for every contribution of a call; it is on the device, so the host need not wait.
-template <typename A>
-struct FixedPointSum {
-  using type = unsigned long long;
-  const double* scale;
-  __device__ void add(unsigned long long* cell, A value) const {
-    atomicAdd(cell, static_cast<unsigned long long>(__double2ll_rn(double(value) * __ldg(scale))));
-  }
-};
-
 template <typename S, typename Sum, bool packed>
 struct AverageBackward : Work<typename Sum::type, accumulation_t<S>, kVector<S>, true> {
   using A = accumulation_t<S>;
@@ -468,28 +381,13 @@ struct AverageBackward : Work<typename Sum::type, accumulation_t<S>, kVector<S>,
               this->column_pair(shared, item, j));
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
-            if (corners.reads[c]) spread(corners.cell[c], corners.weight[c], value, channels, shared);
+            if (!corners.reads[c]) continue;
+            spread(
+                sum, corners.cell[c], corners.weight[c], value, channels, shared.channel_stride);
           }
         }
       }
     });
-  }
-
-  __device__ void spread(
-      typename Sum::type* cell, A weight, const Pack<S, V>& value,
-      const Channels<V, packed>& channels, const typename Base::Shared& shared) const {
-    const auto part = [&](int v) { return weight * static_cast<A>(value.values[v]); };
-    if constexpr (packed) {
-#pragma unroll
-      for (int v = 0; v < V; v += 4) {
-        add_four(cell + v, part(v), part(v + 1), part(v + 2), part(v + 3));
-      }
-    } else {
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        if (channels.has(v)) sum.add(cell + v * channels.step * shared.channel_stride, part(v));
-      }
-    }
   }
 };
 
@@ -575,7 +473,16 @@ template <typename S, typename Index>
 void launch_forward(
     const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
   const bool packed = packs(kVector<S>, features) && packs(kVector<S>, output);
-  if (call.options.max) {
+  if (call.has_single_bins()) {
+    const bool side_by_side = packed && call.groups() == 1;
+    if (call.options.max) {
+      launch_bins(BinMaximumForward<S, Index>(call, features, output, winner));
+    } else if (side_by_side) {
+      launch_bins(BinAverageForward<S, true>(call, features, output));
+    } else {
+      launch_bins(BinAverageForward<S, false>(call, features, output));
+    }
+  } else if (call.options.max) {
     if (packed) {
       launch_work(MaximumForward<S, Index, true>(call, features, output, winner));
     } else {
@@ -592,6 +499,14 @@ template <typename S, typename Index, typename Sum>
 void launch_backward(
     const Call& call, const at::Tensor& grad, const at::Tensor& winner,
     const std::vector<at::Tensor>& sums, const Sum& sum) {
+  if (call.has_single_bins()) {
+    if (call.options.max) {
+      launch_bins(BinMaximumBackward<S, Index, Sum>(call, sums, grad, winner, sum));
+    } else {
+      launch_bins(BinAverageBackward<S, Sum>(call, sums, grad, sum));
+    }
+    return;
+  }
   if (call.options.max) {
     launch_work(MaximumBackward<S, Index, Sum>(call, sums, grad, winner, sum));
     return;

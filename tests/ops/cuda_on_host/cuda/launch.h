@@ -11,6 +11,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __grid_constant__
 
 struct Index2d {
   unsigned x, y;

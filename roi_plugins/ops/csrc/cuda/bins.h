@@ -1,0 +1,348 @@
+// Kernels for RoIs whose bins are more than the product of two axes: rotated ones, bins that are moved one by one,
+// bins that read channels of their own. A thread works on a group of channels of one bin, and finds out by itself
+// where that reads.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/pyramid.h"
+#include "rotated.h"
+
+namespace roi_plugins {
+
+template <typename T, typename A>
+struct Bins {
+  Pyramid<T, A> pyramid;
+  const A* rois;
+  const int64_t* levels;
+  const A* offsets;  // or nullptr
+  const int64_t* seed;
+  int64_t num_rois, images, channels, num_levels;
+  int numbers, pooled_height, pooled_width, map_channels;  // map channels for each of the output
+  Method method;
+  bool channels_last;
+
+  Bins(const Call& call, at::TensorList maps)
+      : pyramid(call, maps), rois(call.rois.const_data_ptr<A>()),
+        levels(call.levels.const_data_ptr<int64_t>()),
+        offsets(call.offsets.defined() ? call.offsets.const_data_ptr<A>() : nullptr),
+        seed(seed_of(call)), num_rois(call.num_rois()), images(call.images()),
+        channels(call.output_channels()), num_levels(call.num_levels()),
+        numbers(int(call.rois.size(1))), pooled_height(call.options.pooled_height),
+        pooled_width(call.options.pooled_width), map_channels(int(call.groups())),
+        method(call.options.method), channels_last(call.channels_last) {}
+
+  __device__ int64_t bins() const { return int64_t(pooled_height) * pooled_width; }
+  __device__ RoiState state(int64_t k) const {
+    return roi_state(rois + k * numbers, numbers, images, levels[k], num_levels);
+  }
+  // Channel 0 of what bin b reads, and how far it is to the next.
+  __device__ T* map(int64_t k, int64_t b) const {
+    const int64_t level = levels[k];
+    const int64_t first = map_channels > 1 ? b : 0;
+    return pyramid.data[level] + int64_t(rois[k * numbers]) * pyramid.stride[level][0] +
+        first * pyramid.stride[level][1];
+  }
+  __device__ int64_t channel_stride(int64_t k) const {
+    return pyramid.stride[levels[k]][1] * map_channels;
+  }
+  __device__ int64_t cell(int64_t k, int row, int column) const {
+    const int64_t* const stride = pyramid.stride[levels[k]];
+    return row * stride[2] + column * stride[3];
+  }
+
+  __device__ RotatedBox<A> rotated_box(int64_t k) const {
+    const int64_t level = levels[k];
+    const Jitter jitter = jitter_from(seed);
+    return make_rotated_box(
+        method, rois + k * numbers, pyramid.scale[level], pooled_height, pooled_width,
+        pyramid.height[level], pyramid.width[level], jitter.axis(k, false), jitter.axis(k, true));
+  }
+  __device__ Axis<A> y_axis(int64_t k) const { return axis(k, false); }
+  __device__ Axis<A> x_axis(int64_t k) const { return axis(k, true); }
+  __device__ Axis<A> axis(int64_t k, bool is_x) const {
+    const A* const roi = rois + k * numbers;
+    const int64_t level = levels[k];
+    return make_axis(
+        method, roi[is_x ? 1 : 2], roi[is_x ? 3 : 4], pyramid.scale[level],
+        is_x ? pooled_width : pooled_height,
+        is_x ? pyramid.width[level] : pyramid.height[level], jitter_from(seed).axis(k, is_x));
+  }
+  __device__ Offset<A> offset(int64_t k, int64_t b) const {
+    if (offsets == nullptr) return {A(0), A(0)};
+    const A* const x = offsets + 2 * k * bins() + b;
+    return {x[bins()], x[0]};
+  }
+
+  // Calls visit(row, column, weight) for what bin b reads in an average: cells may come several times. False where
+  // the bin was moved to nowhere.
+  template <typename Visit>
+  __device__ bool for_each_tap(int64_t k, int64_t b, Visit&& visit) const {
+    const int p = int(b / pooled_width), q = int(b % pooled_width);
+    const auto corners = [&](const Taps<A>& y, const Taps<A>& x, A share) {
+      const auto corner = [&](int row, int column, A weight) {
+        if (weight != A(0)) visit(row, column, weight);
+      };
+      corner(y.low, x.low, share * y.low_weight * x.low_weight);
+      corner(y.low, x.high, share * y.low_weight * x.high_weight);
+      corner(y.high, x.low, share * y.high_weight * x.low_weight);
+      corner(y.high, x.high, share * y.high_weight * x.high_weight);
+    };
+    if (numbers == 6) {
+      const RotatedBox<A> box = rotated_box(k);
+      if (method.sampling == Sampling::integral) {
+        for_each_cell(box, p, q, visit);
+        return true;
+      }
+      const A share = A(1) / (box.y.grid * box.x.grid);
+      const auto read = [&](A y, A x, int64_t, int64_t) {
+        corners(bilinear_taps(y, box.y.extent), bilinear_taps(x, box.x.extent), share);
+      };
+      for_each_sample(box, p, q, read, [] {});
+      return true;
+    }
+    const Offset<A> by = offset(k, b);
+    if (!by.is_finite()) return false;
+    const Axis<A> y = moved(y_axis(k), by.y), x = moved(x_axis(k), by.x);
+    const Window<A> rows = make_window(method, y, p), columns = make_window(method, x, q);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const Taps<A> row = make_taps(method, y, p, i);
+      for (int64_t j = columns.begin; j < columns.end; ++j) {
+        corners(row, make_taps(method, x, q, j), A(1) / (rows.count * columns.count));
+      }
+    }
+    return true;
+  }
+};
+
+// A group of V channels of every bin, shared out to threads: neighbours take neighbouring elements of the output.
+template <typename T, typename S, int V, bool packed>
+struct BinsOfChannels : Bins<T, accumulation_t<S>> {
+  using Base = Bins<T, accumulation_t<S>>;
+  int64_t groups;
+
+  BinsOfChannels(const Call& call, at::TensorList maps)
+      : Base(call, maps), groups((call.output_channels() + V - 1) / V) {}
+
+  int64_t size() const { return this->num_rois * this->pooled_height * this->pooled_width * groups; }
+
+  // Calls visit(k, b, channels, offset, stride) for item i: `offset` of its first channel in the output.
+  template <typename Visit>
+  __device__ void visit_item(int64_t i, Visit&& visit) const {
+    const int64_t bins = this->bins(), k = i / (bins * groups), rest = i % (bins * groups);
+    const bool last = this->channels_last;
+    const int64_t b = last ? rest / groups : rest % bins;
+    const Channels<V, packed> channels(last ? rest % groups : rest / bins, groups, this->channels);
+    const int64_t offset = last ? (k * bins + b) * this->channels + channels.first
+                                : (k * this->channels + channels.first) * bins + b;
+    visit(k, b, channels, offset, last ? int64_t(1) : bins);
+  }
+};
+
+template <typename S, bool packed>
+struct BinAverageForward : BinsOfChannels<const S, S, kVector<S>, packed> {
+  using A = accumulation_t<S>;
+  static constexpr int V = kVector<S>;
+  S* output;
+
+  BinAverageForward(const Call& call, at::TensorList features, at::Tensor& output)
+      : BinsOfChannels<const S, S, V, packed>(call, features), output(output.data_ptr<S>()) {}
+
+  __device__ void run(int64_t item) const {
+    this->visit_item(item, [&](int64_t k, int64_t b, const auto& channels, int64_t offset, int64_t stride) {
+      const RoiState state = this->state(k);
+      A sum[V] = {};
+      bool valid = state != RoiState::invalid;
+      if (state == RoiState::read) {
+        const int64_t channel = this->channel_stride(k);
+        const S* const map = this->map(k, b) + channels.first * channel;
+        valid = this->for_each_tap(k, b, [&](int row, int column, A weight) {
+          Pack<S, V> value{};
+          channels.load(map + this->cell(k, row, column), channel, value);
+#pragma unroll
+          for (int v = 0; v < V; ++v) sum[v] = fma(weight, static_cast<A>(value.values[v]), sum[v]);
+        });
+      }
+      Pack<S, V> result;
+#pragma unroll
+      for (int v = 0; v < V; ++v) result.values[v] = S(valid ? sum[v] : A(NAN));
+      channels.store(output + offset, stride, result);
+    });
+  }
+};
+
+template <typename S, typename Sum>
+struct BinAverageBackward : BinsOfChannels<typename Sum::type, S, kVector<S>, false> {
+  using A = accumulation_t<S>;
+  static constexpr int V = kVector<S>;
+  const S* grad;
+  Sum sum;
+
+  BinAverageBackward(
+      const Call& call, at::TensorList sums, const at::Tensor& grad, const Sum& sum)
+      : BinsOfChannels<typename Sum::type, S, V, false>(call, sums),
+        grad(grad.const_data_ptr<S>()), sum(sum) {}
+
+  __device__ void run(int64_t item) const {
+    this->visit_item(item, [&](int64_t k, int64_t b, const auto& channels, int64_t offset, int64_t stride) {
+      if (this->state(k) != RoiState::read) return;
+      Pack<S, V> value{};
+      channels.load(grad + offset, stride, value);
+      const int64_t channel = this->channel_stride(k);
+      auto* const map = this->map(k, b) + channels.first * channel;
+      this->for_each_tap(k, b, [&](int row, int column, A weight) {
+        spread(sum, map + this->cell(k, row, column), weight, value, channels, channel);
+      });
+    });
+  }
+};
+
+// Of rotated RoIs. `Index` counts the samples on the map.
+template <typename S, typename Index>
+struct BinMaximumForward : BinsOfChannels<const S, S, kVector<S>, false> {
+  using A = accumulation_t<S>;
+  static constexpr int V = kVector<S>;
+  S* output;
+  Index* winner;
+
+  BinMaximumForward(
+      const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner)
+      : BinsOfChannels<const S, S, V, false>(call, features), output(output.data_ptr<S>()),
+        winner(winner.data_ptr<Index>()) {}
+
+  __device__ void run(int64_t item) const {
+    this->visit_item(item, [&](int64_t k, int64_t b, const auto& channels, int64_t offset, int64_t stride) {
+      const RoiState state = this->state(k);
+      Pack<S, V> result;
+      Pack<Index, V> index;
+      A best[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        best[v] = state == RoiState::invalid ? A(NAN) : A(0);
+        index.values[v] = Index(-1);
+      }
+      if (state == RoiState::read) {
+        const int p = int(b / this->pooled_width), q = int(b % this->pooled_width);
+        const RotatedBox<A> box = this->rotated_box(k);
+        const int64_t channel = this->channel_stride(k);
+        const S* const map = this->map(k, b) + channels.first * channel;
+        int64_t sample = 0;
+        bool competed = false;  // the zero from beyond the map
+        const auto read = [&](A at_y, A at_x, int64_t, int64_t) {
+          const Taps<A> y = bilinear_taps(at_y, box.y.extent);
+          const Taps<A> x = bilinear_taps(at_x, box.x.extent);
+          A sum[V] = {};
+          const auto corner = [&](int row, int column, A weight) {
+            if (weight == A(0)) return;
+            Pack<S, V> value{};
+            channels.load(map + this->cell(k, row, column), channel, value);
+#pragma unroll
+            for (int v = 0; v < V; ++v) sum[v] = fma(weight, static_cast<A>(value.values[v]), sum[v]);
+          };
+          corner(y.low, x.low, y.low_weight * x.low_weight);
+          corner(y.low, x.high, y.low_weight * x.high_weight);
+          corner(y.high, x.low, y.high_weight * x.low_weight);
+          corner(y.high, x.high, y.high_weight * x.high_weight);
+          const bool first = sample == 0 && !competed;
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            if (first || sum[v] > best[v] || sum[v] != sum[v]) {
+              best[v] = sum[v];
+              index.values[v] = Index(sample);
+            }
+          }
+          ++sample;
+        };
+        const auto outside = [&] {
+          if (!competed && sample > 0) {
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+              if (!(A(0) > best[v])) continue;
+              best[v] = 0;
+              index.values[v] = Index(-1);
+            }
+          }
+          competed = true;
+        };
+        for_each_sample(box, p, q, read, outside);
+      }
+#pragma unroll
+      for (int v = 0; v < V; ++v) result.values[v] = S(best[v]);
+      channels.store(output + offset, stride, result);
+      channels.store(winner + offset, stride, index);
+    });
+  }
+};
+
+template <typename S, typename Index, typename Sum>
+struct BinMaximumBackward : BinsOfChannels<typename Sum::type, S, kVector<S>, false> {
+  using A = accumulation_t<S>;
+  static constexpr int V = kVector<S>;
+  const S* grad;
+  const Index* winner;
+  Sum sum;
+
+  BinMaximumBackward(
+      const Call& call, at::TensorList sums, const at::Tensor& grad, const at::Tensor& winner,
+      const Sum& sum)
+      : BinsOfChannels<typename Sum::type, S, V, false>(call, sums),
+        grad(grad.const_data_ptr<S>()), winner(winner.const_data_ptr<Index>()), sum(sum) {}
+
+  __device__ void run(int64_t item) const {
+    this->visit_item(item, [&](int64_t k, int64_t b, const auto& channels, int64_t offset, int64_t stride) {
+      if (this->state(k) != RoiState::read) return;
+      Pack<S, V> value{};
+      Pack<Index, V> index{};
+      channels.load(grad + offset, stride, value);
+      channels.load(winner + offset, stride, index);
+      const int p = int(b / this->pooled_width), q = int(b % this->pooled_width);
+      const RotatedBox<A> box = this->rotated_box(k);
+      const int64_t channel = this->channel_stride(k);
+      auto* const map = this->map(k, b) + channels.first * channel;
+      Index sample = 0;
+      const auto read = [&](A at_y, A at_x, int64_t, int64_t) {
+        const Taps<A> y = bilinear_taps(at_y, box.y.extent);
+        const Taps<A> x = bilinear_taps(at_x, box.x.extent);
+        Pack<S, V> won;
+        bool any = false;
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const bool wins = channels.has(v) && index.values[v] == sample;
+          won.values[v] = wins ? value.values[v] : S(0);
+          any = any || wins;
+        }
+        ++sample;
+        if (!any) return;
+        const auto corner = [&](int row, int column, A weight) {
+          if (weight == A(0)) return;
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            if (!channels.has(v) || index.values[v] != Index(sample - 1)) continue;
+            sum.add(
+                map + this->cell(k, row, column) + v * channels.step * channel,
+                weight * static_cast<A>(won.values[v]));
+          }
+        };
+        corner(y.low, x.low, y.low_weight * x.low_weight);
+        corner(y.low, x.high, y.low_weight * x.high_weight);
+        corner(y.high, x.low, y.high_weight * x.low_weight);
+        corner(y.high, x.high, y.high_weight * x.high_weight);
+      };
+      for_each_sample(box, p, q, read, [] {});
+    });
+  }
+};
+
+// A grid constant as in launch.h.
+template <typename Work>
+__global__ void bins_kernel(const __grid_constant__ Work work, int64_t items) {
+  const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < items; i += step) work.run(i);
+}
+
+template <typename Work>
+void launch_bins(const Work& work) {
+  launch(bins_kernel<Work>, work.size(), work, work.size());
+}
+
+}  // namespace roi_plugins
