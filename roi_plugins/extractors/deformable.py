@@ -12,18 +12,18 @@ from .base import LevelRule, RoIExtractor
 
 
 class Deformable(RoIExtractor):
-    """Deformable RoI pooling (arXiv:1703.06211, section 2.2): the RoI is read as :class:`AlignAvg` does, a 1x1
-    convolution of each bin says by how much that bin moves, and it is read again from there. Offsets are in units
-    of the RoI's size, times ``GAMMA``. The papers have fully connected layers over all bins in its place, which
-    cost many times as much as the rest.
+    """Deformable RoI pooling (arXiv:1703.06211, section 2.2): the RoI is read as by :class:`AlignAvg`, a
+    1x1 convolution says of each bin by how much it moves, and it is read again from there. Offsets are in units
+    of the RoI's size, times ``GAMMA``. The papers have fully connected layers over all bins at once, which cost
+    many times as much as the rest.
 
-    The convolution starts at zero, where the output is that of :class:`AlignAvg`: weights that were trained with
-    it load, and lack the convolution alone.
+    The convolution starts at zero, where the output is that of :class:`AlignAvg`: weights that were trained
+    with it load, and lack the convolution alone.
 
     Args:
         sampling_ratio, aligned, level_rule: as for :class:`AlignAvg`.
-        modulated: also weigh each bin, by 0 to 2 (Deformable ConvNets v2, arXiv:1811.11168, section 3.2, where it
-            is 0 to 1); at the start by 1.
+        modulated: also weigh each bin, by 0 to 2 (Deformable ConvNets v2, arXiv:1811.11168, section 3.2,
+            where it is 0 to 1); at the start by 1.
         channels: of every map.
     """
 
@@ -49,8 +49,8 @@ class Deformable(RoIExtractor):
         )
         expect(isinstance(modulated, bool), 'modulated', repr(modulated), 'True or False')
         self.modulated = modulated
-        # No initialisation of its own, which would draw random numbers: models of one seed should start from the
-        # same weights, whatever their extractor.
+        # No initialisation of its own, which would draw random numbers: models of one seed should start from
+        # the same weights, whatever their extractor.
         self.offset = nn.utils.skip_init(nn.Conv2d, channels, 3 if modulated else 2, 1)
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)
@@ -61,8 +61,8 @@ class Deformable(RoIExtractor):
         rois: Tensor,
         levels: Optional[Tensor],  # noqa: UP045
     ) -> Tensor:
-        # The second reading makes NaN of a RoI that is no number. In the first it would reach the convolution, and
-        # make NaN of its gradient.
+        # The second reading makes NaN of a RoI that is no number; from the first it would reach the
+        # convolution, and make NaN of its gradient.
         is_finite = rois.isfinite().all(dim=1, keepdim=True)
         moves = self.offset(self.pool(features, torch.where(is_finite, rois, 0.0), levels))
         pooled = self.pool(features, rois, levels, self.GAMMA * moves[:, :2])

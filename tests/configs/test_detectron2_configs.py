@@ -41,11 +41,15 @@ EXTRACTORS = {
     'align-avg-unaligned': ('AlignAvg', 2, {'ALIGNED': False}),
     'adaptive': ('AdaptiveSampling', 0, {}),
     'precise': ('Precise', 0, {'ALIGNED': True}),
+    'random-sampling': ('RandomSampling', 2, {}),
+    'deformable': ('Deformable', 2, {}),
     'content-adaptive': ('ContentAdaptive', 2, {}),
     'all-levels': ('AllLevels', 2, {}),
 }
 # Those of which every config is trained a step; the others differ from them in options of the op alone.
-LEARNING = ('stock', 'align-max', 'precise', 'content-adaptive', 'all-levels')
+LEARNING = (
+    'stock', 'align-max', 'precise', 'random-sampling', 'deformable', 'content-adaptive', 'all-levels'
+)
 ZOO = {
     'faster-rcnn_r50-fpn_1x': 'COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml',
     'mask-rcnn_r50-fpn_1x': 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml',

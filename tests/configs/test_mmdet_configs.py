@@ -39,12 +39,16 @@ EXTRACTORS = {
     'align-avg-unaligned': dict(type='AlignAvgRoIExtractor', sampling_ratio=2, aligned=False),
     'adaptive': dict(type='AdaptiveSamplingRoIExtractor'),
     'precise': dict(type='PreciseRoIExtractor', aligned=True),
+    'random-sampling': dict(type='RandomSamplingRoIExtractor', sampling_ratio=2),
+    'deformable': dict(type='DeformableRoIExtractor', sampling_ratio=2),
     'content-adaptive': dict(type='ContentAdaptiveRoIExtractor', sampling_ratio=2),
     'all-levels': dict(type='AllLevelsRoIExtractor', sampling_ratio=2),
 }
 
 # Those of which every config is trained a step; the others differ from them in options of the op alone.
-LEARNING = ('stock', 'align-max', 'precise', 'content-adaptive', 'all-levels')
+LEARNING = (
+    'stock', 'align-max', 'precise', 'random-sampling', 'deformable', 'content-adaptive', 'all-levels'
+)
 
 GEOMETRY = {'output_size', 'out_channels', 'featmap_strides'}
 

@@ -1,4 +1,4 @@
-"""Bins that move: align-avg at the start, then by what a convolution of each bin says."""
+"""Bins that move: align-avg at the start, then by what a convolution says of each."""
 
 import pytest
 import torch
@@ -40,8 +40,9 @@ def some_levels(rois):
 @either
 @pytest.mark.parametrize('options', [{}, dict(sampling_ratio=3, aligned=False), dict(sampling_ratio=0)])
 def test_is_the_formula(modulated, options):
-    """In float64, of the bins one by one: the reference reads twice, the second time where the first says."""
-    extractor = build_extractor('Deformable', SIZE, STRIDES, CHANNELS, modulated=modulated, **options).double()
+    """In float64: the reference reads twice, the second time where the first says."""
+    extractor = build_extractor('Deformable', SIZE, STRIDES, CHANNELS, modulated=modulated, **options)
+    extractor = extractor.double()
     features, rois = pyramid(torch.float64), wild_rois().double()
     levels = some_levels(rois)
     scales = [1 / stride for stride in STRIDES]
@@ -137,7 +138,7 @@ def test_autocast():
 
 def test_rotated_boxes_are_refused():
     extractor = Deformable(SIZE, STRIDES, channels=CHANNELS)
-    with pytest.raises(ValueError, match='rotated ones.*offsets|offsets: .*K, 6'):
+    with pytest.raises(ValueError, match=r'rotated ones.*offsets|offsets: .*K, 6'):
         extractor(pyramid(), torch.tensor([[0, 30.0, 30, 20, 20, 30]]))
 
 

@@ -153,7 +153,11 @@ def test_output_need_not_be_square(type_):
     """Nor is it the transpose of what it should be: where a square one reads is no guide."""
     output = pooler(type_, output_size=(3, 5))(maps(), BOX_LISTS['boxes'])
     assert output.shape == (65, CHANNELS, 3, 5)
-    turned = pooler(type_, output_size=(5, 3))(
+    other = pooler(type_, output_size=(5, 3))
+    if type_ == 'Deformable':  # x and y change places
+        for parameter in other.extractor.offset.parameters():
+            parameter.data = parameter.data[[1, 0]]
+    turned = other(
         [f.transpose(2, 3) for f in maps()],
         [Boxes(boxes.tensor[:, [1, 0, 3, 2]]) for boxes in BOX_LISTS['boxes']],
     )
@@ -221,7 +225,9 @@ def test_every_extractor_has_a_type():
     names = {name for name in POOLER_TYPES if not name.startswith('RoIWarp')}
     assert names == EXTRACTORS.keys() - {'RoIWarp'}
     assert {'RoIWarpMax', 'RoIWarpAvg'} <= POOLER_TYPES.keys()
-    outputs = [pooler(name, sampling_ratio=2)(maps(), BOX_LISTS['boxes']) for name in POOLER_TYPES]
+    # In training, for in evaluation RandomSampling is AlignAvg.
+    poolers = [pooler(name, sampling_ratio=2).train() for name in POOLER_TYPES]
+    outputs = [pool(maps(), BOX_LISTS['boxes']) for pool in poolers]
     for i, output in enumerate(outputs):
         assert not any(torch.allclose(output, other) for other in outputs[:i])
 
@@ -298,6 +304,8 @@ def test_an_unknown_type_is_named():
         ('AlignMax', 'aligned'),
         ('AdaptiveSampling', 'reduction, min_samples, max_samples, aligned'),
         ('Precise', 'aligned'),
+        ('RandomSampling', 'reduction, aligned'),
+        ('Deformable', 'aligned, modulated, channels'),
         ('ContentAdaptive', 'aligned, channels'),
         (
             'AllLevels',
@@ -450,11 +458,13 @@ def test_a_stock_checkpoint_detects_the_same(kind):
 
 
 @every_kind
-def test_content_adaptive_starts_from_a_checkpoint_of_stock(kind, tmp_path):
+@pytest.mark.parametrize('type_', WITH_WEIGHTS)
+def test_one_with_weights_starts_from_a_checkpoint_of_stock(kind, type_, tmp_path):
     """As the trainer loads it: with a warning, not an error, and with the detections of align-avg."""
     torch.save({'model': checkpoint(kind)}, tmp_path / 'stock.pth')
-    model = build_model(config(kind, type_='ContentAdaptive')).eval()
+    model = build_model(config(kind, type_=type_)).eval()
     DetectionCheckpointer(model).load(str(tmp_path / 'stock.pth'))
+    assert all('pooler.extractor.' in name for name in model.state_dict().keys() - checkpoint(kind).keys())
     with torch.inference_mode():
         (output,) = model([image()])
     assert same(output['instances'], detect(config(kind, plugin=False), kind))

@@ -151,6 +151,8 @@ def test_reads_as_the_extractor_it_is_named_after(type_):
             dict(reduction='max', min_samples=2, max_samples=4, aligned=False),
         ),
         ('PreciseRoIExtractor', dict(aligned=True)),
+        ('RandomSamplingRoIExtractor', dict(sampling_ratio=3, reduction='max', aligned=False)),
+        ('DeformableRoIExtractor', dict(sampling_ratio=3, aligned=False, modulated=True)),
         ('ContentAdaptiveRoIExtractor', dict(sampling_ratio=3, aligned=False)),
     ],
 )
@@ -513,10 +515,11 @@ def test_align_avg_detects_and_learns_as_stock(name):
     torch.testing.assert_close(losses(name, cfg), loss, rtol=1e-4, atol=1e-5)
 
 
-def test_content_adaptive_starts_from_a_checkpoint_of_stock(tmp_path):
+@pytest.mark.parametrize('name', WITH_WEIGHTS)
+def test_one_with_weights_starts_from_a_checkpoint_of_stock(name, tmp_path):
     """As the runner loads it: with a warning, not an error, and with the detections of align-avg."""
     torch.save(checkpoint('mask'), tmp_path / 'stock.pth')
-    model = MODELS.build(swapped('mask', 'ContentAdaptiveRoIExtractor', sampling_ratio=0)).eval()
+    model = MODELS.build(swapped('mask', f'{name}RoIExtractor', sampling_ratio=0)).eval()
     load_checkpoint(model, str(tmp_path / 'stock.pth'), map_location='cpu')
     with torch.inference_mode():
         (sample,) = model.test_step(inputs())
