@@ -12,10 +12,10 @@ from .base import LevelRule, RoIExtractor
 
 
 class Deformable(RoIExtractor):
-    """Deformable RoI pooling (arXiv:1703.06211, section 2.2): the RoI is read as by :class:`AlignAvg`, a
-    1x1 convolution says of each bin by how much it moves, and it is read again from there. Offsets are in units
-    of the RoI's size, times ``GAMMA``. The papers have fully connected layers over all bins at once, which cost
-    many times as much as the rest.
+    """Deformable RoI pooling (arXiv:1703.06211, section 2.2): the RoI is read as by :class:`AlignAvg`,
+    a 1x1 convolution says of each bin by how much it moves, and it is read again from there. Offsets are in
+    units of the RoI's size, times ``GAMMA``. The papers have fully connected layers over all bins at once,
+    which cost many times as much as the rest.
 
     The convolution starts at zero, where the output is that of :class:`AlignAvg`: weights that were trained
     with it load, and lack the convolution alone.

@@ -16,6 +16,7 @@ pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
 
 import numpy as np
 from building import WITH_WEIGHTS, build_extractor, learned
+from mmcv.ops import RoIAlignRotated
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
@@ -168,7 +169,7 @@ def test_options_reach_the_extractor(type_, options):
     message = str(error.value)
     assert f'smapling_ratio: no option of {type_}' in message
     listed = message.split('its options are ')[1].split(', ')
-    everyones = ['output_size', 'out_channels', 'featmap_strides', 'finest_scale']
+    everyones = ['output_size', 'out_channels', 'featmap_strides', 'finest_scale', 'clockwise']
     assert sorted(listed) == sorted([*everyones, *options])
 
 
@@ -371,6 +372,30 @@ def test_channels_of_all_levels_that_do_not_add_up():
         build('AllLevelsRoIExtractor', aggregation='mean')
     with pytest.raises(TypeError, match=r'pre: no option of AllLevelsRoIExtractor.*pre_cfg, post_cfg'):
         build('AllLevelsRoIExtractor', pre=PRE)
+
+
+# --------------------------------------------------------------------- rotated RoIs
+
+
+@pytest.mark.parametrize('clockwise', [False, True])
+@pytest.mark.parametrize('roi_scale_factor', [None, 1.4])
+def test_rotated_rois_are_read_as_by_mmcv(clockwise, roi_scale_factor):
+    """In MMCV's convention, level by level: what MMRotate's extractor does with its RoIAlignRotated."""
+    unit = torch.rand(60, 5, generator=generator(1))
+    sides = 16 * 2 ** (unit[:, 2:4] * 6)
+    rois = torch.cat([unit[:, :2] * IMAGE, sides, (unit[:, 4:] - 0.5) * 2 * math.pi], dim=1)
+    rois = torch.cat([torch.arange(60)[:, None] % 2, rois], dim=1)
+    levels = torch.floor(torch.log2((sides[:, 0] * sides[:, 1]).sqrt() / 56 + 1e-6)).clamp(0, 3)
+    assert len(levels.unique()) == 4
+    features = pyramid()
+    extractor = build('AlignAvgRoIExtractor', clockwise=clockwise)
+    output = extractor(features, rois, roi_scale_factor=roi_scale_factor)
+    grown = rois.clone()
+    grown[:, 3:5] *= roi_scale_factor or 1
+    for level, (map_, stride) in enumerate(zip(features, STRIDES, strict=True)):
+        layer = RoIAlignRotated(7, 1 / stride, 2, aligned=True, clockwise=clockwise)
+        expected = layer(map_, grown[levels == level])
+        torch.testing.assert_close(output[levels == level], expected, rtol=1e-3, atol=1e-3)
 
 
 # --------------------------------------------------------------------- whole detectors

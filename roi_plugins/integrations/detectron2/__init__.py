@@ -3,7 +3,7 @@
 YAML: after ``add_roi_plugins_config(cfg)``, name one of the RoI heads and a type::
 
     MODEL:
-      ROI_HEADS: {NAME: RoIPluginsStandardROIHeads}     # or ...CascadeROIHeads, ...Res5ROIHeads
+      ROI_HEADS: {NAME: RoIPluginsStandardROIHeads}     # or ...CascadeROIHeads, ...Res5ROIHeads, ...RROIHeads
       ROI_BOX_HEAD: {POOLER_TYPE: AlignMax}
 
 LazyConfig: ``model.roi_heads.box_pooler = L(build_pooler)(..., pooler_type='AlignMax')``.
@@ -14,6 +14,7 @@ from .poolers import POOLER_TYPES, RoIPluginsPooler, build_pooler
 from .roi_heads import (
     RoIPluginsCascadeROIHeads,
     RoIPluginsRes5ROIHeads,
+    RoIPluginsRROIHeads,
     RoIPluginsStandardROIHeads,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
     'POOLER_TYPES',
     'RoIPluginsCascadeROIHeads',
     'RoIPluginsPooler',
+    'RoIPluginsRROIHeads',
     'RoIPluginsRes5ROIHeads',
     'RoIPluginsStandardROIHeads',
     'add_roi_plugins_config',

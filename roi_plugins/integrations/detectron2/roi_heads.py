@@ -6,6 +6,7 @@ from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
     Res5ROIHeads,
+    RROIHeads,
     StandardROIHeads,
 )
 from torch import nn
@@ -30,10 +31,12 @@ class _AnyPooler:
         'mask_pooler': 'ROI_MASK_HEAD',
         'keypoint_pooler': 'ROI_KEYPOINT_HEAD',
     }
+    # What Detectron2 is to build where one of ours comes.
+    _stand_in = 'ROIAlignV2'
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        arguments = super().from_config(_with_stock_poolers(cfg), input_shape)
+        arguments = super().from_config(_with_stock_poolers(cfg, cls._stand_in), input_shape)
         channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
         for name, head in cls._poolers.items():
             # There is none without masks or keypoints, or where a head reads the maps itself.
@@ -66,7 +69,14 @@ class RoIPluginsRes5ROIHeads(_AnyPooler, Res5ROIHeads):
     _poolers = {'pooler': 'ROI_BOX_HEAD'}
 
 
-def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
+@ROI_HEADS_REGISTRY.register()
+class RoIPluginsRROIHeads(_AnyPooler, RROIHeads):
+    """``RROIHeads``, of rotated boxes, with a pooler of any type that takes those."""
+
+    _stand_in = 'ROIAlignRotated'
+
+
+def _with_stock_poolers(cfg: CfgNode, stand_in: str) -> CfgNode:
     """A copy in which Detectron2 knows every ``POOLER_TYPE``."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -75,7 +85,7 @@ def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
         if node.POOLER_TYPE:  # without one, a head reads the maps itself
             check_pooler_type(node.POOLER_TYPE, f'MODEL.{head}.POOLER_TYPE')
         if node.POOLER_TYPE in POOLER_TYPES:
-            node.POOLER_TYPE = 'ROIAlignV2'
+            node.POOLER_TYPE = stand_in
     return cfg
 
 
