@@ -6,7 +6,8 @@ import torch
 
 from roi_plugins.extractors import EXTRACTORS
 
-WITH_WEIGHTS = ('Deformable', 'ContentAdaptive')
+STARTING_AS_ALIGN_AVG = ('Deformable', 'ContentAdaptive')
+WITH_WEIGHTS = (*STARTING_AS_ALIGN_AVG, 'PositionSensitive')
 """Those of the table that learn something."""
 
 

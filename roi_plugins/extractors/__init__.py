@@ -10,6 +10,7 @@ from .all_levels import AllLevels
 from .base import RoIExtractor
 from .content_adaptive import ContentAdaptive
 from .deformable import Deformable
+from .position_sensitive import PositionSensitive
 from .precise import Precise
 from .quantized_pool import QuantizedPool
 from .random_sampling import RandomSampling
@@ -24,6 +25,7 @@ EXTRACTORS: dict[str, type[RoIExtractor]] = {
     'Precise': Precise,
     'RandomSampling': RandomSampling,
     'Deformable': Deformable,
+    'PositionSensitive': PositionSensitive,
     'ContentAdaptive': ContentAdaptive,
     'AllLevels': AllLevels,
 }

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from building import WITH_WEIGHTS, build_extractor
+from building import STARTING_AS_ALIGN_AVG, WITH_WEIGHTS, build_extractor
 
 from roi_plugins.extractors import (
     EXTRACTORS,
@@ -67,7 +67,7 @@ methods = pytest.mark.parametrize(
 )
 every_extractor = pytest.mark.parametrize('name', EXTRACTORS)
 # Those that are more than a call of the op with options, which have tests of their own.
-OTHERS = ('RandomSampling', 'Deformable', 'ContentAdaptive', 'AllLevels')
+OTHERS = ('RandomSampling', 'Deformable', 'PositionSensitive', 'ContentAdaptive', 'AllLevels')
 
 
 def build(name, device='cpu'):
@@ -297,7 +297,7 @@ def test_a_checkpoint_holds_nothing_of_it(name):
     assert not build(name).state_dict()
 
 
-@pytest.mark.parametrize('name', WITH_WEIGHTS)
+@pytest.mark.parametrize('name', STARTING_AS_ALIGN_AVG)
 def test_one_with_weights_leaves_the_random_numbers_alone(name):
     """Models of one seed start from the same weights, whatever their extractor."""
     state = torch.get_rng_state()

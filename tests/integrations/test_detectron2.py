@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
-from building import WITH_WEIGHTS, learned
+from building import STARTING_AS_ALIGN_AVG, WITH_WEIGHTS, learned
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
@@ -157,6 +157,10 @@ def test_output_need_not_be_square(type_):
     if type_ == 'Deformable':  # x and y change places
         for parameter in other.extractor.offset.parameters():
             parameter.data = parameter.data[[1, 0]]
+    if type_ == 'PositionSensitive':  # so do the maps of the bins
+        for parameter in other.extractor.score.parameters():
+            bins = parameter.data.unflatten(0, (CHANNELS, 3, 5))
+            parameter.data = bins.transpose(1, 2).flatten(0, 2)
     turned = other(
         [f.transpose(2, 3) for f in maps()],
         [Boxes(boxes.tensor[:, [1, 0, 3, 2]]) for boxes in BOX_LISTS['boxes']],
@@ -306,6 +310,7 @@ def test_an_unknown_type_is_named():
         ('Precise', 'aligned'),
         ('RandomSampling', 'reduction, aligned'),
         ('Deformable', 'aligned, modulated, channels'),
+        ('PositionSensitive', 'mode, depth, channels'),
         ('ContentAdaptive', 'aligned, channels'),
         (
             'AllLevels',
@@ -458,7 +463,7 @@ def test_a_stock_checkpoint_detects_the_same(kind):
 
 
 @every_kind
-@pytest.mark.parametrize('type_', WITH_WEIGHTS)
+@pytest.mark.parametrize('type_', STARTING_AS_ALIGN_AVG)
 def test_one_with_weights_starts_from_a_checkpoint_of_stock(kind, type_, tmp_path):
     """As the trainer loads it: with a warning, not an error, and with the detections of align-avg."""
     torch.save({'model': checkpoint(kind)}, tmp_path / 'stock.pth')
@@ -581,11 +586,29 @@ def test_a_wrong_type_or_option_in_a_config_is_named(kind):
         build_roi_heads(cfg, shapes)
 
 
-def test_channels_that_detectron2_does_not_build_the_head_for():
-    cfg = config('standard', type_='AllLevels')
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.AGGREGATION = 'concat'
-    with pytest.raises(ValueError, match=r'ROI_BOX_HEAD.*would give 32 channels, expected 8.*LazyConfig'):
-        build_roi_heads(cfg, SHAPES)
+@pytest.mark.parametrize('kind', ['standard', 'cascade'])
+@pytest.mark.parametrize(
+    ('type_', 'option', 'value', 'channels'),
+    [('AllLevels', 'AGGREGATION', 'concat', 32), ('PositionSensitive', 'DEPTH', 5, 5)],
+)
+def test_a_head_is_built_for_the_channels_that_its_pooler_gives(kind, type_, option, value, channels):
+    cfg = config(kind)
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = type_
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS[option] = value
+    heads = build_roi_heads(cfg, SHAPES)
+    features = [torch.randn(1, 8, 128 // spec.stride, 128 // spec.stride) for spec in SHAPES.values()]
+    pooled = heads.box_pooler(features, [random_boxes(image=128)])
+    assert pooled.shape == (40, channels, 7, 7)
+    box_head = heads.box_head[0] if kind == 'cascade' else heads.box_head
+    assert box_head(pooled).shape == (40, 32)
+    assert heads.mask_head.mask_fcn1.in_channels == 8
+
+
+def test_a_head_of_fixed_channels_says_so():
+    cfg = config('res5', type_='PositionSensitive')
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.DEPTH = 5
+    with pytest.raises(ValueError, match='would give 5 channels, but RoIPluginsRes5ROIHeads'):
+        build_roi_heads(cfg, C4)
 
 
 def test_a_misspelt_option_in_a_file_is_named(tmp_path):

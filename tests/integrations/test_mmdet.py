@@ -15,7 +15,7 @@ pytest.importorskip('mmdet', reason='MMDetection is not installed')
 pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
 
 import numpy as np
-from building import WITH_WEIGHTS, build_extractor, learned
+from building import STARTING_AS_ALIGN_AVG, WITH_WEIGHTS, build_extractor, learned
 from mmcv.ops import RoIAlignRotated
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
@@ -171,6 +171,17 @@ def test_options_reach_the_extractor(type_, options):
     listed = message.split('its options are ')[1].split(', ')
     everyones = ['output_size', 'out_channels', 'featmap_strides', 'finest_scale', 'clockwise']
     assert sorted(listed) == sorted([*everyones, *options])
+
+
+def test_an_output_of_other_channels_than_the_maps():
+    config = dict(
+        type='PositionSensitiveRoIExtractor', output_size=7, out_channels=5, featmap_strides=STRIDES
+    )
+    extractor = MODELS.build(config | dict(in_channels=CHANNELS, mode='pool'))
+    assert extractor.extractor.region == 'round'
+    assert extractor(pyramid(), random_rois()).shape == (60, 5, 7, 7)
+    with pytest.raises(TypeError, match=r'depth: no option of .*mode, sampling_ratio, in_channels$'):
+        MODELS.build(config | dict(depth=5))
 
 
 @pytest.mark.parametrize(
@@ -540,7 +551,7 @@ def test_align_avg_detects_and_learns_as_stock(name):
     torch.testing.assert_close(losses(name, cfg), loss, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', WITH_WEIGHTS)
+@pytest.mark.parametrize('name', STARTING_AS_ALIGN_AVG)
 def test_one_with_weights_starts_from_a_checkpoint_of_stock(name, tmp_path):
     """As the runner loads it: with a warning, not an error, and with the detections of align-avg."""
     torch.save(checkpoint('mask'), tmp_path / 'stock.pth')

@@ -9,6 +9,7 @@ YAML: after ``add_roi_plugins_config(cfg)``, name one of the RoI heads and a typ
 LazyConfig: ``model.roi_heads.box_pooler = L(build_pooler)(..., pooler_type='AlignMax')``.
 """
 
+from .box_heads import AverageVoteHead
 from .config import add_roi_plugins_config
 from .poolers import POOLER_TYPES, RoIPluginsPooler, build_pooler
 from .roi_heads import (
@@ -20,6 +21,7 @@ from .roi_heads import (
 
 __all__ = [
     'POOLER_TYPES',
+    'AverageVoteHead',
     'RoIPluginsCascadeROIHeads',
     'RoIPluginsPooler',
     'RoIPluginsRROIHeads',

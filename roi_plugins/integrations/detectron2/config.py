@@ -22,6 +22,8 @@ def add_roi_plugins_config(cfg: CfgNode) -> None:
                 'MAX_SAMPLES': None,
                 'AGGREGATION': None,
                 'MODULATED': None,
+                'MODE': None,
+                'DEPTH': None,
             },
             new_allowed=True,
         )

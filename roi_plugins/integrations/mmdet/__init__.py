@@ -30,7 +30,8 @@ class MMDetRoIExtractor(BaseModule):
         finest_scale: sqrt(area), in pixels, below twice which the finest map is read.
         clockwise: how the angles of rotated RoIs turn, as in MMCV's ``RoIAlignRotated``; MMRotate sets it.
         init_cfg: as for every MMEngine module.
-        options: those of the extractor, see :mod:`roi_plugins.extractors`.
+        options: those of the extractor, see :mod:`roi_plugins.extractors`. Where the output may have other
+            channels than the maps, ``in_channels`` are those of the maps; by default ``out_channels``.
 
     Raises:
         TypeError: an option that the extractor does not have; those it has are listed.
@@ -61,8 +62,11 @@ class MMDetRoIExtractor(BaseModule):
             raise ValueError(
                 f'finest_scale: got {finest_scale!r}, expected a positive number of pixels'
             )
-        if 'channels' in inspect.signature(self.extractor_type).parameters:
-            options['channels'] = out_channels
+        parameters = inspect.signature(self.extractor_type).parameters
+        if 'depth' in parameters:
+            options['depth'] = out_channels
+        if 'channels' in parameters:
+            options['channels'] = options.pop('in_channels', out_channels)
         self.extractor = self.extractor_type(
             output_size,
             featmap_strides,
@@ -77,7 +81,8 @@ class MMDetRoIExtractor(BaseModule):
     def options(cls) -> list[str]:
         """Names of the options beyond those that every extractor takes."""
         shared = ('output_size', 'featmap_strides', 'level_rule', 'channels')
-        return [name for name in inspect.signature(cls.extractor_type).parameters if name not in shared]
+        names = [name for name in inspect.signature(cls.extractor_type).parameters if name not in shared]
+        return ['in_channels' if name == 'depth' else name for name in names]
 
     @property
     def num_inputs(self) -> int:
