@@ -6,12 +6,13 @@ import torch
 
 from roi_plugins.extractors import EXTRACTORS
 
-WITH_WEIGHTS = ('ContentAdaptive',)
+STARTING_AS_ALIGN_AVG = ('Deformable', 'ContentAdaptive')
+WITH_WEIGHTS = (*STARTING_AS_ALIGN_AVG, 'PositionSensitive')
 """Those of the table that learn something."""
 
 
 def build_extractor(name, output_size, featmap_strides, channels=3, **options):
-    """An extractor of the table; if it has weights, not those that it starts with."""
+    """An extractor of the table, in evaluation; if it has weights, not those that it starts with."""
     extractor_type = EXTRACTORS[name]
     if 'channels' in inspect.signature(extractor_type).parameters:
         options['channels'] = channels
@@ -19,9 +20,10 @@ def build_extractor(name, output_size, featmap_strides, channels=3, **options):
 
 
 def learned(module, seed=0):
-    """The module with random weights, in place: one that has learned nothing is often none at all."""
+    """The module with random weights, in place: one that has learned nothing is often none at all. And in
+    evaluation, where nothing it does is random."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(generator=generator)
-    return module
+    return module.eval()

@@ -9,8 +9,11 @@ from .align import AlignAvg, AlignMax
 from .all_levels import AllLevels
 from .base import RoIExtractor
 from .content_adaptive import ContentAdaptive
+from .deformable import Deformable
+from .position_sensitive import PositionSensitive
 from .precise import Precise
 from .quantized_pool import QuantizedPool
+from .random_sampling import RandomSampling
 from .roi_warp import RoIWarp
 
 EXTRACTORS: dict[str, type[RoIExtractor]] = {
@@ -20,6 +23,9 @@ EXTRACTORS: dict[str, type[RoIExtractor]] = {
     'AlignAvg': AlignAvg,
     'AdaptiveSampling': AdaptiveSampling,
     'Precise': Precise,
+    'RandomSampling': RandomSampling,
+    'Deformable': Deformable,
+    'PositionSensitive': PositionSensitive,
     'ContentAdaptive': ContentAdaptive,
     'AllLevels': AllLevels,
 }

@@ -25,7 +25,7 @@ class RoIExtractor(nn.Module):
     Args:
         output_size: bins ``(height, width)``, or one number for both.
         featmap_strides: input pixels per cell of each map, finest first.
-        level_rule: ``(rois (K, 5), number of maps) -> (K,)`` levels, e.g.
+        level_rule: ``(rois (K, 5) or (K, 6), number of maps) -> (K,)`` levels, e.g.
             :func:`roi_plugins.ops.assign_levels_mmdet`, the default.
         method: the options of :func:`roi_plugins.ops.roi_extract` that a subclass states.
 
@@ -103,7 +103,9 @@ class RoIExtractor(nn.Module):
         Args:
             features: one ``(N, C, H, W)`` map a stride; finest first. Fewer maps than strides are the
                 finest ones.
-            rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)`` in pixels of the input image.
+            rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)`` in pixels of the input image; or rotated
+                ones, ``(K, 6)`` rows ``(batch_index, cx, cy, w, h, angle)``, in degrees counter-clockwise,
+                where the method takes them (see :func:`roi_plugins.ops.roi_extract`).
             levels: ``(K,)`` indices into ``features``; by default what the level rule says. Not asked for
                 with one map.
 

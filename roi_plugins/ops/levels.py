@@ -13,15 +13,15 @@ def assign_levels_mmdet(rois: Tensor, num_levels: int, finest_scale: float = 56)
     """MMDetection's rule: ``floor(log2(sqrt(area) / finest_scale + 1e-6))``, clamped.
 
     Args:
-        rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)`` or ``(K, 4)`` boxes, input pixels.
+        rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)``, ``(K, 4)`` boxes or rotated RoIs
+            ``(K, 6)``, in input pixels.
         num_levels: number of maps.
         finest_scale: sqrt(area), in pixels, below twice which level 0 is read.
 
     Returns:
         ``(K,)`` int64 levels, 0 being the finest; -1 where the area is negative or NaN.
     """
-    boxes = rois[:, -4:].float()
-    scale = torch.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    scale = torch.sqrt(_area(rois))
     return _clamped(torch.floor(torch.log2(scale / finest_scale + 1e-6)), 0, num_levels - 1)
 
 
@@ -36,17 +36,24 @@ def assign_levels_detectron2(
     canonical_box_size + 1e-8))``, clamped.
 
     Args:
-        boxes: ``(K, 4)`` boxes ``(x1, y1, x2, y2)`` or ``(K, 5)`` RoIs, input pixels.
+        boxes: ``(K, 4)`` boxes ``(x1, y1, x2, y2)``, ``(K, 5)`` RoIs or rotated ones ``(K, 6)``, in input
+            pixels.
         min_level, max_level: log2 of the finest and of the coarsest stride.
         canonical_box_size: sqrt(area), in pixels, of a box that reads ``canonical_level``.
 
     Returns:
         ``(K,)`` int64 levels relative to ``min_level``; -1 where the area is negative or NaN.
     """
-    boxes = boxes[:, -4:].float()
-    size = torch.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    size = torch.sqrt(_area(boxes))
     levels = torch.floor(canonical_level + torch.log2(size / canonical_box_size + 1e-8))
     return _clamped(levels, min_level, max_level)
+
+
+def _area(rois: Tensor) -> Tensor:
+    if rois.shape[1] == 6:  # (batch_index, cx, cy, w, h, angle)
+        return rois[:, 3].float() * rois[:, 4].float()
+    boxes = rois[:, -4:].float()
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _clamped(levels: Tensor, low: int, high: int) -> Tensor:

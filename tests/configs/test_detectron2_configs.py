@@ -28,7 +28,7 @@ FOLDER = ROOT / 'detectron2'
 CONFIGS = sorted(
     path.relative_to(FOLDER)
     for path in FOLDER.glob('*/*-rcnn_*.*')
-    if path.suffix in ('.yaml', '.py')
+    if path.suffix in ('.yaml', '.py') and path.parent.name != 'rotated'  # test_detectron2_rotated.py
 )
 
 EXTRACTORS = {
@@ -41,11 +41,17 @@ EXTRACTORS = {
     'align-avg-unaligned': ('AlignAvg', 2, {'ALIGNED': False}),
     'adaptive': ('AdaptiveSampling', 0, {}),
     'precise': ('Precise', 0, {'ALIGNED': True}),
+    'random-sampling': ('RandomSampling', 2, {}),
+    'deformable': ('Deformable', 2, {}),
+    'position-sensitive': ('PositionSensitive', 2, {'DEPTH': 10}),
     'content-adaptive': ('ContentAdaptive', 2, {}),
     'all-levels': ('AllLevels', 2, {}),
 }
 # Those of which every config is trained a step; the others differ from them in options of the op alone.
-LEARNING = ('stock', 'align-max', 'precise', 'content-adaptive', 'all-levels')
+LEARNING = (
+    'stock', 'align-max', 'precise', 'random-sampling', 'deformable', 'position-sensitive',
+    'content-adaptive', 'all-levels',
+)
 ZOO = {
     'faster-rcnn_r50-fpn_1x': 'COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml',
     'mask-rcnn_r50-fpn_1x': 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml',
@@ -159,9 +165,11 @@ def test_there_are_configs():
 @by_path(CONFIGS)
 def test_poolers_are_those_the_name_says(path):
     cfg = load(path)
-    type_, ratio, options = EXTRACTORS[extractor_name(path)]
+    of_box = EXTRACTORS[extractor_name(path)]
+    of_mask = EXTRACTORS['align-avg'] if of_box[0] == 'PositionSensitive' else of_box
     if not isinstance(cfg, CfgNode):
-        for name in ('box_pooler', 'mask_pooler'):
+        for name, wanted in (('box_pooler', of_box), ('mask_pooler', of_mask)):
+            type_, ratio, options = wanted
             pooler = cfg.model.roi_heads[name]
             assert (type_, ratio) == (pooler.pooler_type, pooler.sampling_ratio)
             given = pooler.keys() - {'_target_', 'output_size', 'scales', 'channels'}
@@ -169,6 +177,7 @@ def test_poolers_are_those_the_name_says(path):
             assert all(pooler[name.lower()] == value for name, value in options.items())
         return
     for head in used_heads(cfg):
+        type_, ratio, options = of_mask if head == 'ROI_MASK_HEAD' else of_box
         node = cfg.MODEL[head]
         assert (type_, ratio) == (node.POOLER_TYPE, node.POOLER_SAMPLING_RATIO)
         assert {k: v for k, v in node.POOLER_OPTIONS.items() if v is not None} == options
@@ -181,6 +190,10 @@ def test_variant_differs_from_stock_in_its_poolers_alone(path):
     assert changed
     if path.suffix == '.py':
         allowed = ('model.roi_heads.box_pooler.', 'model.roi_heads.mask_pooler.')
+        if extractor_name(path) == 'position-sensitive':
+            heads = load(path).model.roi_heads
+            assert heads.box_head.input_shape.channels == heads.box_pooler.depth
+            allowed += ('model.roi_heads.box_head.input_shape.channels',)
     else:
         allowed = tuple(f'MODEL.{head}.POOLER_' for head in used_heads(load(path)))
     assert all(key.startswith(allowed) for key in changed)

@@ -11,7 +11,7 @@ from roi_plugins.extractors import EXTRACTORS
 STRIDES = [4, 8, 16]
 SIZE = (3, 2)
 OP = torch.ops.roi_plugins.roi_extract.default
-CALLS = {'ContentAdaptive': 2}  # of the others one
+CALLS = {'Deformable': 2, 'ContentAdaptive': 2}  # of the others one
 
 
 def pyramid(num_maps, height=96, width=128):

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
-from building import WITH_WEIGHTS, learned
+from building import STARTING_AS_ALIGN_AVG, WITH_WEIGHTS, learned
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
@@ -153,7 +153,15 @@ def test_output_need_not_be_square(type_):
     """Nor is it the transpose of what it should be: where a square one reads is no guide."""
     output = pooler(type_, output_size=(3, 5))(maps(), BOX_LISTS['boxes'])
     assert output.shape == (65, CHANNELS, 3, 5)
-    turned = pooler(type_, output_size=(5, 3))(
+    other = pooler(type_, output_size=(5, 3))
+    if type_ == 'Deformable':  # x and y change places
+        for parameter in other.extractor.offset.parameters():
+            parameter.data = parameter.data[[1, 0]]
+    if type_ == 'PositionSensitive':  # so do the maps of the bins
+        for parameter in other.extractor.score.parameters():
+            bins = parameter.data.unflatten(0, (CHANNELS, 3, 5))
+            parameter.data = bins.transpose(1, 2).flatten(0, 2)
+    turned = other(
         [f.transpose(2, 3) for f in maps()],
         [Boxes(boxes.tensor[:, [1, 0, 3, 2]]) for boxes in BOX_LISTS['boxes']],
     )
@@ -221,7 +229,9 @@ def test_every_extractor_has_a_type():
     names = {name for name in POOLER_TYPES if not name.startswith('RoIWarp')}
     assert names == EXTRACTORS.keys() - {'RoIWarp'}
     assert {'RoIWarpMax', 'RoIWarpAvg'} <= POOLER_TYPES.keys()
-    outputs = [pooler(name, sampling_ratio=2)(maps(), BOX_LISTS['boxes']) for name in POOLER_TYPES]
+    # In training, for in evaluation RandomSampling is AlignAvg.
+    poolers = [pooler(name, sampling_ratio=2).train() for name in POOLER_TYPES]
+    outputs = [pool(maps(), BOX_LISTS['boxes']) for pool in poolers]
     for i, output in enumerate(outputs):
         assert not any(torch.allclose(output, other) for other in outputs[:i])
 
@@ -298,6 +308,9 @@ def test_an_unknown_type_is_named():
         ('AlignMax', 'aligned'),
         ('AdaptiveSampling', 'reduction, min_samples, max_samples, aligned'),
         ('Precise', 'aligned'),
+        ('RandomSampling', 'reduction, aligned'),
+        ('Deformable', 'aligned, modulated, channels'),
+        ('PositionSensitive', 'mode, depth, channels'),
         ('ContentAdaptive', 'aligned, channels'),
         (
             'AllLevels',
@@ -339,8 +352,8 @@ def test_maps_and_boxes_that_do_not_fit():
     with pytest.raises(ValueError, match='box_lists: got 1 lists of boxes, expected 2'):
         pool(maps(), BOX_LISTS['boxes'][:1])
     rotated = RotatedBoxes(torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=r'box_lists\[0\]: got boxes of 5 numbers.*ROIAlignRotated'):
-        pool(maps(), [rotated, rotated])
+    with pytest.raises(ValueError, match=r'box_lists\[1\]: got boxes of 5 numbers, expected .*in all images'):
+        pool(maps(), [no_boxes(), rotated])
 
 
 # ------------------------------------------------------------------- RoI heads
@@ -450,11 +463,13 @@ def test_a_stock_checkpoint_detects_the_same(kind):
 
 
 @every_kind
-def test_content_adaptive_starts_from_a_checkpoint_of_stock(kind, tmp_path):
+@pytest.mark.parametrize('type_', STARTING_AS_ALIGN_AVG)
+def test_one_with_weights_starts_from_a_checkpoint_of_stock(kind, type_, tmp_path):
     """As the trainer loads it: with a warning, not an error, and with the detections of align-avg."""
     torch.save({'model': checkpoint(kind)}, tmp_path / 'stock.pth')
-    model = build_model(config(kind, type_='ContentAdaptive')).eval()
+    model = build_model(config(kind, type_=type_)).eval()
     DetectionCheckpointer(model).load(str(tmp_path / 'stock.pth'))
+    assert all('pooler.extractor.' in name for name in model.state_dict().keys() - checkpoint(kind).keys())
     with torch.inference_mode():
         (output,) = model([image()])
     assert same(output['instances'], detect(config(kind, plugin=False), kind))
@@ -571,11 +586,29 @@ def test_a_wrong_type_or_option_in_a_config_is_named(kind):
         build_roi_heads(cfg, shapes)
 
 
-def test_channels_that_detectron2_does_not_build_the_head_for():
-    cfg = config('standard', type_='AllLevels')
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.AGGREGATION = 'concat'
-    with pytest.raises(ValueError, match=r'ROI_BOX_HEAD.*would give 32 channels, expected 8.*LazyConfig'):
-        build_roi_heads(cfg, SHAPES)
+@pytest.mark.parametrize('kind', ['standard', 'cascade'])
+@pytest.mark.parametrize(
+    ('type_', 'option', 'value', 'channels'),
+    [('AllLevels', 'AGGREGATION', 'concat', 32), ('PositionSensitive', 'DEPTH', 5, 5)],
+)
+def test_a_head_is_built_for_the_channels_that_its_pooler_gives(kind, type_, option, value, channels):
+    cfg = config(kind)
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = type_
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS[option] = value
+    heads = build_roi_heads(cfg, SHAPES)
+    features = [torch.randn(1, 8, 128 // spec.stride, 128 // spec.stride) for spec in SHAPES.values()]
+    pooled = heads.box_pooler(features, [random_boxes(image=128)])
+    assert pooled.shape == (40, channels, 7, 7)
+    box_head = heads.box_head[0] if kind == 'cascade' else heads.box_head
+    assert box_head(pooled).shape == (40, 32)
+    assert heads.mask_head.mask_fcn1.in_channels == 8
+
+
+def test_a_head_of_fixed_channels_says_so():
+    cfg = config('res5', type_='PositionSensitive')
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.DEPTH = 5
+    with pytest.raises(ValueError, match='would give 5 channels, but RoIPluginsRes5ROIHeads'):
+        build_roi_heads(cfg, C4)
 
 
 def test_a_misspelt_option_in_a_file_is_named(tmp_path):

@@ -15,7 +15,8 @@ pytest.importorskip('mmdet', reason='MMDetection is not installed')
 pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
 
 import numpy as np
-from building import WITH_WEIGHTS, build_extractor, learned
+from building import STARTING_AS_ALIGN_AVG, WITH_WEIGHTS, build_extractor, learned
+from mmcv.ops import RoIAlignRotated
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
@@ -151,6 +152,8 @@ def test_reads_as_the_extractor_it_is_named_after(type_):
             dict(reduction='max', min_samples=2, max_samples=4, aligned=False),
         ),
         ('PreciseRoIExtractor', dict(aligned=True)),
+        ('RandomSamplingRoIExtractor', dict(sampling_ratio=3, reduction='max', aligned=False)),
+        ('DeformableRoIExtractor', dict(sampling_ratio=3, aligned=False, modulated=True)),
         ('ContentAdaptiveRoIExtractor', dict(sampling_ratio=3, aligned=False)),
     ],
 )
@@ -166,8 +169,19 @@ def test_options_reach_the_extractor(type_, options):
     message = str(error.value)
     assert f'smapling_ratio: no option of {type_}' in message
     listed = message.split('its options are ')[1].split(', ')
-    everyones = ['output_size', 'out_channels', 'featmap_strides', 'finest_scale']
+    everyones = ['output_size', 'out_channels', 'featmap_strides', 'finest_scale', 'clockwise']
     assert sorted(listed) == sorted([*everyones, *options])
+
+
+def test_an_output_of_other_channels_than_the_maps():
+    config = dict(
+        type='PositionSensitiveRoIExtractor', output_size=7, out_channels=5, featmap_strides=STRIDES
+    )
+    extractor = MODELS.build(config | dict(in_channels=CHANNELS, mode='pool'))
+    assert extractor.extractor.region == 'round'
+    assert extractor(pyramid(), random_rois()).shape == (60, 5, 7, 7)
+    with pytest.raises(TypeError, match=r'depth: no option of .*mode, sampling_ratio, in_channels$'):
+        MODELS.build(config | dict(depth=5))
 
 
 @pytest.mark.parametrize(
@@ -371,6 +385,30 @@ def test_channels_of_all_levels_that_do_not_add_up():
         build('AllLevelsRoIExtractor', pre=PRE)
 
 
+# --------------------------------------------------------------------- rotated RoIs
+
+
+@pytest.mark.parametrize('clockwise', [False, True])
+@pytest.mark.parametrize('roi_scale_factor', [None, 1.4])
+def test_rotated_rois_are_read_as_by_mmcv(clockwise, roi_scale_factor):
+    """In MMCV's convention, level by level: what MMRotate's extractor does with its RoIAlignRotated."""
+    unit = torch.rand(60, 5, generator=generator(1))
+    sides = 16 * 2 ** (unit[:, 2:4] * 6)
+    rois = torch.cat([unit[:, :2] * IMAGE, sides, (unit[:, 4:] - 0.5) * 2 * math.pi], dim=1)
+    rois = torch.cat([torch.arange(60)[:, None] % 2, rois], dim=1)
+    levels = torch.floor(torch.log2((sides[:, 0] * sides[:, 1]).sqrt() / 56 + 1e-6)).clamp(0, 3)
+    assert len(levels.unique()) == 4
+    features = pyramid()
+    extractor = build('AlignAvgRoIExtractor', clockwise=clockwise)
+    output = extractor(features, rois, roi_scale_factor=roi_scale_factor)
+    grown = rois.clone()
+    grown[:, 3:5] *= roi_scale_factor or 1
+    for level, (map_, stride) in enumerate(zip(features, STRIDES, strict=True)):
+        layer = RoIAlignRotated(7, 1 / stride, 2, aligned=True, clockwise=clockwise)
+        expected = layer(map_, grown[levels == level])
+        torch.testing.assert_close(output[levels == level], expected, rtol=1e-3, atol=1e-3)
+
+
 # --------------------------------------------------------------------- whole detectors
 
 DETECTORS = {
@@ -513,10 +551,11 @@ def test_align_avg_detects_and_learns_as_stock(name):
     torch.testing.assert_close(losses(name, cfg), loss, rtol=1e-4, atol=1e-5)
 
 
-def test_content_adaptive_starts_from_a_checkpoint_of_stock(tmp_path):
+@pytest.mark.parametrize('name', STARTING_AS_ALIGN_AVG)
+def test_one_with_weights_starts_from_a_checkpoint_of_stock(name, tmp_path):
     """As the runner loads it: with a warning, not an error, and with the detections of align-avg."""
     torch.save(checkpoint('mask'), tmp_path / 'stock.pth')
-    model = MODELS.build(swapped('mask', 'ContentAdaptiveRoIExtractor', sampling_ratio=0)).eval()
+    model = MODELS.build(swapped('mask', f'{name}RoIExtractor', sampling_ratio=0)).eval()
     load_checkpoint(model, str(tmp_path / 'stock.pth'), map_location='cpu')
     with torch.inference_mode():
         (sample,) = model.test_step(inputs())

@@ -3,24 +3,28 @@
 YAML: after ``add_roi_plugins_config(cfg)``, name one of the RoI heads and a type::
 
     MODEL:
-      ROI_HEADS: {NAME: RoIPluginsStandardROIHeads}     # or ...CascadeROIHeads, ...Res5ROIHeads
+      ROI_HEADS: {NAME: RoIPluginsStandardROIHeads}     # or ...CascadeROIHeads, ...Res5ROIHeads, ...RROIHeads
       ROI_BOX_HEAD: {POOLER_TYPE: AlignMax}
 
 LazyConfig: ``model.roi_heads.box_pooler = L(build_pooler)(..., pooler_type='AlignMax')``.
 """
 
+from .box_heads import AverageVoteHead
 from .config import add_roi_plugins_config
 from .poolers import POOLER_TYPES, RoIPluginsPooler, build_pooler
 from .roi_heads import (
     RoIPluginsCascadeROIHeads,
     RoIPluginsRes5ROIHeads,
+    RoIPluginsRROIHeads,
     RoIPluginsStandardROIHeads,
 )
 
 __all__ = [
     'POOLER_TYPES',
+    'AverageVoteHead',
     'RoIPluginsCascadeROIHeads',
     'RoIPluginsPooler',
+    'RoIPluginsRROIHeads',
     'RoIPluginsRes5ROIHeads',
     'RoIPluginsStandardROIHeads',
     'add_roi_plugins_config',

@@ -21,6 +21,9 @@ def add_roi_plugins_config(cfg: CfgNode) -> None:
                 'MIN_SAMPLES': None,
                 'MAX_SAMPLES': None,
                 'AGGREGATION': None,
+                'MODULATED': None,
+                'MODE': None,
+                'DEPTH': None,
             },
             new_allowed=True,
         )

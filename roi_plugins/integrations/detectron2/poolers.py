@@ -108,7 +108,8 @@ class RoIPluginsPooler(nn.Module):
         """
         Args:
             x: one ``(N, C, H, W)`` map a scale.
-            box_lists: the N images' boxes ``(x1, y1, x2, y2)``, in pixels of the input images.
+            box_lists: the N images' boxes ``(x1, y1, x2, y2)``, in pixels of the input images; or their
+                ``RotatedBoxes``, where the type takes them: all but those that quantise or learn to move.
 
         Returns:
             ``(M, C, height, width)`` for the M boxes of all images, in their order.
@@ -125,13 +126,13 @@ class RoIPluginsPooler(nn.Module):
         if len(box_lists) > 0:
             rows = []
             for i, boxes in enumerate(box_lists):
-                corners = boxes.tensor
-                if corners.shape[1] != 4:
+                numbers = boxes.tensor
+                if numbers.shape[1] not in (4, 5) or numbers.shape[1] != box_lists[0].tensor.shape[1]:
                     raise ValueError(
-                        f'box_lists[{i}]: got boxes of {corners.shape[1]} numbers, expected upright '
-                        'ones of 4; for rotated ones there is the POOLER_TYPE ROIAlignRotated'
+                        f'box_lists[{i}]: got boxes of {numbers.shape[1]} numbers, expected upright ones '
+                        'of 4 in all images, or rotated ones of 5'
                     )
-                rows.append(torch.cat([torch.full_like(corners[:, :1], i), corners], dim=1))
+                rows.append(torch.cat([torch.full_like(numbers[:, :1], i), numbers], dim=1))
         return self.extractor(x, torch.cat(rows, dim=0))
 
     def extra_repr(self) -> str:

@@ -1,11 +1,13 @@
 """Detectron2's RoI heads, whose poolers may be ours."""
 
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
     Res5ROIHeads,
+    RROIHeads,
     StandardROIHeads,
 )
 from torch import nn
@@ -30,18 +32,38 @@ class _AnyPooler:
         'mask_pooler': 'ROI_MASK_HEAD',
         'keypoint_pooler': 'ROI_KEYPOINT_HEAD',
     }
+    # What Detectron2 is to build where one of ours comes.
+    _stand_in = 'ROIAlignV2'
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        arguments = super().from_config(_with_stock_poolers(cfg), input_shape)
+        stock = _with_stock_poolers(cfg, cls._stand_in)
+        arguments = super().from_config(stock, input_shape)
         channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
         for name, head in cls._poolers.items():
             # There is none without masks or keypoints, or where a head reads the maps itself.
-            if arguments.get(name) is not None:
-                arguments[name] = _replaced(
-                    arguments[name], cfg.MODEL[head], channels, f'MODEL.{head}.'
-                )
+            if arguments.get(name) is None:
+                continue
+            pooler = _replaced(arguments[name], cfg.MODEL[head], channels, f'MODEL.{head}.')
+            given = _out_channels(pooler, channels)
+            if given != channels:
+                arguments.update(cls._rebuilt(name, stock, input_shape, given))
+            arguments[name] = pooler
         return arguments
+
+    @classmethod
+    def _rebuilt(cls, pooler: str, cfg: CfgNode, input_shape: dict[str, ShapeSpec], channels: int) -> dict:
+        """The arguments of a pooler and its head, the head being for so many channels."""
+        build = getattr(cls, f'_init_{pooler.removesuffix("_pooler")}_head', None)
+        if build is None:
+            raise ValueError(
+                f'MODEL.ROI_BOX_HEAD.POOLER_TYPE: would give {channels} channels, but {cls.__name__} has a '
+                'head for those of the maps; expected a type that keeps them'
+            )
+        shapes = {
+            name: ShapeSpec(channels=channels, stride=spec.stride) for name, spec in input_shape.items()
+        }
+        return build(cfg, shapes)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -66,7 +88,14 @@ class RoIPluginsRes5ROIHeads(_AnyPooler, Res5ROIHeads):
     _poolers = {'pooler': 'ROI_BOX_HEAD'}
 
 
-def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
+@ROI_HEADS_REGISTRY.register()
+class RoIPluginsRROIHeads(_AnyPooler, RROIHeads):
+    """``RROIHeads``, of rotated boxes, with a pooler of any type that takes those."""
+
+    _stand_in = 'ROIAlignRotated'
+
+
+def _with_stock_poolers(cfg: CfgNode, stand_in: str) -> CfgNode:
     """A copy in which Detectron2 knows every ``POOLER_TYPE``."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -75,7 +104,7 @@ def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
         if node.POOLER_TYPE:  # without one, a head reads the maps itself
             check_pooler_type(node.POOLER_TYPE, f'MODEL.{head}.POOLER_TYPE')
         if node.POOLER_TYPE in POOLER_TYPES:
-            node.POOLER_TYPE = 'ROIAlignV2'
+            node.POOLER_TYPE = stand_in
     return cfg
 
 
@@ -91,7 +120,7 @@ def _replaced(pooler: ROIPooler, node: CfgNode, channels: int, name: str) -> nn.
         if node.POOLER_TYPE not in POOLER_TYPES:
             return pooler
         scales = [level.spatial_scale for level in pooler.level_poolers]
-        ours = RoIPluginsPooler(
+        return RoIPluginsPooler(
             pooler.output_size,
             scales,
             node.POOLER_SAMPLING_RATIO,
@@ -100,12 +129,11 @@ def _replaced(pooler: ROIPooler, node: CfgNode, channels: int, name: str) -> nn.
             pooler.canonical_level,
             **options,
         )
-        given = ours.extractor.out_channels(channels, len(scales))
-        if given != channels:
-            raise ValueError(
-                f'{node.POOLER_TYPE} would give {given} channels, expected {channels}, for which Detectron2 '
-                'builds the head; in a LazyConfig the head can be told'
-            )
-        return ours
     except (TypeError, ValueError) as error:
         raise type(error)(f'{name}POOLER_OPTIONS: {error}') from None
+
+
+def _out_channels(pooler: nn.Module, channels: int) -> int:
+    if not isinstance(pooler, RoIPluginsPooler):
+        return channels
+    return pooler.extractor.out_channels(channels, len(pooler.extractor.featmap_strides))

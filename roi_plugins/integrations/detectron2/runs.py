@@ -65,6 +65,7 @@ from . import (
     POOLER_TYPES,
     RoIPluginsCascadeROIHeads,
     RoIPluginsRes5ROIHeads,
+    RoIPluginsRROIHeads,
     RoIPluginsStandardROIHeads,
     add_roi_plugins_config,
     datasets,  # noqa: F401  registers the shapes
@@ -363,7 +364,12 @@ def _build(run: Run) -> torch.nn.Module:
         # It names the type, but neither those that there are, nor that ours need heads of ours.
         if 'Unknown pooler type' not in str(error):
             raise
-        heads = [RoIPluginsStandardROIHeads, RoIPluginsCascadeROIHeads, RoIPluginsRes5ROIHeads]
+        heads = [
+            RoIPluginsStandardROIHeads,
+            RoIPluginsCascadeROIHeads,
+            RoIPluginsRes5ROIHeads,
+            RoIPluginsRROIHeads,
+        ]
         raise RunError(
             f"{error}. Detectron2's own are {', '.join(STOCK_POOLER_TYPES)}; {', '.join(POOLER_TYPES)} "
             f'work with MODEL.ROI_HEADS.NAME {" or ".join(head.__name__ for head in heads)}, '

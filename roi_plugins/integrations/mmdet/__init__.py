@@ -28,8 +28,10 @@ class MMDetRoIExtractor(BaseModule):
         out_channels: channels of the output, which for most are those of every map.
         featmap_strides: input pixels per cell of each map, finest first.
         finest_scale: sqrt(area), in pixels, below twice which the finest map is read.
+        clockwise: how the angles of rotated RoIs turn, as in MMCV's ``RoIAlignRotated``; MMRotate sets it.
         init_cfg: as for every MMEngine module.
-        options: those of the extractor, see :mod:`roi_plugins.extractors`.
+        options: those of the extractor, see :mod:`roi_plugins.extractors`. Where the output may have other
+            channels than the maps, ``in_channels`` are those of the maps; by default ``out_channels``.
 
     Raises:
         TypeError: an option that the extractor does not have; those it has are listed.
@@ -44,6 +46,7 @@ class MMDetRoIExtractor(BaseModule):
         out_channels: int,
         featmap_strides: Sequence[int],
         finest_scale: float = 56,
+        clockwise: bool = False,
         init_cfg: dict | None = None,
         **options,
     ):
@@ -53,14 +56,17 @@ class MMDetRoIExtractor(BaseModule):
         if unknown:
             raise TypeError(
                 f'{", ".join(unknown)}: no option of {type(self).__name__}; its options are '
-                f'output_size, out_channels, featmap_strides, finest_scale, {", ".join(known)}'
+                f'output_size, out_channels, featmap_strides, finest_scale, clockwise, {", ".join(known)}'
             )
         if not (isinstance(finest_scale, (int, float)) and finest_scale > 0):
             raise ValueError(
                 f'finest_scale: got {finest_scale!r}, expected a positive number of pixels'
             )
-        if 'channels' in inspect.signature(self.extractor_type).parameters:
-            options['channels'] = out_channels
+        parameters = inspect.signature(self.extractor_type).parameters
+        if 'depth' in parameters:
+            options['depth'] = out_channels
+        if 'channels' in parameters:
+            options['channels'] = options.pop('in_channels', out_channels)
         self.extractor = self.extractor_type(
             output_size,
             featmap_strides,
@@ -69,12 +75,14 @@ class MMDetRoIExtractor(BaseModule):
         )
         self.out_channels = out_channels
         self.finest_scale = finest_scale
+        self.clockwise = clockwise
 
     @classmethod
     def options(cls) -> list[str]:
         """Names of the options beyond those that every extractor takes."""
         shared = ('output_size', 'featmap_strides', 'level_rule', 'channels')
-        return [name for name in inspect.signature(cls.extractor_type).parameters if name not in shared]
+        names = [name for name in inspect.signature(cls.extractor_type).parameters if name not in shared]
+        return ['in_channels' if name == 'depth' else name for name in names]
 
     @property
     def num_inputs(self) -> int:
@@ -92,7 +100,9 @@ class MMDetRoIExtractor(BaseModule):
         return self.extractor.level_rule(rois, num_levels)
 
     def roi_rescale(self, rois: Tensor, scale_factor: float) -> Tensor:
-        """RoIs ``(K, 5)`` grown about their centres."""
+        """RoIs ``(K, 5)`` or ``(K, 6)`` grown about their centres."""
+        if rois.shape[1] == 6:
+            return torch.cat([rois[:, :3], rois[:, 3:5] * scale_factor, rois[:, 5:]], dim=1)
         centre = (rois[:, 1:3] + rois[:, 3:5]) * 0.5
         half = (rois[:, 3:5] - rois[:, 1:3]) * scale_factor * 0.5
         return torch.cat([rois[:, :1], centre - half, centre + half], dim=1)
@@ -100,7 +110,9 @@ class MMDetRoIExtractor(BaseModule):
     def forward(
         self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
-        """``(K, out_channels, height, width)`` for ``rois`` ``(K, 5)`` over maps ``(N, C, H, W)``."""
+        """``(K, out_channels, height, width)`` for ``rois`` ``(K, 5)`` over maps ``(N, C, H, W)``; or for
+        rotated ones, ``(K, 6)`` rows ``(batch_index, cx, cy, w, h, angle)``, in radians as in MMCV.
+        """
         expected = self.extractor.out_channels(feats[0].shape[1], len(feats))
         if expected != self.out_channels:
             raise ValueError(
@@ -111,6 +123,9 @@ class MMDetRoIExtractor(BaseModule):
         # With one map SingleRoIExtractor has no use for the factor; a swap changes nothing else.
         if roi_scale_factor is not None and len(feats) > 1:
             rois = self.roi_rescale(rois, roi_scale_factor)
+        if rois.shape[1] == 6:
+            degrees = torch.rad2deg(-rois[:, 5:] if self.clockwise else rois[:, 5:])
+            rois = torch.cat([rois[:, :5], degrees], dim=1)
         return self.extractor(feats, rois, levels)
 
 

@@ -1,0 +1,60 @@
+"""Position-sensitive RoI pooling: each bin reads maps of its own."""
+
+from typing import List, Optional  # noqa: UP035  TorchScript reads these
+
+from torch import Tensor, nn
+
+from ..ops import assign_levels_mmdet
+from ..ops.checks import expect
+from .base import LevelRule, RoIExtractor
+
+
+class PositionSensitive(RoIExtractor):
+    """PSRoIPool (R-FCN, arXiv:1605.06409, section 3) or PSRoIAlign, with the 1x1 convolution that makes the
+    position-sensitive maps, ``depth`` for each bin; one for all levels.
+
+    With a head that averages the bins it is R-FCN, with the usual one Light-Head R-CNN (arXiv:1711.07264).
+
+    Args:
+        mode: ``'align'``: bilinear samples of the box as it is; ``'pool'``: the cells of the rounded box.
+        sampling_ratio: samples per bin and axis of ``'align'``; ``0``: from the size of the RoI.
+        depth: channels of the output; by default ``channels``, which are many.
+        channels: of every map.
+        level_rule: see :class:`RoIExtractor`.
+    """
+
+    def __init__(
+        self,
+        output_size,
+        featmap_strides,
+        mode: str = 'align',
+        sampling_ratio: int = 2,
+        depth: int | None = None,
+        *,
+        channels: int,
+        level_rule: LevelRule = assign_levels_mmdet,
+    ):
+        expect(mode in ('align', 'pool'), 'mode', repr(mode), "'align' or 'pool'")
+        super().__init__(
+            output_size,
+            featmap_strides,
+            region='none' if mode == 'align' else 'round',
+            sampling_ratio=sampling_ratio if mode == 'align' else None,
+            position_sensitive=True,
+            level_rule=level_rule,
+        )
+        self.depth = channels if depth is None else depth
+        expect(self.depth > 0, 'depth', depth, 'a positive number of channels')
+        height, width = self.output_size
+        self.score = nn.Conv2d(channels, self.depth * height * width, 1)
+
+    def out_channels(self, channels: int, num_maps: int) -> int:
+        return self.depth
+
+    def extract(
+        self,
+        features: List[Tensor],  # noqa: UP006
+        rois: Tensor,
+        levels: Optional[Tensor],  # noqa: UP045
+    ) -> Tensor:
+        return self.pool([self.score(map_) for map_ in features], rois, levels)
