@@ -31,7 +31,7 @@ STRIDE, BINS = 8, 3
 BOX = (29.0, 37.0, 165.0, 118.0)  # x1, y1, x2, y2 in pixels
 ROTATED = (97.0, 77.5, 136.0, 81.0, 30.0)  # cx, cy, w, h in pixels, angle in degrees
 COLORS = [
-    f'tab:{name}' for name in 'blue orange green red purple brown pink olive cyan'.split()
+    f'tab:{name}' for name in ['blue', 'orange', 'green', 'red', 'purple', 'brown', 'pink', 'olive', 'cyan']
 ]
 PROBE = 0  # the channel
 
