@@ -1,4 +1,4 @@
-"""Draws what each cell weighs in the bins of a box, for the whole family: `python docs/figures/what_bins_weigh.py`.
+"""Draws what each cell weighs in the bins of a box: `python docs/figures/what_bins_weigh.py`.
 
 Nothing is worked out anew: the weights are the gradient of the output to a channel of the map that no
 learned part of an extractor looks at.
