@@ -17,6 +17,7 @@ from roi_plugins.extractors import (
     AllLevels,
     Precise,
     QuantizedPool,
+    RandomSampling,
     RoIWarp,
 )
 from roi_plugins.ops import roi_extract
@@ -46,6 +47,7 @@ EXPORTABLE = {
     'pool': QuantizedPool(SIZE, STRIDES),
     'warp-avg': RoIWarp(SIZE, STRIDES),
     'warp-avg-adaptive': RoIWarp(SIZE, STRIDES, sampling_ratio=0),
+    'random-sampling': RandomSampling(SIZE, STRIDES),
     'content-adaptive': build_extractor('ContentAdaptive', SIZE, STRIDES),
     'all-levels': AllLevels(SIZE, STRIDES),
     'all-levels-concat': AllLevels(SIZE, STRIDES, 'concat', sampling_ratio=0),
@@ -63,6 +65,12 @@ REFUSED = {
     'pool-avg': (QuantizedPool(SIZE, STRIDES, reduction='avg'), ONLY_POOL),
     'pool-floor': (QuantizedPool(SIZE, STRIDES, region='floor'), ONLY_POOL),
     'precise': (Precise(SIZE, STRIDES), 'none integrates the bilinear surface'),
+    'random-sampling-max': (RandomSampling(SIZE, STRIDES, reduction='max'), TAPS),
+    'deformable': (build_extractor('Deformable', SIZE, STRIDES), 'none takes offsets'),
+    'position-sensitive': (
+        build_extractor('PositionSensitive', SIZE, STRIDES),
+        'none takes position_sensitive',
+    ),
     'pool-bins': (QuantizedPool(SIZE, STRIDES, region='bins'), ONLY_POOL),
 }
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from roi_plugins.extractors import AlignAvg, AlignMax, RandomSampling
 from roi_plugins.ops import assign_levels_mmdet, roi_extract
@@ -52,6 +53,16 @@ def test_in_training_each_call_reads_elsewhere_and_a_seed_repeats_it(device):
     assert torch.equal(extractor(features, rois(device)), second)
     torch.manual_seed(4)
     assert not torch.equal(extractor(features, rois(device)), first)
+
+
+def test_recomputed_activations_are_the_same(device):
+    extractor = RandomSampling(SIZE, STRIDES)
+
+    def recomputed(features, rois):
+        return torch.utils.checkpoint.checkpoint(extractor, features, rois, use_reentrant=False)
+
+    found, expected = (with_gradients(run, device) for run in (recomputed, extractor))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_in_training_it_is_the_op_with_a_seed(device):

@@ -9,6 +9,7 @@ import torch
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
 
+from building import learned
 from detectron2.modeling import build_model
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, Instances, RotatedBoxes
@@ -21,7 +22,9 @@ from roi_plugins.integrations.detectron2.runs import read_config
 CONFIG = Path(__file__).parents[2] / 'configs/detectron2/rotated/faster-rcnn_r50w16-c4_align-avg_rotated.yaml'
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 IMAGE = 512
-TAKING = ['AlignAvg', 'AlignMax', 'AdaptiveSampling', 'Precise', 'RandomSampling', 'AllLevels']
+TAKING = [
+    'AlignAvg', 'AlignMax', 'AdaptiveSampling', 'Precise', 'RandomSampling', 'ContentAdaptive', 'AllLevels'
+]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -101,7 +104,8 @@ def test_pools_as_detectron2(sampling_ratio):
 @pytest.mark.parametrize('type_', TAKING)
 def test_upright_ones_are_read_as_such(type_):
     """Of no angle, or of a whole turn; by every type that takes rotated boxes."""
-    pool = RoIPluginsPooler(7, SCALES, 2, type_).eval()
+    options = {'channels': 3} if type_ == 'ContentAdaptive' else {}
+    pool = learned(RoIPluginsPooler(7, SCALES, 2, type_, **options))
     rotated = boxes(1).tensor
     rotated[:, 4] = torch.tensor([0.0, 360.0]).repeat(15)
     half = rotated[:, 2:4] / 2
@@ -114,9 +118,9 @@ def test_upright_ones_are_read_as_such(type_):
     assert (pool(maps(), [RotatedBoxes(turned)] * 2) - expected).abs().max() > 0.1
 
 
-@pytest.mark.parametrize('type_', ['QuantizedPool', 'RoIWarpAvg', 'Deformable'])
+@pytest.mark.parametrize('type_', ['QuantizedPool', 'RoIWarpAvg', 'Deformable', 'PositionSensitive'])
 def test_types_that_read_no_rotated_boxes_say_so(type_):
-    options = {'channels': 3} if type_ == 'Deformable' else {}
+    options = {'channels': 3} if type_ in ('Deformable', 'PositionSensitive') else {}
     with pytest.raises(ValueError, match=r'rotated ones|K, 6'):
         RoIPluginsPooler(7, SCALES, 2, type_, **options)(maps(), [boxes(1), boxes(2)])
 
