@@ -14,7 +14,7 @@ from roi_plugins.benchmark.cases import ALIGN_AVG, BOTH, FORWARD, FPN, LAYOUTS, 
 from roi_plugins.benchmark.measure import Contender, Effort, interleave, peak_extra_bytes, prepare
 from roi_plugins.extractors import EXTRACTORS
 
-NAMES = ('AlignAvg', 'ContentAdaptive', 'AllLevels')
+NAMES = ('AlignAvg', 'RandomSampling', 'Deformable', 'ContentAdaptive', 'AllLevels')
 CASE = Case('extractors', 7, BOTH, ALIGN_AVG, FPN, (), images=1)
 
 
