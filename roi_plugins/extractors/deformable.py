@@ -51,9 +51,10 @@ class Deformable(RoIExtractor):
         self.modulated = modulated
         # No initialisation of its own, which would draw random numbers: models of one seed should start from
         # the same weights, whatever their extractor.
-        self.offset = nn.utils.skip_init(nn.Conv2d, channels, 3 if modulated else 2, 1)
+        numbers = 3 if modulated else 2
+        self.offset = nn.utils.skip_init(nn.Conv2d, channels, numbers, 1, bias=False)
         nn.init.zeros_(self.offset.weight)
-        nn.init.zeros_(self.offset.bias)
+        self.bias = nn.Parameter(torch.zeros(numbers))  # added later: beyond the map there are zeros
 
     def extract(
         self,
@@ -61,14 +62,14 @@ class Deformable(RoIExtractor):
         rois: Tensor,
         levels: Optional[Tensor],  # noqa: UP045
     ) -> Tensor:
-        # The second reading makes NaN of a RoI that is no number; from the first it would reach the
-        # convolution, and make NaN of its gradient.
-        is_finite = rois.isfinite().all(dim=1, keepdim=True)
-        moves = self.offset(self.pool(features, torch.where(is_finite, rois, 0.0), levels))
+        # The convolution of what is read is what is read of the convolution: an average of few channels.
+        convolved = [self.offset(map_) for map_ in features]
+        moves = self.pool(convolved, rois, levels) + self.bias[:, None, None]
+        # A RoI that is no number gives NaN, by the reading below, but to the bias no gradient.
+        moves = torch.where(rois.isfinite().all(dim=1)[:, None, None, None], moves, 0.0)
         pooled = self.pool(features, rois, levels, self.GAMMA * moves[:, :2])
         if self.modulated:
-            moves = torch.where(is_finite[:, :, None, None], moves[:, 2:], 0.0)
-            pooled = pooled * (2 * torch.sigmoid(moves)).to(pooled.dtype)
+            pooled = pooled * (2 * torch.sigmoid(moves[:, 2:])).to(pooled.dtype)
         return pooled
 
     def extra_repr(self) -> str:

@@ -155,7 +155,7 @@ def test_output_need_not_be_square(type_):
     assert output.shape == (65, CHANNELS, 3, 5)
     other = pooler(type_, output_size=(5, 3))
     if type_ == 'Deformable':  # x and y change places
-        for parameter in other.extractor.offset.parameters():
+        for parameter in other.extractor.parameters():
             parameter.data = parameter.data[[1, 0]]
     if type_ == 'PositionSensitive':  # so do the maps of the bins
         for parameter in other.extractor.score.parameters():
