@@ -9,8 +9,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 FRAMEWORK ?= mmdet
-PLAN_mmdet := configs/ablations/embedded.yaml
-PLAN_detectron2 := configs/ablations/embedded_detectron2.yaml
+PLAN_mmdet := configs/ablations/demo.yaml
+PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 

@@ -241,7 +241,7 @@ def test_learns(path):
     assert gradient.isfinite().all() and gradient.any()
 
 
-@pytest.mark.parametrize('name', ['embedded', 'fpn', 'mask-rcnn_table2c', 'mask-rcnn_table2d'])
+@pytest.mark.parametrize('name', ['demo', 'embedded', 'fpn', 'mask-rcnn_table2c', 'mask-rcnn_table2d'])
 def test_a_plan_is_the_one_of_mmdetection(name):
     plan, twin = (load_plan(ROOT / f'ablations/{name}{suffix}.yaml') for suffix in ('_detectron2', ''))
     assert {cell.config.relative_to(FOLDER) for cell in plan.cells} <= set(CONFIGS)

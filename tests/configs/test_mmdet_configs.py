@@ -123,6 +123,7 @@ def by_path(paths):
 def test_there_are_configs_and_plans():
     assert len({stock_sibling(path) for path in CONFIGS}) == 8
     assert {path.stem for path in PLANS} == {
+        'demo',
         'embedded',
         'fpn',
         'mask-rcnn_table2c',
