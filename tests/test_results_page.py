@@ -35,6 +35,14 @@ def points(fraction, sign=''):
     return f'{100 * fraction:{sign}.1f}'
 
 
+def differences(group):
+    """Each metric's difference to the baseline with its interval, as a cell of the page."""
+    return [
+        f'{points(row["value"], "+")} [{points(row["low"], "+")}, {points(row["high"], "+")}]'
+        for row in group['difference_estimates']['metrics']
+    ]
+
+
 def test_the_page_has_the_tables_that_were_written():
     page = (RESULTS / 'README.md').read_text()
     parts = (PUBLISHED / 'published.md').read_text().split('### ')[1:]
@@ -51,13 +59,20 @@ def test_the_differences_of_content_adaptive_are_those_of_compare():
     shown = [group for group in groups if group['extractor'] == 'content-adaptive']
     assert len(shown) == 4
     for group in shown:
-        cells = [
-            f'{points(row["value"], "+")} [{points(row["low"], "+")}, {points(row["high"], "+")}]'
-            for row in group['difference_estimates']['metrics']
-        ]
         where = f'stride {group["config_name"].removeprefix("stride_")}'
         name = {'bbox': 'box', 'segm': 'mask'}[group['iou_type']]
-        row = [f'{where}, {name}', str(len(group['seeds'])), *cells]
+        row = [f'{where}, {name}', str(len(group['seeds'])), *differences(group)]
+        assert f'| {" | ".join(row)} |' in page
+
+
+def test_the_differences_of_the_family_are_those_of_compare():
+    page = (RESULTS / 'README.md').read_text()
+    groups = json.loads((RESULTS / 'family/compare.json').read_text())['groups']
+    shown = [group for group in groups if group['extractor'] != 'align-avg']
+    assert len(shown) == 2 * 5
+    for group in shown:
+        name = {'bbox': 'box', 'segm': 'mask'}[group['iou_type']]
+        row = [f'{group["extractor"]}, {name}', str(len(group['seeds'])), *differences(group)]
         assert f'| {" | ".join(row)} |' in page
 
 
