@@ -178,7 +178,7 @@ def test_cells_of_one_seed_start_alike(data, tmp_path):
     [
         (['--config-file', 'nowhere.yaml'], "the config 'nowhere.yaml' does not exist"),
         (['MODEL.ROI_BOX_HEAD.POOLERTYPE', 'AlignMax'], 'POOLER_TYPE'),
-        (['MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.ALGINED', 'True'], 'ALIGNED, MAX_SAMPLES'),
+        (['MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.ALGINED', 'True'], 'AGGREGATION, ALIGNED'),
         (['SEED'], 'pairs KEY VALUE'),
         (['--eval-only'], 'MODEL.WEIGHTS'),
         (['--eval-only', 'MODEL.WEIGHTS', 'none.pth'], 'none.pth does not exist'),
