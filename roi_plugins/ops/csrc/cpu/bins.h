@@ -54,9 +54,8 @@ class CellSums {
   }
   // The next bin reads some of these cells, if any; what it adds beyond the map weighs 0.
   void start_bin(const Cells& cells) {
-    const size_t size = cells.count();
-    if (sums_.size() < size) sums_.resize(size);
-    if (places_.size() < count_ + size) places_.resize(2 * (count_ + size));
+    reserve(cells.count());
+    if (sums_.size() < cells.count()) sums_.resize(cells.count());
     cells_ = cells;
     all_.add(cells);
   }
@@ -70,6 +69,20 @@ class CellSums {
     upper[1] += upper_weight * x;
     lower[0] += lower_weight * (A(1) - x);
     lower[1] += lower_weight * x;
+  }
+  // A bin whose samples are so far apart that it is not worth a search for what they share.
+  void start_sparse_bin(const Cells& cells, size_t samples) {
+    reserve(4 * samples);
+    cells_ = Cells::none();
+    all_.add(cells);
+  }
+  void list(int row, int column, A y, A x, A weight) {
+    for (int i = 0; i < 2; ++i) {
+      for (int j = 0; j < 2; ++j) {
+        const A share = weight * (i ? y : A(1) - y) * (j ? x : A(1) - x);
+        if (share > A(0)) places_[count_++] = {row + i, column + j, share};
+      }
+    }
   }
   const Cells& cells() const { return cells_; }
   void close_bin() {
@@ -101,6 +114,9 @@ class CellSums {
   }
 
  private:
+  void reserve(size_t more) {
+    if (places_.size() < count_ + more) places_.resize(std::max(2 * places_.size(), count_ + more));
+  }
   A& at(int row, int column) {
     return sums_[size_t(row - cells_.top) * cells_.width() + (column - cells_.left)];
   }
@@ -116,7 +132,10 @@ class CellSums {
 template <typename A>
 class FewSamples {
  public:
-  static bool suit(const RotatedBox<A>& box) { return box.y.grid * box.x.grid <= A(16); }
+  static bool suit(const RotatedBox<A>& box) {
+    // Of a box without height the width may be anything.
+    return std::min(box.y.grid, box.x.grid) >= A(1) && box.y.grid * box.x.grid <= A(16);
+  }
 
   void start(const RotatedBox<A>& box, int pooled_height, int pooled_width) {
     rows_ = int(box.y.grid);
@@ -136,8 +155,13 @@ class FewSamples {
     for_each(p, q, [&](size_t s) {
       cells.add({row_[s], row_[s] + 1, column_[s], column_[s] + 1});
     });
-    sums.start_bin(cells);
-    for_each(p, q, [&](size_t s) { sums.add(row_[s], column_[s], y_[s], x_[s], weight_[s]); });
+    if (cells.count() <= size_t(16) * rows_ * columns_) {
+      sums.start_bin(cells);
+      for_each(p, q, [&](size_t s) { sums.add(row_[s], column_[s], y_[s], x_[s], weight_[s]); });
+    } else {
+      sums.start_sparse_bin(cells, size_t(rows_) * columns_);
+      for_each(p, q, [&](size_t s) { sums.list(row_[s], column_[s], y_[s], x_[s], weight_[s]); });
+    }
   }
 
  private:
