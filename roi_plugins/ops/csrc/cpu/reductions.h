@@ -15,6 +15,9 @@ namespace roi_plugins {
 // The cells of an axis from the first to the last that is read.
 class CellRange {
  public:
+  CellRange() = default;
+  // All of first .. last.
+  CellRange(int first, int last) : first_(first), reads_(last - first + 1, 1) {}
   void add(int cell) {
     if (reads_.empty()) first_ = cell;
     if (cell < first_) {
