@@ -4,12 +4,18 @@ The state of an ablation is in its files alone, so that it can be stopped at any
 means, and the same command goes on where it was::
 
     WORK_DIR/
-      .lock                              held while the cells are run, by whom is written in it
+      .locks/                            a file for each cell: locked while it is run, with who does
       {config_name}.{extractor}.seed{seed}/
         cell.json                        what was run, and how far it came
         log.txt                          the output of the cell's processes
         last_checkpoint, *.pth, ...      the framework's own files
         predictions.*.json metrics.json  the finished run
+
+Any number of processes may run one plan in one work directory, on one machine or on several that share
+it: each cell is run by one of them. The lock is the kernel's (``flock``), which ends with the last process
+that holds it, however it ends. Over machines it holds where the file system passes it on: NFS does from
+version 4 on, and version 3 with its lock service; not one mounted with ``nolock`` or ``local_lock``, nor
+Lustre with ``localflock``.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
@@ -46,7 +52,7 @@ from roi_plugins.ablation.plan import Cell, Plan
 from roi_plugins.evaluation import CELL_FILE, METRICS_FILE, write_json
 
 LOG_FILE = 'log.txt'
-LOCK_FILE = '.lock'
+LOCKS = '.locks'
 
 _POLL_SECONDS = 0.5
 _LINE_EVERY_SECONDS = 60  # where the output is not a terminal
@@ -103,6 +109,8 @@ def prepare(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> list[
 def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Console) -> list[Job]:
     """Runs all cells of a plan that are not finished. A failed cell does not stop the others.
 
+    A cell that another process runs is left to it, and waited for: where it was killed, it is taken over.
+
     Args:
         plan, work_dir, cfg_options: see :func:`prepare`.
         console: where the progress is shown: a live line on a terminal, plain lines elsewhere.
@@ -112,24 +120,78 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
         ``run_dir``.
 
     Raises:
-        AblationError: see :func:`prepare`; or another process runs cells in ``work_dir``.
+        AblationError: see :func:`prepare`; or the file system knows no locks.
         KeyboardInterrupt: after the running cell was stopped so that it can be resumed.
     """
-    with _locked(work_dir) as lock:
-        jobs = prepare(plan, work_dir, cfg_options)
-        failed = []
-        with _Display(jobs, console) as display:
-            for job in jobs:
-                if job.finished:
-                    continue
-                if job.problem:  # what it tests may have been trained since, by this very plan
-                    job = _prepare(job.cell, work_dir, cfg_options, plan.num_gpus)
-                display.start(job)
-                succeeded = not job.problem and _run_job(job, plan.name, lock, display)
-                display.end(job, succeeded)
-                if not succeeded:
-                    failed.append(job)
-        return failed
+    jobs = prepare(plan, work_dir, cfg_options)
+    failed = []
+    with _Display(jobs, console) as display:
+        todo = [job for job in jobs if not job.finished]
+        while todo:
+            held = []
+            for job in todo:
+                with claim(job.cell, work_dir) as (lock, holder):
+                    if lock is None:
+                        held.append(job)
+                        display.wait(job, holder)
+                        continue
+                    job = _renewed(job, plan, work_dir, cfg_options)
+                    if job.problem and held:  # it may test what another process is training
+                        held.append(job)
+                        continue
+                    display.start(job)
+                    succeeded = job.finished or (
+                        not job.problem and _run_job(job, plan.name, lock, display)
+                    )
+                    display.end(job, succeeded)
+                    if not succeeded:
+                        failed.append(job)
+            todo = held
+            if held:
+                time.sleep(_POLL_SECONDS)
+    return failed
+
+
+@contextlib.contextmanager
+def claim(cell: Cell, work_dir: Path) -> Iterator[tuple[int | None, str]]:
+    """Takes a cell for this process and those that it passes the lock on to.
+
+    Yields:
+        The file descriptor of the lock and ``''``; or None and who has the cell.
+
+    Raises:
+        AblationError: the file system knows no locks.
+    """
+    path = work_dir / LOCKS / cell.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None, os.read(lock, 1000).decode(errors='replace').strip()
+            return
+        except OSError as error:
+            raise AblationError(
+                f'{path} cannot be locked ({error.strerror}), so that two processes could run one cell; '
+                'give a --work-dir on a file system with locks'
+            ) from None
+        os.ftruncate(lock, 0)
+        os.write(lock, f'process {os.getpid()} on {socket.gethostname()} since {_now()}\n'.encode())
+        yield lock, ''
+    finally:
+        os.close(lock)
+
+
+def _renewed(job: Job, plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> Job:
+    """The job as it is now: its cell was free or another process' since, and this plan has trained others."""
+    try:
+        now = _prepare(job.cell, work_dir, cfg_options, plan.num_gpus)
+    except AblationError as error:
+        return replace(job, problem=str(error))
+    if now.record != job.record and now.record.get('state') == 'failed':
+        return replace(now, problem=f'another process ran it, and it failed: see {now.log}')
+    return now
 
 
 def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any], num_gpus: int) -> Job:
@@ -288,26 +350,6 @@ def _stop(process: subprocess.Popen) -> None:
         process.wait()
 
 
-@contextlib.contextmanager
-def _locked(work_dir: Path) -> Iterator[int]:
-    work_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(work_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 1000).decode(errors='replace').strip()
-            raise AblationError(
-                f'{work_dir} is in use by {holder}, or by a training that it has started: '
-                'wait for it or stop it, or give another --work-dir'
-            ) from None
-        os.ftruncate(lock, 0)
-        os.write(lock, f'process {os.getpid()} on {socket.gethostname()} since {_now()}\n'.encode())
-        yield lock
-    finally:
-        os.close(lock)
-
-
 class _Display:
     """Shows how far the cells are: a live line on a terminal, else a plain line now and then."""
 
@@ -319,6 +361,7 @@ class _Display:
         for job in jobs:
             if job.finished:
                 self._remember(job, job.record['seconds'])
+        self.waiting: set[tuple[Cell, str]] = set()
         done = len(jobs) - len(self.pending)
         self.progress = Progress(
             TextColumn('{task.description}'),
@@ -344,10 +387,15 @@ class _Display:
         self.started = self.line_time = time.monotonic()
         self.spent = job.record.get('seconds', 0)
         self.log_start = job.log.stat().st_size if job.log.exists() else 0
-        if job.problem:
+        if job.problem or job.finished:
             return
         verb = 'resuming' if job.record else 'running'
         self._print(f'{verb} {job.cell.name}, log in {job.log}')
+
+    def wait(self, job: Job, holder: str) -> None:
+        if (job.cell, holder) not in self.waiting:
+            self.waiting.add((job.cell, holder))
+            self._print(f'leaving {job.cell.name} to {holder}, or to a training that it has started')
 
     def tick(self) -> None:
         if self.live:

@@ -1,5 +1,6 @@
 """The runner of plans, with cells that take milliseconds: nothing is lost, whatever happens."""
 
+import errno
 import hashlib
 import io
 import json
@@ -346,31 +347,54 @@ def test_an_interrupt_stops_the_child_and_the_next_run_goes_on(make_plan, start,
     assert read(plan, 'tiny.max.seed0', 'cell.json')['state'] == 'finished'
 
 
-def test_one_work_dir_is_run_by_one_process_even_if_its_parent_was_killed(
-    make_plan, start, tmp_path
-):
+def test_a_cell_is_run_by_one_process_even_if_its_parent_was_killed(make_plan, start, tmp_path):
     hold = tmp_path / 'go'
     plan = make_plan({'max': {'steps': 2, 'hold': str(hold)}})
     process = start(plan)
     wait_for((plan.work_dir / 'tiny.max.seed0' / 'last_checkpoint').exists)
-    with pytest.raises(AblationError, match=f'in use by process {process.pid} on .*--work-dir'):
-        run(plan)
-
     process.kill()
     process.wait()
     assert child_of(plan, 'tiny.max.seed0') is not None
-    with pytest.raises(AblationError, match='or by a training that it has started'):
-        run(plan)
+
+    other = start(plan)
+    first = other.stdout.readline()
+    assert f'leaving tiny.max.seed0 to process {process.pid} on ' in first
+    assert steps(plan, 'tiny.max.seed0') == [1]
     hold.touch()
-
-    def goes_on():
-        try:
-            return run(plan)[0] == []
-        except AblationError:  # the child has not ended yet
-            return False
-
-    wait_for(goes_on)
+    assert 'finished tiny.max.seed0' in other.communicate(timeout=60)[0]
+    assert other.returncode == 0
     assert steps(plan, 'tiny.max.seed0') == [1, 2]
+    assert read(plan, 'tiny.max.seed0', 'cell.json')['state'] == 'finished'
+
+
+def test_two_processes_share_the_cells_of_a_plan(make_plan, start, tmp_path):
+    """One of the cells tests what another trains, and one fails: neither is run twice."""
+    hold = tmp_path / 'go'
+    plan = make_plan({'a': {'steps': 2, 'hold': str(hold)}, 'b': {'steps': 2}, 'c': {'fail': 'train'}})
+    tested = replace(plan.cells[1], trained_with='a', checkpoint=Path('tiny.a.seed0'))
+    plan = replace(plan, cells=(*plan.cells, tested))
+    first = start(plan)
+    wait_for((plan.work_dir / 'tiny.a.seed0' / 'last_checkpoint').exists)
+    second = start(plan)
+    wait_for((plan.work_dir / 'tiny.c.seed0' / 'log.txt').exists)
+    hold.touch()
+    outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    for output in outputs:
+        assert output.count('finished tiny') == 3
+        assert 'FAILED tiny.c.seed0' in output or 'NOT RUN tiny.c.seed0: another process ran it' in output
+    for name in ('tiny.a.seed0', 'tiny.b.seed0', 'tiny.c.seed0', 'tiny.a.b.seed0'):
+        log = (plan.work_dir / name / 'log.txt').read_text()
+        assert log.count(' $ ') == {'tiny.a.b.seed0': 1, 'tiny.c.seed0': 1}.get(name, 2)
+    assert sum('running tiny.a.b.seed0' in output for output in outputs) == 1
+
+
+def test_a_file_system_without_locks_is_an_error(make_plan, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(runner.fcntl, 'flock', flock)
+    with pytest.raises(AblationError, match=r'tiny\.max\.seed0 cannot be locked \(No locks.*--work-dir'):
+        run(make_plan({'max': {'steps': 1}}))
 
 
 def test_the_log_shows_progress_with_an_estimate(make_plan, monkeypatch):
