@@ -1,8 +1,10 @@
 """Training and testing with MMDetection: a small real detector, a few steps, on the CPU."""
 
+import contextlib
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -244,27 +246,34 @@ def test_what_needs_a_gpu_is_refused_without_one(config, tmp_path, monkeypatch):
 
 @without_gpu
 def test_two_processes_without_a_gpu(config, trained, tmp_path):
-    """Run as a user does it: by path, from elsewhere, without the package installed."""
+    """Run as a user does it: by path, from elsewhere, without the package installed.
+
+    The training is over two machines, both this one.
+    """
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     environment.pop('PYTHONPATH', None)
 
-    def torchrun(tool, *arguments):
-        subprocess.run(
-            [
-                *(sys.executable, '-m', 'torch.distributed.run', '--standalone'),
-                *('--nproc_per_node=2', ROOT / 'tools' / 'mmdet' / tool),
-                *(*arguments, '--launcher', 'pytorch'),
-            ],
-            cwd=tmp_path,
-            env=environment,
-            check=True,
-            timeout=120,
-        )
+    def torchrun(agents, tool, *arguments):
+        with socket.socket() as found:
+            found.bind(('127.0.0.1', 0))
+            address = f'127.0.0.1:{found.getsockname()[1]}'
+        two_agents = ['--nnodes=2', '--rdzv_backend=c10d', f'--rdzv_endpoint={address}']
+        command = [
+            *(sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={2 // agents}'),
+            *(two_agents if agents == 2 else ['--standalone']),
+            *(ROOT / 'tools' / 'mmdet' / tool, *arguments, '--launcher', 'pytorch'),
+        ]
+        with contextlib.ExitStack() as stack:
+            started = []
+            for _ in range(agents):
+                started.append(subprocess.Popen(command, cwd=tmp_path, env=environment))
+                stack.callback(started[-1].kill)
+            assert [agent.wait(120) for agent in started] == [0] * agents
 
-    torchrun('train.py', config, '--work-dir', 'run', '--cfg-options', 'train_cfg.max_iters=2')
+    torchrun(2, 'train.py', config, '--work-dir', 'run', '--cfg-options', 'train_cfg.max_iters=2')
     assert last_checkpoint(tmp_path / 'run') == tmp_path / 'run' / 'iter_2.pth'
 
-    torchrun('test.py', config, trained / 'iter_4.pth', '--work-dir', 'test')
+    torchrun(1, 'test.py', config, trained / 'iter_4.pth', '--work-dir', 'test')
     two = json.loads((tmp_path / 'test' / 'metrics.json').read_text())
     one = runs.test(config, trained / 'iter_4.pth', work_dir=tmp_path / 'one')
     assert two.keys() == one.keys()

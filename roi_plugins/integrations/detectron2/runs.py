@@ -4,7 +4,7 @@ What differs from Detectron2's own tools: an evaluation leaves COCO predictions 
 the output folder (see :mod:`roi_plugins.evaluation`), once, at the end; the figures of the training,
 and of evaluations during it (``TEST.EVAL_PERIOD``, ``train.eval_period``), go to ``training.json``
 instead; nothing that was computed before is overwritten; and without a GPU the processes that
-``--num-gpus`` asks for work on the CPU.
+``--num-gpus`` asks for work on the CPU. ``torchrun`` may start the processes in Detectron2's place.
 
 ``python -m roi_plugins.integrations.detectron2.runs`` is the same as ``tools/detectron2/train_net.py``.
 """
@@ -33,6 +33,7 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.engine import (
+    DEFAULT_TIMEOUT,
     AMPTrainer,
     SimpleTrainer,
     create_ddp_model,
@@ -438,6 +439,35 @@ def _check_processes(args: argparse.Namespace) -> None:
         )
 
 
+def _take_processes_from_torchrun(args: argparse.Namespace) -> None:
+    """Sets the numbers of machines and processes to those that torchrun has started."""
+    given = [args.num_gpus, args.num_machines, args.machine_rank]
+    if given != [1, 1, 0]:
+        raise RunError(
+            f'got --num-gpus {given[0]}, --num-machines {given[1]} and --machine-rank {given[2]}, but the '
+            'processes were started by torchrun, which says how many there are; leave these options out'
+        )
+    args.num_gpus = int(os.environ['LOCAL_WORLD_SIZE'])
+    args.num_machines = int(os.environ['GROUP_WORLD_SIZE'])
+    args.machine_rank = int(os.environ['GROUP_RANK'])
+
+
+def _work_under_torchrun(args: argparse.Namespace) -> None:
+    """What Detectron2's ``launch`` does in a process that it has started."""
+    on_gpu = torch.cuda.is_available()
+    torch.distributed.init_process_group('nccl' if on_gpu else 'gloo', timeout=DEFAULT_TIMEOUT)
+    try:
+        comm.create_local_process_group(args.num_gpus)
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        comm.synchronize()
+        _work(args)
+        # The first process still evaluates when the others are done, and torchrun ends all when one leaves.
+        comm.synchronize()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def _check(run: Run, args: argparse.Namespace) -> None:
     """Raises RunError where the run cannot be, before any process is started."""
     for name in run.test_datasets:
@@ -509,9 +539,16 @@ def _work(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: trains, then evaluates; with ``--eval-only``, evaluates."""
     args = default_argument_parser().parse_args(argv)
+    under_torchrun = torch.distributed.is_torchelastic_launched()
     try:
-        _check_processes(args)
+        if under_torchrun:
+            _take_processes_from_torchrun(args)
+        else:
+            _check_processes(args)
         _check(describe(read_config(args.config_file, args.opts)), args)
+        if under_torchrun:
+            _work_under_torchrun(args)
+            return 0
         launch(
             _work,
             args.num_gpus,
