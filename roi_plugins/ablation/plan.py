@@ -105,13 +105,19 @@ class Cell:
 @dataclass(frozen=True)
 class Plan:
     """What :func:`load_plan` reads. The cells are ordered so that whole comparisons come first:
-    every config and extractor with the first seed, then with the second, and so on."""
+    every config and extractor with the first seed, then with the second, and so on.
+
+    Attributes:
+        num_gpus: of each cell, on all its machines; 0: one process that leaves them alone.
+        num_nodes: the machines of each cell, which a plan does not say: its executor starts them.
+    """
 
     name: str
     work_dir: Path
     baseline: str
     cells: tuple[Cell, ...]
     num_gpus: int = 1
+    num_nodes: int = 1
 
 
 def load_plan(path: str | os.PathLike) -> Plan:

@@ -3,17 +3,19 @@
 Its configs are JSON: ``steps`` to train, ``seconds`` a step, ``fail`` (the phase that does),
 ``hold`` (a file: after each step, training waits until it is there), ``ann_file`` and ``predictions``
 (what it "detects"). It "saves a checkpoint" after each step, and writes down each step it does. A test writes
-down what the checkpoint says. As a program it is its own training and test.
+down what the checkpoint says. As a program it is its own training and test; over several machines, the
+training is torchrun's, and the first process does it.
 """
 
 import json
+import os
 import re
 import signal
 import sys
 import time
 from pathlib import Path
 
-from roi_plugins.ablation.frameworks import Framework
+from roi_plugins.ablation.frameworks import Framework, torchrun
 
 
 def hear_signals():
@@ -26,11 +28,11 @@ def resolve(config, options):
     return {**json.loads(config.read_text()), **options}
 
 
-def commands(config, run_dir, options, checkpoint, num_gpus):
-    command = [sys.executable, __file__]
+def commands(config, run_dir, options, checkpoint, num_gpus, num_nodes):
     arguments = [json.dumps(resolve(config, options)), str(run_dir)]
-    test = [*command, 'test', *arguments, str(checkpoint or run_dir / 'last_checkpoint')]
-    return [test] if checkpoint else [[*command, 'train', *arguments], test]
+    test = [sys.executable, __file__, 'test', *arguments, str(checkpoint or run_dir / 'last_checkpoint')]
+    launch = [sys.executable] if num_nodes == 1 else torchrun(num_gpus, num_nodes)
+    return [test] if checkpoint else [[*launch, __file__, 'train', *arguments], test]
 
 
 def progress(log):
@@ -47,6 +49,11 @@ FAKE = Framework(
 
 
 def train(config, run_dir):
+    rank = os.environ.get('RANK', '0')
+    names = ('WORLD_SIZE', 'SLURMD_NODENAME', 'CUDA_VISIBLE_DEVICES')
+    print(f'rank {rank}', *(f'{name}={os.environ.get(name)}' for name in names), flush=True)
+    if rank != '0':
+        return
     checkpoint = run_dir / 'last_checkpoint'
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
     for step in range(first + 1, config['steps'] + 1):

@@ -438,17 +438,17 @@ class TestMMDetection:
     def test_options_are_passed_in_mmengines_language_or_refused(self):
         pytest.importorskip('mmengine')
         options = {'a.b': [1, 2.5], 'c': None, 'd': True, 'e': 'text', 'lr': '1e-3', 'f': []}
-        train, test = self.mmdet.commands(Path('c.py'), Path('run'), options, None, 1)
+        train, test = self.mmdet.commands(Path('c.py'), Path('run'), options, None, 1, 1)
         for command in (train, test):
             arguments = command[command.index('--cfg-options') + 1 :]
             assert arguments == ['a.b=[1,2.5]', 'c=None', 'd=True', 'e=text', 'lr=1e-3', 'f=[]']
         for bad in ('two words', 'a,b', 'None', '[1]'):
             with pytest.raises(ValueError, match=r'the option x=.*write it into the config'):
-                self.mmdet.commands(Path('c.py'), Path('run'), {'x': bad}, None, 1)
+                self.mmdet.commands(Path('c.py'), Path('run'), {'x': bad}, None, 1, 1)
 
     def test_several_gpus_are_joined_by_torchrun(self):
         pytest.importorskip('mmengine')
-        for command in self.mmdet.commands(Path('c.py'), Path('run'), {'a': 1}, None, 8):
+        for command in self.mmdet.commands(Path('c.py'), Path('run'), {'a': 1}, None, 8, 1):
             at = command.index('--nproc_per_node')
             assert command[1:at] == ['-m', 'torch.distributed.run', '--standalone']
             assert command[at + 1 : at + 4] == ['8', '-m', 'roi_plugins.integrations.mmdet.runs']
