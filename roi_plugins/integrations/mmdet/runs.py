@@ -19,7 +19,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,7 +40,13 @@ from roi_plugins.evaluation import (
     written_aside,
 )
 from roi_plugins.extractors import EXTRACTORS
-from roi_plugins.integrations.weights import describe_misfit
+from roi_plugins.integrations.weights import (
+    ARRAY_GLOBALS,
+    describe_misfit,
+    first_whole,
+    is_whole,
+    only_data,
+)
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -52,13 +58,25 @@ class RunError(RuntimeError):
 
 @register_backend('atomic_local', force=True)
 class AtomicLocalBackend(LocalBackend):
-    """MMEngine's local files, but written aside and renamed: an interrupted save leaves the old."""
+    """MMEngine's local files, but written aside and renamed: an interrupted save leaves the old.
+
+    So does what MMEngine removes before a save, to make room for it: it is removed after.
+    """
+
+    _outdated: ClassVar[list[str | Path]] = []
+
+    def remove(self, filepath: str | Path) -> None:
+        """Removes the file ``filepath`` once another one is written."""
+        self._outdated.append(filepath)
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Writes ``obj`` to the file ``filepath``, and makes its folder if needed."""
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
         with written_aside(filepath) as aside:
             aside.write_bytes(obj)
+        while self._outdated:
+            if (old := self._outdated.pop()) != filepath:
+                super().remove(old)
 
 
 class CheckpointFits(Hook):
@@ -104,7 +122,8 @@ def train(
 
     Raises:
         RunError: an input is missing; the work directory holds checkpoints and ``resume`` is not
-            given; or a checkpoint to be resumed holds more than data.
+            given; or a checkpoint to be resumed is damaged or holds more than data. With ``'auto'``,
+            damaged ones are left out as long as there is one before.
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher)
     _check_data(cfg, 'train_dataloader', 'val_dataloader')
@@ -123,6 +142,10 @@ def train(
                 '--resume to continue it, or another --work-dir'
             )
     elif resume == 'auto':
+        try:
+            last = first_whole(_checkpoints(cfg.work_dir))
+        except ValueError as error:
+            raise RunError(str(error)) from None
         if last is not None:
             cfg.resume, cfg.load_from = True, str(last)
     else:
@@ -206,6 +229,11 @@ def test(
 
 def last_checkpoint(work_dir: str | Path) -> Path | None:
     """The newest checkpoint that a training has left in its work directory, if any."""
+    return next(iter(_checkpoints(work_dir)), None)
+
+
+def _checkpoints(work_dir: str | Path) -> list[Path]:
+    """The last one first."""
     work_dir = Path(work_dir)
     try:
         named = Path((work_dir / 'last_checkpoint').read_text(encoding='utf-8').strip())
@@ -213,10 +241,10 @@ def last_checkpoint(work_dir: str | Path) -> Path | None:
         named = Path()
     # MMEngine wrote an absolute path, which is wrong once the folder is moved; and it removes old
     # checkpoints before it writes this file, so that after a crash the named one may be gone.
+    saved = {*work_dir.glob('iter_*.pth'), *work_dir.glob('epoch_*.pth')}
     if (work_dir / named.name).is_file():
-        return work_dir / named.name
-    saved = [*work_dir.glob('iter_*.pth'), *work_dir.glob('epoch_*.pth')]
-    return max(saved, key=lambda path: path.stat().st_mtime, default=None)
+        saved.add(work_dir / named.name)
+    return sorted(saved, key=lambda path: (path.name == named.name, path.stat().st_mtime), reverse=True)
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -225,19 +253,12 @@ def allow_mmengine_checkpoints() -> None:
     That is the history of the logged values: numpy arrays and :class:`HistoryBuffer`. The safe
     unpickler stays on; all that is allowed here holds data and runs no code of the file's choice.
     """
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
             (_history_statistic, 'builtins.getattr'),
-            np.ndarray,
-            np.dtype,
             *(type(np.dtype(code)) for code in '?bBhHiIlLqQefd'),
-            *(
-                (function, f'{module}.{function.__name__}')
-                for function in (multiarray._reconstruct, multiarray.scalar)
-                for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
-            ),
+            *((value, name) for name, value in ARRAY_GLOBALS.items()),
         ]
     )
 
@@ -267,7 +288,8 @@ def _run(cfg: Config, phase: str) -> None:
         # After the hooks that change what is loaded, such as the EMA's.
         runner.register_hook(CheckpointFits(), 'LOWEST')
     try:
-        getattr(runner, phase)()
+        with only_data():
+            getattr(runner, phase)()
     except pickle.UnpicklingError as error:
         if not cfg.load_from:  # it is of the config's own pretrained weights
             raise
@@ -340,6 +362,8 @@ def _read_config(
 def _check_file(path: str | Path, what: str) -> str | Path:
     if '://' not in str(path) and not Path(path).is_file():
         raise RunError(f'the {what} {path} does not exist')
+    if what == 'checkpoint' and '://' not in str(path) and not is_whole(path):
+        raise RunError(f'the checkpoint {path} is damaged: it is not as torch.save wrote it')
     return path
 
 
