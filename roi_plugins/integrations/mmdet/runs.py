@@ -79,6 +79,28 @@ class AtomicLocalBackend(LocalBackend):
                 super().remove(old)
 
 
+class RandomState(Hook):
+    """Lets a resumed training draw what it would have drawn: torch's random numbers, of the first process.
+
+    MMEngine goes on with the right data, but samples the boxes of the heads as at the start.
+    """
+
+    _state: list[torch.Tensor] | None = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint['random_state'] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if runner.cfg.get('resume'):
+            self._state = checkpoint.get('random_state')
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self._state and len(self._state) == 1 + torch.cuda.device_count():
+            torch.set_rng_state(self._state[0].cpu())
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._state[1:]])
+        self._state = None
+
+
 class CheckpointFits(Hook):
     """Raises RunError on weights that are not the model's, before they are loaded."""
 
@@ -284,7 +306,9 @@ def _run(cfg: Config, phase: str) -> None:
             f'{error.args[0]}\nOurs are {", ".join(f"{name}RoIExtractor" for name in EXTRACTORS)}, found '
             "through custom_imports = dict(imports=['roi_plugins.integrations.mmdet'])"
         ) from error
-    if phase == 'test':
+    if phase == 'train':
+        runner.register_hook(RandomState())
+    else:
         # After the hooks that change what is loaded, such as the EMA's.
         runner.register_hook(CheckpointFits(), 'LOWEST')
     try:
