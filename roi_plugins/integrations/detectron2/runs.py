@@ -144,7 +144,10 @@ class Checkpointer(DataCheckpointer):
     """Detectron2's, but no file is ever half-written, and damaged ones are passed over."""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        super().save(f'{_PARTIAL}{name}', **kwargs)
+        try:
+            super().save(f'{_PARTIAL}{name}', **kwargs)
+        finally:
+            Path(self.save_dir, f'{_PARTIAL}{name}.pth').unlink(missing_ok=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Of :meth:`save`, which has written the file."""
