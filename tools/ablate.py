@@ -97,6 +97,13 @@ def main(argv: list[str] | None = None) -> int:
     except (PlanError, runner.AblationError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except OSError as error:  # the disk is full, or the work directory gone
+        print(
+            f'error: {error}, at work in {work_dir}. What is finished stays; '
+            'the same command goes on where it was',
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print('\nstopped; the same command goes on where it was', file=sys.stderr)
         return 130

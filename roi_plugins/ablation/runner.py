@@ -133,6 +133,7 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
 
     Raises:
         AblationError: see :func:`prepare`; or the file system knows no locks.
+        OSError: the work directory is full or gone; as with an interrupt, nothing is lost.
         KeyboardInterrupt: after the running cell was stopped so that it can be resumed.
     """
     jobs = prepare(plan, work_dir, cfg_options)
@@ -324,15 +325,19 @@ def _run_job(job: Job, plan_name: str, lock: int, display: Display) -> bool:
         write_json(job.run_dir / CELL_FILE, record)
 
     job.run_dir.mkdir(parents=True, exist_ok=True)
+    for half_written in job.run_dir.glob('.*.tmp'):  # by a process that was killed
+        half_written.unlink()
     save()
     try:
         for command in job.commands[record['completed'] :]:
             if _run_command(command, job.log, lock, display.tick) != 0:
-                save(state='failed', finished=_now())
+                # All are run again, and go on where they were: what a test cannot read is trained anew.
+                save(state='failed', finished=_now(), completed=0)
                 return False
             save(completed=record['completed'] + 1)
     except BaseException:
-        save()  # it stays 'running': to be resumed
+        with contextlib.suppress(OSError):  # of a full disk, maybe the one that is on its way
+            save()  # it stays 'running': to be resumed
         raise
     # A finished cell is one whose metrics are there, so its commands must have left them.
     succeeded = (job.run_dir / METRICS_FILE).exists()

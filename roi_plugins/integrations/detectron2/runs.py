@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import (
@@ -60,7 +62,13 @@ from roi_plugins.evaluation import (
     written_aside,
 )
 from roi_plugins.evaluation import evaluate as compute_metrics
-from roi_plugins.integrations.weights import describe_misfit
+from roi_plugins.integrations.weights import (
+    check_pickle,
+    describe_misfit,
+    first_whole,
+    is_whole,
+    only_data,
+)
 
 from . import (
     POOLER_TYPES,
@@ -74,6 +82,8 @@ from . import (
 from .poolers import STOCK_POOLER_TYPES
 
 MODULE = 'roi_plugins.integrations.detectron2.runs'
+
+_PARTIAL = '.partial.'  # the start of the name of a checkpoint that is being written
 
 
 class RunError(RuntimeError):
@@ -113,15 +123,55 @@ class Run:
     eval_period: int
 
 
-class Checkpointer(DetectionCheckpointer):
-    """Detectron2's, but the file that names the last checkpoint is never half-written."""
+class DataCheckpointer(DetectionCheckpointer):
+    """Detectron2's, but a checkpoint that is damaged or holds more than data is a RunError."""
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            if filename.endswith('.pkl'):
+                check_pickle(filename)
+            elif not is_whole(filename):
+                raise RunError(f'the checkpoint {filename} is damaged: it is not as torch.save wrote it')
+            with only_data():
+                return super()._load_file(filename)
+        except pickle.UnpicklingError as error:
+            raise RunError(
+                f'the checkpoint {filename} was not loaded, for it is damaged or holds objects that could '
+                f'run code: {error}'
+            ) from error
+
+
+class Checkpointer(DataCheckpointer):
+    """Detectron2's, but no file is ever half-written, and damaged ones are passed over."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        try:
+            super().save(f'{_PARTIAL}{name}', **kwargs)
+        finally:
+            Path(self.save_dir, f'{_PARTIAL}{name}.pth').unlink(missing_ok=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        with written_aside(Path(self.save_dir) / 'last_checkpoint') as aside:
-            aside.write_text(last_filename_basename, encoding='utf-8')
+        """Of :meth:`save`, which has written the file."""
+        folder = Path(self.save_dir)
+        name = last_filename_basename.removeprefix(_PARTIAL)
+        with written_aside(folder / name) as aside:
+            os.replace(folder / last_filename_basename, aside)
+        with written_aside(folder / 'last_checkpoint') as aside:
+            aside.write_text(name, encoding='utf-8')
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        if not (resume and self.has_checkpoint()):
+            return super().resume_or_load(path, resume=resume)
+        named = Path(self.get_checkpoint_file())
+        saved = Path(self.save_dir).glob('model_*.pth')
+        older = sorted(saved, key=lambda path: path.stat().st_mtime, reverse=True)
+        try:
+            return self.load(str(first_whole(dict.fromkeys([named, *older]))))
+        except ValueError as error:
+            raise RunError(str(error)) from None
 
 
-class StrictCheckpointer(DetectionCheckpointer):
+class StrictCheckpointer(DataCheckpointer):
     """Detectron2's, but weights that are not the model's are a RunError."""
 
     def load(self, path: str) -> dict[str, Any]:
@@ -189,15 +239,15 @@ def read_config(path: str | Path, options: Sequence[str] = ()) -> CfgNode | Dict
         raise RunError(f'--config-file: the config {path!r} does not exist')
     try:
         return _read_lazy(path, options) if path.endswith('.py') else _read_yaml(path, options)
-    except (AssertionError, KeyError, ValueError, FileNotFoundError, ImportError) as error:
-        message = error.args[0] if error.args else error
+    except (AssertionError, KeyError, ValueError, FileNotFoundError, ImportError, yaml.YAMLError) as error:
+        message = error.args[0] if len(error.args) == 1 else error
         raise RunError(f'the config {path} cannot be read: {message}') from error
 
 
 def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     add_roi_plugins_config(cfg)
-    cfg.merge_from_file(path)
+    cfg.merge_from_file(path, allow_unsafe=False)
     if len(options) % 2:
         raise RunError(f'options: got {" ".join(options)!r}, expected pairs KEY VALUE')
     for key in options[::2]:
