@@ -218,13 +218,14 @@ class Slurm:
         }
         self._executor.update_parameters(**{k: v for k, v in parameters.items() if v is not None})
         self._ids: dict[str, str] = {}
+        self._alive: set[str] = set()
 
     def submit(self, tasks: Mapping[str, Sequence[Any]]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / '.lock'):  # two commands submit no cell twice
             self._ids = {name: self._last_id(name) for name in tasks}
-            known = self.alive()
-            new = {name: arguments for name, arguments in tasks.items() if name not in known}
+            self._alive = self._queued()
+            new = {name: arguments for name, arguments in tasks.items() if name not in self._alive}
             if new:
                 arguments = [(*task, None) for task in new.values()]
                 try:
@@ -232,39 +233,42 @@ class Slurm:
                 except FailedJobError as error:
                     said = re.findall(r'^sbatch: (?:error: )*(.*)', str(error), re.MULTILINE)
                     raise AblationError(f'Slurm does not take the jobs: {"; ".join(said) or error}') from None
+                self._alive = set(tasks)
                 for name, job in zip(new, jobs, strict=True):
                     self._ids[name] = job.job_id
                     with written_aside(self._folder / f'{name}.job') as aside:
                         aside.write_text(job.job_id)
 
     def alive(self) -> set[str]:
-        queued = _queue({id_.partition('_')[0] for id_ in self._ids.values()} - {''})
-        return {name for name, id_ in self._ids.items() if id_ in queued}
+        with contextlib.suppress(AblationError):  # its controller may be away for a while; the jobs go on
+            self._alive = self._queued()
+        return self._alive
 
     def leave(self) -> str:
-        arrays = sorted({self._ids[name].partition('_')[0] for name in self.alive()})
+        arrays = sorted({self._ids[name].partition('_')[0] for name in self._alive})
         return f'the cells go on in the queue of Slurm; scancel {" ".join(arrays)} ends them'
 
     def logs(self, cell: str) -> str:
         return str(JobPaths(self._folder, self._ids[cell]).stdout)
+
+    def _queued(self) -> set[str]:
+        """The names of the cells whose jobs run or wait."""
+        arrays = {id_.partition('_')[0] for id_ in self._ids.values()} - {''}
+        if not arrays:
+            return set()
+        command = ['squeue', '--noheader', '--array', '--format=%i', '--jobs', ','.join(sorted(arrays))]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        # Slurm forgets jobs that are over, and then knows no such id where it is the only one asked for.
+        if answer.returncode and 'Invalid job id' not in answer.stderr:
+            raise AblationError(f'Slurm does not answer: {shlex.join(command)}: {answer.stderr.strip()}')
+        queued = set(answer.stdout.split())
+        return {name for name, id_ in self._ids.items() if id_ in queued}
 
     def _last_id(self, name: str) -> str:
         try:
             return (self._folder / f'{name}.job').read_text()
         except FileNotFoundError:
             return ''
-
-
-def _queue(arrays: set[str]) -> set[str]:
-    """The ids of those jobs of the arrays that run or wait."""
-    if not arrays:
-        return set()
-    # Slurm forgets jobs that are over, and then knows no such id where it is the only one asked for.
-    command = ['squeue', '--noheader', '--array', '--format=%i', '--jobs', ','.join(sorted(arrays))]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    if answer.returncode and 'Invalid job id' not in answer.stderr:
-        raise AblationError(f'Slurm does not answer: {shlex.join(command)}: {answer.stderr.strip()}')
-    return set(answer.stdout.split())
 
 
 def run(

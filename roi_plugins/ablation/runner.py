@@ -209,7 +209,7 @@ def holder(cell: Cell, work_dir: Path) -> str:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return ''
     except BlockingIOError:
-        return os.read(lock, 1000).decode(errors='replace').strip()
+        return os.read(lock, 1000).decode(errors='replace').strip() or 'a process that has just begun'
     finally:
         os.close(lock)
 

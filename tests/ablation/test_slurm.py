@@ -68,48 +68,37 @@ def test_an_array_of_cells_is_run_and_watched_from_elsewhere(sweep):
         assert 'FAILED tiny.c.seed0: train fails as asked' in output
     assert sweep.steps('tiny.a.seed0') == sweep.steps('tiny.b.seed0') == [1, 2, 3]
 
-    sweep.write(a={'steps': 3, 'hold': str(go)}, b={'steps': 3, 'hold': str(go)}, c={'steps': 1})
-    output = sweep.start(*SLURM).communicate(timeout=60)[0]
-    assert '2 of 3 cells are finished already' in output
-    assert 'finished tiny.c.seed0' in output
 
-
-def test_cells_resume_after_a_time_limit_and_a_preemption(sweep):
+def test_cells_resume_after_a_time_limit_and_a_preemption_but_not_when_cancelled(sweep):
     go = sweep.folder / 'go'
-    cells = ('tiny.timed.seed0', 'tiny.preempted.seed0')
-    sweep.write(timed={'steps': 2, 'hold': str(go)}, preempted={'steps': 2, 'hold': str(go)})
+    names = ('timed', 'preempted', 'cancelled')
+    cells = [f'tiny.{name}.seed0' for name in names]
+    sweep.write(**{name: {'steps': 2, 'hold': str(go)} for name in names})
     command = sweep.start(*SLURM)
     wait_for(lambda: all(sweep.steps(cell) == [1] for cell in cells))
-    timed, preempted = map(sweep.job_of, cells)
+    timed, preempted, cancelled = ids = [sweep.job_of(cell) for cell in cells]
     sweep.slurm('scancel', '--signal=USR2', timed)  # what Slurm sends before the time is up
     sweep.slurm('scontrol', 'requeue', preempted)
-    wait_for(lambda: set(sweep.slurm('squeue', '--noheader', '--array', '--format=%T')) == {'PENDING'})
-    assert [sweep.state(cell) for cell in cells] == ['running'] * 2  # to be resumed
+    sweep.slurm('scancel', cancelled)
+    queue = ('squeue', '--noheader', '--array', '--format=%i=%T')
+    wait_for(lambda: set(sweep.slurm(*queue)) == {f'{timed}=PENDING', f'{preempted}=PENDING'})
+    assert [sweep.state(cell) for cell in cells] == ['running'] * 3  # to be resumed
+    assert not sweep.trainings()
     go.touch()
     output = command.communicate(timeout=60)[0]
-    for cell in cells:
-        assert f'interrupted {cell}' in output
-        assert f'resuming {cell} as process ' in output
-        assert f'finished {cell}' in output
+    for cell in cells[:2]:
+        for text in (f'interrupted {cell}', f'resuming {cell} as process ', f'finished {cell}'):
+            assert text in output
         assert sweep.steps(cell) == [1, 2]
-        assert sweep.state(cell) == 'finished'
-    assert {sweep.job_of(cell) for cell in cells} == {timed, preempted}
-
-
-def test_a_cancelled_cell_is_reported_and_resumed_by_the_same_command(sweep):
-    go = sweep.folder / 'go'
-    sweep.write(a={'steps': 2, 'hold': str(go)})
-    command = sweep.start(*SLURM)
-    wait_for(lambda: sweep.steps('tiny.a.seed0') == [1])
-    sweep.slurm('scancel', sweep.job_of('tiny.a.seed0'))
-    output = command.communicate(timeout=60)[0]
-    assert command.returncode == 1
-    log = sweep.path('.submitit', f'{sweep.job_of("tiny.a.seed0")}_0_log.out')
-    assert f'NOT RUN tiny.a.seed0: its job ended before it was finished: see {log}' in output
+    log = sweep.path('.submitit', f'{cancelled}_0_log.out')
+    assert f'NOT RUN {cells[2]}: its job ended before it was finished: see ' in output
     assert 'CANCELLED' in log.read_text()
-    go.touch()
-    assert 'finished tiny.a.seed0' in sweep.start(*SLURM).communicate(timeout=60)[0]
-    assert sweep.steps('tiny.a.seed0') == [1, 2]
+
+    output = sweep.start(*SLURM).communicate(timeout=60)[0]
+    assert '2 of 3 cells are finished already' in output
+    assert f'finished {cells[2]}' in output
+    assert sweep.steps(cells[2]) == [1, 2]
+    assert [sweep.job_of(cell) for cell in cells[:2]] == ids[:2]
 
 
 def test_what_slurm_refuses_is_one_clear_line(sweep):
