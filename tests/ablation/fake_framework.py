@@ -48,6 +48,13 @@ FAKE = Framework(
 )
 
 
+def write(path, text):
+    """Aside, for the training may be killed."""
+    aside = path.with_name(f'.{path.name}.tmp')
+    aside.write_text(text)
+    aside.replace(path)
+
+
 def train(config, run_dir):
     rank = os.environ.get('RANK', '0')
     names = ('WORLD_SIZE', 'SLURMD_NODENAME', 'CUDA_VISIBLE_DEVICES')
@@ -56,9 +63,11 @@ def train(config, run_dir):
         return
     checkpoint = run_dir / 'last_checkpoint'
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    if first:
+        print(f'resumed from step {first}')
     for step in range(first + 1, config['steps'] + 1):
         time.sleep(config.get('seconds', 0))
-        checkpoint.write_text(str(step))
+        write(checkpoint, str(step))
         with open(run_dir / 'steps.txt', 'a') as steps:
             steps.write(f'{step}\n')
         print(f'step {step}/{config["steps"]} left 7', flush=True)
@@ -69,11 +78,11 @@ def train(config, run_dir):
 def test(config, run_dir, checkpoint):
     if 'predictions' not in config:
         tested = {'framework': 'fake', 'checkpoint': str(checkpoint), 'weights': checkpoint.read_text()}
-        (run_dir / 'metrics.json').write_text(json.dumps({'seed': config['seed'], **tested}))
+        write(run_dir / 'metrics.json', json.dumps({'seed': config['seed'], **tested}))
         return
     from roi_plugins.evaluation import write_run
 
-    (run_dir / 'predictions.bbox.json').write_text(json.dumps(config['predictions']))
+    write(run_dir / 'predictions.bbox.json', json.dumps(config['predictions']))
     write_run(
         run_dir,
         framework='fake',

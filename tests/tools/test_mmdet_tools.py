@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -83,6 +84,32 @@ def test_resume_goes_on_from_a_checkpoint(config, trained, tmp_path):
     # 'auto' finds the last one of the work directory, and goes on to more steps than before.
     train(config, work_dir=tmp_path, resume='auto', cfg_options={'train_cfg.max_iters': 5})
     assert losses(tmp_path / 'iter_5.pth')[:4] == losses(tmp_path / 'iter_4.pth')
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, trained, tmp_path, capsys):
+    for name in ('iter_2.pth', 'iter_4.pth', 'last_checkpoint'):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    os.truncate(tmp_path / 'iter_4.pth', (tmp_path / 'iter_4.pth').stat().st_size // 2)
+    assert runs.test_main([str(config), str(tmp_path), '--work-dir', str(tmp_path / 'test')]) == 2
+    assert f'error: the checkpoint {tmp_path}/iter_4.pth is damaged' in capsys.readouterr().err
+
+    train(config, work_dir=tmp_path, resume='auto')
+    assert f'warning: the checkpoint {tmp_path}/iter_4.pth is damaged and left out' in capsys.readouterr().err
+    assert losses(tmp_path / 'iter_4.pth') == losses(trained / 'iter_4.pth')
+
+    for path in tmp_path.glob('iter_*.pth'):
+        path.write_bytes(b'')
+    with pytest.raises(RunError, match=r'no checkpoint to resume from is whole: .*move them away'):
+        train(config, work_dir=tmp_path, resume='auto')
+
+
+def test_an_unreadable_image_is_named(config, data, tmp_path):
+    shutil.copytree(data, tmp_path / 'data')
+    for path in (tmp_path / 'data/train').iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    config = write_config(tmp_path, tmp_path / 'data')
+    with pytest.raises(Exception, match=r'data/train/\S+\.(png|jpg)'):
+        train(config, work_dir=tmp_path / 'work')
 
 
 def test_an_earlier_training_is_not_overwritten(config, trained):
