@@ -18,25 +18,6 @@ from roi_plugins.ablation.plan import load_plan
 from roi_plugins.ablation.runner import AblationError
 
 
-def test_cells_run_side_by_side_and_are_stopped_together(sweep):
-    go = sweep.folder / 'go'
-    sweep.write(**{name: {'steps': 2, 'hold': str(go)} for name in 'abc'})
-    command = sweep.start('--jobs', '2')
-    wait_for(lambda: sweep.steps('tiny.a.seed0') == [1] and sweep.steps('tiny.b.seed0') == [1])
-    assert sweep.state('tiny.c.seed0') is None
-    os.killpg(command.pid, signal.SIGINT)  # Ctrl-C: it goes to all that are in the foreground
-    output = command.communicate(timeout=60)[0]
-    assert command.returncode == 130
-    assert 'the running cells were stopped' in output
-    assert [sweep.state(f'tiny.{cell}.seed0') for cell in 'abc'] == ['running', 'running', None]
-    assert not sweep.trainings()
-
-    go.touch()
-    output = sweep.start('--jobs', '2').communicate(timeout=60)[0]
-    assert output.count('finished tiny') == 3
-    assert all(sweep.steps(f'tiny.{cell}.seed0') == [1, 2] for cell in 'abc')
-
-
 class Here:
     """An executor whose jobs are done when they are submitted; those of ``lost`` cells never start."""
 
@@ -68,6 +49,24 @@ def run(sweep, monkeypatch):
         return {job.cell.name: job.problem for job in failed}, output.getvalue()
 
     return run
+
+
+def test_cells_run_side_by_side_and_are_stopped_together(sweep, run):
+    go = sweep.folder / 'go'
+    sweep.write(**{name: {'steps': 2, 'hold': str(go)} for name in 'abc'})
+    command = sweep.start('--jobs', '2')
+    wait_for(lambda: sweep.steps('tiny.a.seed0') == [1] and sweep.steps('tiny.b.seed0') == [1])
+    assert sweep.state('tiny.c.seed0') is None
+    os.killpg(command.pid, signal.SIGINT)  # Ctrl-C: it goes to all that are in the foreground
+    output = command.communicate(timeout=60)[0]
+    assert command.returncode == 130
+    assert 'the running cells were stopped' in output
+    assert [sweep.state(f'tiny.{cell}.seed0') for cell in 'abc'] == ['running', 'running', None]
+    assert not sweep.trainings()
+
+    go.touch()
+    assert run(Here())[0] == {}
+    assert all(sweep.steps(f'tiny.{cell}.seed0') == [1, 2] for cell in 'abc')
 
 
 def test_a_cell_that_tests_what_others_train_comes_after_them(sweep, run):
