@@ -67,13 +67,15 @@ def torchrun(num_gpus: int, num_nodes: int) -> list[str]:
     On several machines it is one agent on each, which Slurm starts in the allocation that it is called in;
     they find each other by the environment variable ``PET_RDZV_ENDPOINT``, torchrun's own.
     """
-    agent = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(num_gpus // num_nodes)]
-    if num_nodes == 1:
-        return [*agent, '--standalone']
-    nodes = str(num_nodes)
-    # In a step of its own beside the one that watches it, which holds the same CPUs and GPUs.
-    srun = ['srun', '--overlap', '--kill-on-bad-exit', '--nodes', nodes, '--ntasks', nodes]
-    return [*srun, '--ntasks-per-node', '1', *agent, '--nnodes', nodes, '--rdzv_backend', 'c10d']
+    start, nodes = [], ['--standalone']
+    if num_nodes > 1:
+        count = str(num_nodes)
+        # In a step of its own beside the one that watches it, which holds the same CPUs and GPUs.
+        start = ['srun', '--overlap', '--kill-on-bad-exit', '--nodes', count, '--ntasks', count]
+        start += ['--ntasks-per-node', '1']
+        nodes = ['--nnodes', count, '--rdzv_backend', 'c10d']
+    processes = ['--nproc_per_node', str(num_gpus // num_nodes)]
+    return [*start, sys.executable, '-m', 'torch.distributed.run', *nodes, *processes]
 
 
 def _mmdet_commands(

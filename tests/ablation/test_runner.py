@@ -454,6 +454,18 @@ class TestMMDetection:
             assert command[at + 1 : at + 4] == ['8', '-m', 'roi_plugins.integrations.mmdet.runs']
             assert command[-4:] == ['--launcher', 'pytorch', '--cfg-options', 'a=1']
 
+    def test_several_machines_have_an_agent_each(self):
+        pytest.importorskip('mmengine')
+        pytest.importorskip('detectron2')
+        for name, framework in FRAMEWORKS.items():
+            for command in framework.commands(Path('c.py'), Path('run'), {}, None, 8, 2):
+                start = command[: command.index('-m')]
+                assert start[0] == 'srun' and start[start.index('--ntasks') + 1] == '2'
+                agent = ['torch.distributed.run', '--nnodes', '2', '--rdzv_backend', 'c10d']
+                agent += ['--nproc_per_node', '4', '-m', f'roi_plugins.integrations.{name}.runs']
+                assert command[len(start) + 1 :][: len(agent)] == agent
+                assert '--num-gpus' not in command
+
     def test_what_decides_a_cell_includes_inherited_files_and_options(self, tmp_path):
         pytest.importorskip('mmengine')
         (tmp_path / 'base.py').write_text('model = dict(depth=18)')
