@@ -103,12 +103,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, trained, tmp_
         train(config, work_dir=tmp_path, resume='auto')
 
 
-def test_an_unreadable_image_is_named(config, data, tmp_path):
+@pytest.mark.parametrize('size', [0, 40])
+def test_an_unreadable_image_is_named(data, tmp_path, size):
     shutil.copytree(data, tmp_path / 'data')
     for path in (tmp_path / 'data/train').iterdir():
-        path.write_bytes(path.read_bytes()[:40])
+        path.write_bytes(path.read_bytes()[:size])
     config = write_config(tmp_path, tmp_path / 'data')
-    with pytest.raises(Exception, match=r'data/train/\S+\.(png|jpg)'):
+    with pytest.raises(OSError, match=r'the image \S+/data/train/\S+\.(png|jpg) cannot be read: '):
         train(config, work_dir=tmp_path / 'work')
 
 

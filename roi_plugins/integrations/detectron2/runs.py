@@ -12,6 +12,7 @@ instead; nothing that was computed before is overwritten; and without a GPU the 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import os
@@ -30,6 +31,7 @@ import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import (
+    DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
@@ -191,6 +193,19 @@ class StrictCheckpointer(DataCheckpointer):
         return found
 
 
+class NamedImages:
+    """A dataset mapper whose error names the image that cannot be read."""
+
+    def __init__(self, mapper: Callable[[dict], Any]):
+        self._mapper = mapper
+
+    def __call__(self, sample: dict) -> Any:
+        try:
+            return self._mapper(sample)
+        except OSError as error:
+            raise OSError(f'the image {sample["file_name"]} cannot be read: {error}') from error
+
+
 class Predictions(DatasetEvaluator):
     """Gathers predictions of all processes in COCO's format; it computes no figure."""
 
@@ -291,8 +306,10 @@ def _describe_yaml(cfg: CfgNode) -> Run:
         weights=cfg.MODEL.WEIGHTS,
         test_datasets=cfg.DATASETS.TEST,
         model=lambda: build_model(cfg),
-        train_loader=lambda: build_detection_train_loader(cfg),
-        test_loader=lambda: build_detection_test_loader(cfg, cfg.DATASETS.TEST[0]),
+        train_loader=lambda: build_detection_train_loader(cfg, mapper=NamedImages(DatasetMapper(cfg, True))),
+        test_loader=lambda: build_detection_test_loader(
+            cfg, cfg.DATASETS.TEST[0], mapper=NamedImages(DatasetMapper(cfg, False))
+        ),
         optimizer=lambda model: build_optimizer(cfg, model),
         scheduler=lambda optimizer: build_lr_scheduler(cfg, optimizer),
         max_iter=cfg.SOLVER.MAX_ITER,
@@ -309,6 +326,14 @@ def _describe_lazy(cfg: DictConfig) -> Run:
         cfg.optimizer.params.model = model
         return instantiate(cfg.optimizer)
 
+    def loader(node: DictConfig) -> Any:
+        if 'mapper' not in node:  # a loader of the user's own
+            return instantiate(node)
+        mapper = NamedImages(instantiate(node.mapper))
+        node = copy.deepcopy(node)  # what is saved is the config as it was given
+        node.mapper = mapper
+        return instantiate(node)
+
     if not torch.cuda.is_available():
         cfg.train.device = 'cpu'
     names = OmegaConf.select(cfg, 'dataloader.test.dataset.names', default=[])
@@ -318,8 +343,8 @@ def _describe_lazy(cfg: DictConfig) -> Run:
         weights=cfg.train.init_checkpoint,
         test_datasets=[names] if isinstance(names, str) else list(names),
         model=lambda: instantiate(cfg.model).to(cfg.train.device),
-        train_loader=lambda: instantiate(cfg.dataloader.train),
-        test_loader=lambda: instantiate(cfg.dataloader.test),
+        train_loader=lambda: loader(cfg.dataloader.train),
+        test_loader=lambda: loader(cfg.dataloader.test),
         optimizer=optimizer,
         # The hook makes a schedule of it that knows where the training stands.
         scheduler=lambda optimizer: instantiate(cfg.lr_multiplier),

@@ -21,8 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import mmcv.transforms
 import numpy as np
 import torch
+from mmdet.registry import TRANSFORMS
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -77,6 +79,17 @@ class AtomicLocalBackend(LocalBackend):
         while self._outdated:
             if (old := self._outdated.pop()) != filepath:
                 super().remove(old)
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
+    """MMCV's, but whatever is wrong with an image, the error names it."""
+
+    def transform(self, results: dict) -> dict | None:
+        try:
+            return super().transform(results)
+        except Exception as error:
+            raise OSError(f'the image {results["img_path"]} cannot be read: {error}') from error
 
 
 class RandomState(Hook):
