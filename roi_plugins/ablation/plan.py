@@ -13,7 +13,7 @@
     extractors: [quantized-pool, align-max, align-avg, adaptive]
     seeds: [0, 1, 2]
     cfg_options: {default_hooks.logger.interval: 10}   # optional: those of all cells
-    num_gpus: 8                           # optional, 1 by default: of each cell, on this machine
+    num_gpus: 8                           # optional, 1 by default: of each cell
 
 ``{extractor}`` in a path stands for the name of each extractor. A cell is one config with one
 extractor and one seed. The options of a config win over those of all cells; where a plan holds

@@ -99,7 +99,7 @@ class Sweep:
         return json.loads(path.read_text())['state'] if path.exists() else None
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, 'waited in vain'
