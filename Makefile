@@ -2,6 +2,7 @@
 # make test   sets up what is missing, then runs all tests
 # make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
 # make sanitize   the op's tests with the address and undefined-behaviour sanitizers
+# make faults   kills a shortened ablation at 20 random moments and checks that nothing is lost
 # make demo FRAMEWORK=detectron2   the same in Detectron2; the default is mmdet
 # All are safe to repeat; what is there already is not done again.
 
@@ -14,7 +15,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test benchmark sanitize setup lint clean
+.PHONY: demo test benchmark sanitize faults setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -30,6 +31,10 @@ test: setup
 # Five to ten minutes on two cores; the library in use is left as it is.
 sanitize: setup
 	@VENV=$(VENV) bash tools/sanitize.sh
+
+# Half an hour on two cores.
+faults: setup
+	@OMP_NUM_THREADS=1 $(PY) tools/faults.py --work-dir work_dirs/faults/$$(date +%Y%m%d-%H%M%S)
 
 # Into a directory that is new each time: results are never overwritten.
 benchmark: setup

@@ -245,6 +245,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         yield aside
+        with open(aside, 'rb') as file:
+            os.fsync(file.fileno())  # a full disk or quota may show only here, and only this outlives a crash
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

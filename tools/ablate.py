@@ -5,9 +5,12 @@ described in roi_plugins/ablation/plan.py; examples are in configs/ablations.
 """
 
 import argparse
+import os
+import re
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from rich.console import Console
 if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from roi_plugins.ablation import runner
+from roi_plugins.ablation import executors, runner
 from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.estimate import summarize
 from roi_plugins.ablation.plan import Plan, PlanError, check_cfg_options, check_common_options, load_plan
@@ -41,9 +44,41 @@ def main(argv: list[str] | None = None) -> int:
         action='store_true',
         help='print the cells, their commands and how long they will take, and run nothing',
     )
+    parser.add_argument(
+        '--watch', action='store_true', help='show how far the cells are, whoever runs them, and run nothing'
+    )
+    side_by_side = parser.add_argument_group('cells side by side')
+    side_by_side.add_argument('--jobs', type=positive, metavar='N', help='cells at a time')
+    side_by_side.add_argument(
+        '--gpus-per-cell',
+        type=int,
+        metavar='G',
+        help="GPUs of each cell, on all its machines, in place of the plan's num_gpus; 0: none",
+    )
+    side_by_side.add_argument(
+        '--executor',
+        choices=('local', 'slurm'),
+        default='local',
+        help='where: on this machine, or in an array of Slurm jobs, which resume when they were preempted '
+        'or their time was up',
+    )
+    side_by_side.add_argument('--nodes', type=positive, default=1, metavar='M', help='machines of each cell')
+    side_by_side.add_argument('--partition', help="of Slurm; by default the cluster's default")
+    side_by_side.add_argument(
+        '--time',
+        type=minutes,
+        metavar='MINUTES',
+        help='until a cell is interrupted, to be resumed in another job; or [DAYS-]HOURS:MINUTES:SECONDS',
+    )
     args = parser.parse_args(argv)
     try:
         plan = load_plan(args.plan)
+        if args.gpus_per_cell is not None:
+            plan = replace(plan, num_gpus=args.gpus_per_cell)
+        plan = replace(plan, num_nodes=args.nodes)
+        check_executor(args, plan)
+        if plan.num_gpus == 0:
+            os.environ['CUDA_VISIBLE_DEVICES'] = ''
         options = parse_options(args.cfg_options)
         frameworks = sorted({cell.framework for cell in plan.cells})
         check_common_options(options, frameworks, '--cfg-options')
@@ -52,14 +87,75 @@ def main(argv: list[str] | None = None) -> int:
             dry_run(runner.prepare(plan, work_dir, options))
             return 0
         stop_on_signals()
-        failed = runner.run(plan, work_dir, options, Console())
+        if args.watch:
+            failed = executors.watch(plan, work_dir, Console())
+        elif executor := make_executor(args, plan, work_dir):
+            failed = executors.run(plan, work_dir, options, Console(), executor)
+        else:
+            failed = runner.run(plan, work_dir, options, Console())
         return 1 if report(plan, work_dir, failed) else 0
     except (PlanError, runner.AblationError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except OSError as error:  # the disk is full, or the work directory gone
+        print(
+            f'error: {error}, at work in {work_dir}. What is finished stays; '
+            'the same command goes on where it was',
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print('\nstopped; the same command goes on where it was', file=sys.stderr)
         return 130
+
+
+def positive(text: str) -> int:
+    """An argument that is an integer of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def minutes(text: str) -> int:
+    """Minutes of an argument in the notation of sbatch, MINUTES or [DAYS-]HOURS:MINUTES:SECONDS."""
+    found = re.fullmatch(r'(\d+)|(?:(\d+)-)?(\d+):(\d\d):\d\d', text)
+    if not found:
+        raise ValueError
+    alone, days, hours, rest = (int(part or 0) for part in found.groups())
+    return alone + (24 * days + hours) * 60 + rest
+
+
+def check_executor(args: argparse.Namespace, plan: Plan) -> None:
+    """Raises AblationError on options that make no sense together."""
+    if plan.num_gpus < 0:
+        raise runner.AblationError(f'--gpus-per-cell is {plan.num_gpus}; expected an integer >= 0')
+    if args.executor == 'local' and (args.nodes > 1 or args.partition or args.time):
+        raise runner.AblationError('--nodes, --partition and --time are for --executor slurm')
+    if args.executor == 'slurm' and not args.time:
+        raise runner.AblationError(
+            '--executor slurm needs --time: how long a job may run; what is not finished by then is resumed'
+        )
+    if args.nodes > 1 and (plan.num_gpus == 0 or plan.num_gpus % args.nodes):
+        raise runner.AblationError(
+            f'--nodes is {args.nodes}, but each cell has {plan.num_gpus} GPUs in all; give a multiple of '
+            f'{args.nodes} as --gpus-per-cell'
+        )
+
+
+def make_executor(args: argparse.Namespace, plan: Plan, work_dir: Path) -> executors.Executor | None:
+    """What runs the cells; None for one after the other in this process."""
+    if args.executor == 'slurm':
+        return executors.Slurm(
+            work_dir,
+            name=plan.name,
+            jobs=args.jobs,
+            gpus_per_node=plan.num_gpus // plan.num_nodes,
+            nodes=plan.num_nodes,
+            partition=args.partition,
+            minutes=args.time,
+        )
+    return executors.Local(work_dir, args.jobs, plan.num_gpus) if (args.jobs or 1) > 1 else None
 
 
 def dry_run(jobs: list[runner.Job]) -> None:

@@ -44,7 +44,7 @@ def plot_ap_over_iou(comparison: Comparison) -> Figure:
         _label_axes(panel)
     for group in groups:
         panel = panels[configs.index(group.config_name), iou_types.index(group.iou_type)]
-        panel.set_title(' · '.join(filter(None, [group.config_name, _TITLES[group.iou_type]])))
+        panel.set_title(' · '.join(filter(None, [_plain(group.config_name), _TITLES[group.iou_type]])))
         index = extractors.index(group.extractor)
         handles[group.extractor] = _plot_curve(panel, group.curves, index)
     for panel in panels[:, 0]:
@@ -55,7 +55,7 @@ def plot_ap_over_iou(comparison: Comparison) -> Figure:
     # Below the panels, where it covers no curve.
     figure.legend(
         [handles[extractor] for extractor in extractors],
-        [extractor.replace('$', r'\$') for extractor in extractors],
+        [_plain(extractor) for extractor in extractors],
         loc='outside lower center',
         ncols=legend_columns,
         frameon=False,
@@ -68,6 +68,11 @@ def save_figure(figure: Figure, path: str | Path, suffix: str) -> None:
     metadata = {'Date': None} if suffix == 'svg' else None
     with matplotlib.rc_context({'svg.hashsalt': 'roi_plugins'}):
         figure.savefig(path, format=suffix, metadata=metadata)
+
+
+def _plain(name: str) -> str:
+    """A name that matplotlib shows as it is, and does not read as mathematics."""
+    return name.replace('$', r'\$')
 
 
 def _label_axes(panel: Axes) -> None:

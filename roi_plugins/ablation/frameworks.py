@@ -27,17 +27,17 @@ class Framework:
     Attributes:
         resolve: ``(config, options) -> dict``: all that the config says, with the files it inherits
             from and the options. What a cell was run with is compared by this.
-        commands: ``(config, run_dir, options, checkpoint, num_gpus) -> list of commands``, to be run one
-            after the other. Each may be run again after an interruption and then goes on where it was;
-            after the last, ``run_dir`` holds a finished run: of these weights, or, where
-            ``checkpoint`` is None, of those that the commands train.
+        commands: ``(config, run_dir, options, checkpoint, num_gpus, num_nodes) -> list of commands``, to be
+            run one after the other, of all GPUs together. Each may be run again after an interruption and
+            then goes on where it was; after the last, ``run_dir`` holds a finished run: of these weights,
+            or, where ``checkpoint`` is None, of those that the commands train.
         seed_option: the config option that seeds the initial weights and the order of the data.
         weights_options: the config options that name the weights to start from.
         progress: ``(end of the log) -> (what is done, seconds left of this command)``, or None.
     """
 
     resolve: Callable[[Path, Mapping[str, Any]], dict]
-    commands: Callable[[Path, Path, Mapping[str, Any], Path | None, int], list[list[str]]]
+    commands: Callable[[Path, Path, Mapping[str, Any], Path | None, int, int], list[list[str]]]
     seed_option: str
     weights_options: tuple[str, ...]
     progress: Callable[[str], tuple[str, float] | None]
@@ -61,16 +61,37 @@ def _mmdet_resolve(config: Path, options: Mapping[str, Any]) -> dict:
     return cfg.to_dict()
 
 
+def torchrun(num_gpus: int, num_nodes: int) -> list[str]:
+    """The start of a command line, of one process for each of the GPUs.
+
+    On several machines it is one agent on each, which Slurm starts in the allocation that it is called in;
+    they find each other by the environment variable ``PET_RDZV_ENDPOINT``, torchrun's own.
+    """
+    start, nodes = [], ['--standalone']
+    if num_nodes > 1:
+        count = str(num_nodes)
+        # In a step of its own beside the one that watches it, which holds the same CPUs and GPUs.
+        start = ['srun', '--overlap', '--kill-on-bad-exit', '--nodes', count, '--ntasks', count]
+        start += ['--ntasks-per-node', '1']
+        nodes = ['--nnodes', count, '--rdzv_backend', 'c10d']
+    processes = ['--nproc_per_node', str(num_gpus // num_nodes)]
+    return [*start, sys.executable, '-m', 'torch.distributed.run', *nodes, *processes]
+
+
 def _mmdet_commands(
-    config: Path, run_dir: Path, options: Mapping[str, Any], checkpoint: Path | None, num_gpus: int
+    config: Path,
+    run_dir: Path,
+    options: Mapping[str, Any],
+    checkpoint: Path | None,
+    num_gpus: int,
+    num_nodes: int,
 ) -> list[list[str]]:
-    runs = ['-m', 'roi_plugins.integrations.mmdet.runs']
+    runs = [sys.executable]
     common = ['--work-dir', str(run_dir)]
     if num_gpus > 1:
-        launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(num_gpus)]
-        runs = [*launch, *runs]
+        runs = torchrun(num_gpus, num_nodes)
         common += ['--launcher', 'pytorch']
-    runs = [sys.executable, *runs]
+    runs += ['-m', 'roi_plugins.integrations.mmdet.runs']
     common += ['--cfg-options', *_mmdet_arguments(options)]
     train = [*runs, 'train', str(config), '--resume', 'auto', *common]
     test = [*runs, 'test', str(config), str(checkpoint or run_dir), *common]
@@ -132,14 +153,20 @@ def _detectron2_resolve(config: Path, options: Mapping[str, Any]) -> dict:
 
 
 def _detectron2_commands(
-    config: Path, run_dir: Path, options: Mapping[str, Any], checkpoint: Path | None, num_gpus: int
+    config: Path,
+    run_dir: Path,
+    options: Mapping[str, Any],
+    checkpoint: Path | None,
+    num_gpus: int,
+    num_nodes: int,
 ) -> list[list[str]]:
-    runs = [sys.executable, '-m', 'roi_plugins.integrations.detectron2.runs']
+    runs = torchrun(num_gpus, num_nodes) if num_nodes > 1 else [sys.executable]
+    runs += ['-m', 'roi_plugins.integrations.detectron2.runs']
     options = {**options, 'OUTPUT_DIR': str(run_dir)}
     if checkpoint:
         options['MODEL.WEIGHTS'] = str(checkpoint)
     flags = ['--eval-only' if checkpoint else '--resume']
-    if num_gpus > 1:
+    if num_gpus > 1 and num_nodes == 1:
         flags += ['--num-gpus', str(num_gpus)]
     return [[*runs, '--config-file', str(config), *flags, *_detectron2_arguments(config, options)]]
 

@@ -198,8 +198,11 @@ def outline(coco: COCO, annotation: dict, iou_type: str) -> str:
 
 def find_picture(image: dict, ann_file: Path) -> Path | None:
     """The file of an image, where datasets in COCO's layout have it: beside or below the annotations'
-    folder, in a folder that is named as the split, e.g. ``val2017``."""
-    name = image.get('file_name', '')
+    folder, in a folder that is named as the split, e.g. ``val2017``. None for a name that leads elsewhere:
+    annotations do not choose what of this machine a page shows."""
+    name = str(image.get('file_name', ''))
+    if Path(name).is_absolute() or '..' in Path(name).parts:
+        return None
     split = ann_file.stem.removeprefix('instances_')
     folders: Sequence[Path] = (ann_file.parent.parent / split, ann_file.parent.parent, ann_file.parent)
     return next((path for folder in folders if name and (path := folder / name).is_file()), None)

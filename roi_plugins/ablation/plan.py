@@ -13,7 +13,7 @@
     extractors: [quantized-pool, align-max, align-avg, adaptive]
     seeds: [0, 1, 2]
     cfg_options: {default_hooks.logger.interval: 10}   # optional: those of all cells
-    num_gpus: 8                           # optional, 1 by default: of each cell, on this machine
+    num_gpus: 8                           # optional, 1 by default: of each cell
 
 ``{extractor}`` in a path stands for the name of each extractor. A cell is one config with one
 extractor and one seed. The options of a config win over those of all cells; where a plan holds
@@ -105,13 +105,19 @@ class Cell:
 @dataclass(frozen=True)
 class Plan:
     """What :func:`load_plan` reads. The cells are ordered so that whole comparisons come first:
-    every config and extractor with the first seed, then with the second, and so on."""
+    every config and extractor with the first seed, then with the second, and so on.
+
+    Attributes:
+        num_gpus: of each cell, on all its machines; 0: one process that leaves them alone.
+        num_nodes: the machines of each cell, which a plan does not say: its executor starts them.
+    """
 
     name: str
     work_dir: Path
     baseline: str
     cells: tuple[Cell, ...]
     num_gpus: int = 1
+    num_nodes: int = 1
 
 
 def load_plan(path: str | os.PathLike) -> Plan:

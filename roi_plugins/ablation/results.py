@@ -136,6 +136,10 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
                 f'{run_dir / METRICS_FILE}: has predictions of type {iou_type!r}; '
                 f'expected {" or ".join(IOU_TYPES)}'
             )
+        if name != os.path.basename(str(name)):
+            raise EvaluationError(
+                f'{run_dir / METRICS_FILE}: names the predictions {name!r}; expected a file beside it'
+            )
         predictions[iou_type] = run_dir / name
         if not predictions[iou_type].is_file():
             raise EvaluationError(

@@ -200,7 +200,7 @@ def to_markdown(comparison: Comparison, digits: int = 1) -> str:
     parts = [caption(comparison)]
     for title, table in make_tables(comparison, digits).items():
         rows = [list(table.columns), *table.to_numpy().tolist()]
-        rows = [[cell.replace('\\', '\\\\').replace('|', '\\|') for cell in row] for row in rows]
+        rows = [[_escape_markdown(cell) for cell in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         is_text = [column in _TEXT_COLUMNS for column in table.columns]
         lines = [
@@ -400,8 +400,19 @@ def _nullable(values: pd.Series | None) -> dict[str, float | None] | None:
     return {metric: None if np.isnan(value) else value for metric, value in values.items()}
 
 
+def _escape_markdown(text: str) -> str:
+    """A name is one cell of one row, and no HTML, which Markdown would pass on."""
+    for special in '\\|<':
+        text = text.replace(special, f'\\{special}')
+    return _one_line(text)
+
+
 def _escape_latex(text: str) -> str:
-    return text.translate(_LATEX_ESCAPES)
+    return _one_line(text.translate(_LATEX_ESCAPES))
+
+
+def _one_line(text: str) -> str:
+    return ' '.join(text.splitlines())
 
 
 def _latex_number(cell: str) -> str:

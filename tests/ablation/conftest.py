@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sweeps import Sweep
 
 from roi_plugins.evaluation import write_json, write_run
 
@@ -51,3 +52,10 @@ def make_run(tmp_path):
         return run_dir
 
     return make
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    sweep = Sweep(tmp_path)
+    yield sweep
+    sweep.end()

@@ -3,17 +3,19 @@
 Its configs are JSON: ``steps`` to train, ``seconds`` a step, ``fail`` (the phase that does),
 ``hold`` (a file: after each step, training waits until it is there), ``ann_file`` and ``predictions``
 (what it "detects"). It "saves a checkpoint" after each step, and writes down each step it does. A test writes
-down what the checkpoint says. As a program it is its own training and test.
+down what the checkpoint says. As a program it is its own training and test; over several machines, the
+training is torchrun's, and the first process does it.
 """
 
 import json
+import os
 import re
 import signal
 import sys
 import time
 from pathlib import Path
 
-from roi_plugins.ablation.frameworks import Framework
+from roi_plugins.ablation.frameworks import Framework, torchrun
 
 
 def hear_signals():
@@ -26,11 +28,11 @@ def resolve(config, options):
     return {**json.loads(config.read_text()), **options}
 
 
-def commands(config, run_dir, options, checkpoint, num_gpus):
-    command = [sys.executable, __file__]
+def commands(config, run_dir, options, checkpoint, num_gpus, num_nodes):
     arguments = [json.dumps(resolve(config, options)), str(run_dir)]
-    test = [*command, 'test', *arguments, str(checkpoint or run_dir / 'last_checkpoint')]
-    return [test] if checkpoint else [[*command, 'train', *arguments], test]
+    test = [sys.executable, __file__, 'test', *arguments, str(checkpoint or run_dir / 'last_checkpoint')]
+    launch = [sys.executable] if num_nodes == 1 else torchrun(num_gpus, num_nodes)
+    return [test] if checkpoint else [[*launch, __file__, 'train', *arguments], test]
 
 
 def progress(log):
@@ -46,12 +48,26 @@ FAKE = Framework(
 )
 
 
+def write(path, text):
+    """Aside, for the training may be killed."""
+    aside = path.with_name(f'.{path.name}.tmp')
+    aside.write_text(text)
+    aside.replace(path)
+
+
 def train(config, run_dir):
+    rank = os.environ.get('RANK', '0')
+    names = ('WORLD_SIZE', 'SLURMD_NODENAME', 'CUDA_VISIBLE_DEVICES')
+    print(f'rank {rank}', *(f'{name}={os.environ.get(name)}' for name in names), flush=True)
+    if rank != '0':
+        return
     checkpoint = run_dir / 'last_checkpoint'
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    if first:
+        print(f'resumed from step {first}')
     for step in range(first + 1, config['steps'] + 1):
         time.sleep(config.get('seconds', 0))
-        checkpoint.write_text(str(step))
+        write(checkpoint, str(step))
         with open(run_dir / 'steps.txt', 'a') as steps:
             steps.write(f'{step}\n')
         print(f'step {step}/{config["steps"]} left 7', flush=True)
@@ -62,11 +78,11 @@ def train(config, run_dir):
 def test(config, run_dir, checkpoint):
     if 'predictions' not in config:
         tested = {'framework': 'fake', 'checkpoint': str(checkpoint), 'weights': checkpoint.read_text()}
-        (run_dir / 'metrics.json').write_text(json.dumps({'seed': config['seed'], **tested}))
+        write(run_dir / 'metrics.json', json.dumps({'seed': config['seed'], **tested}))
         return
     from roi_plugins.evaluation import write_run
 
-    (run_dir / 'predictions.bbox.json').write_text(json.dumps(config['predictions']))
+    write(run_dir / 'predictions.bbox.json', json.dumps(config['predictions']))
     write_run(
         run_dir,
         framework='fake',

@@ -16,6 +16,7 @@ from fake_framework import FAKE, hear_signals
 
 from roi_plugins.ablation.frameworks import FRAMEWORKS
 
+SLURM = ['plan.yaml', '--executor', 'slurm', '--time', '1-00:00:00']
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'ablate.py'
 
 
@@ -153,6 +154,11 @@ def test_a_dry_run_tells_which_checkpoint_is_not_there_yet(ablate, write_plan, c
         (['plan.yaml', '--cfg-options', 'steps'], "'steps' is not of the form KEY=VALUE"),
         (['plan.yaml', '--cfg-options', 'a={b: 1}'], 'a is a mapping'),
         (['plan.yaml', '--cfg-options', 'a=['], "the value of 'a=[' is not YAML"),
+        (['plan.yaml', '--gpus-per-cell', '-1'], '--gpus-per-cell is -1; expected an integer >= 0'),
+        (['plan.yaml', '--partition', 'gpu'], '--nodes, --partition and --time are for --executor slurm'),
+        (['plan.yaml', '--executor', 'slurm'], '--executor slurm needs --time'),
+        ([*SLURM, '--nodes', '2', '--gpus-per-cell', '3'], 'give a multiple of 2 as --gpus-per-cell'),
+        ([*SLURM, '--nodes', '2', '--gpus-per-cell', '0'], 'each cell has 0 GPUs in all'),
     ],
 )
 def test_a_mistake_is_one_line_and_not_a_traceback(ablate, write_plan, capsys, arguments, message):
@@ -162,6 +168,20 @@ def test_a_mistake_is_one_line_and_not_a_traceback(ablate, write_plan, capsys, a
     assert errors.startswith('error: ')
     assert message in errors
     assert not Path('work').exists()
+
+
+@pytest.mark.parametrize('time', ['24:00', '1-12', 'day', '-5'])
+def test_a_time_that_slurm_would_read_otherwise_is_refused(ablate, write_plan, capsys, time):
+    with pytest.raises(SystemExit):
+        ablate([write_plan(), '--executor', 'slurm', f'--time={time}'])
+    assert f"argument --time: invalid minutes value: '{time}'" in capsys.readouterr().err
+
+
+def test_without_slurm_its_executor_says_so(ablate, write_plan, capsys, monkeypatch):
+    write_plan()
+    monkeypatch.setenv('PATH', '')
+    assert ablate(SLURM) == 2
+    assert "error: --executor slurm: Slurm's command srun is not here" in capsys.readouterr().err
 
 
 def test_options_for_all_cells_of_two_frameworks_are_refused(ablate, write_plan, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """The runner of plans, with cells that take milliseconds: nothing is lost, whatever happens."""
 
+import errno
 import hashlib
 import io
 import json
@@ -346,31 +347,54 @@ def test_an_interrupt_stops_the_child_and_the_next_run_goes_on(make_plan, start,
     assert read(plan, 'tiny.max.seed0', 'cell.json')['state'] == 'finished'
 
 
-def test_one_work_dir_is_run_by_one_process_even_if_its_parent_was_killed(
-    make_plan, start, tmp_path
-):
+def test_a_cell_is_run_by_one_process_even_if_its_parent_was_killed(make_plan, start, tmp_path):
     hold = tmp_path / 'go'
     plan = make_plan({'max': {'steps': 2, 'hold': str(hold)}})
     process = start(plan)
     wait_for((plan.work_dir / 'tiny.max.seed0' / 'last_checkpoint').exists)
-    with pytest.raises(AblationError, match=f'in use by process {process.pid} on .*--work-dir'):
-        run(plan)
-
     process.kill()
     process.wait()
     assert child_of(plan, 'tiny.max.seed0') is not None
-    with pytest.raises(AblationError, match='or by a training that it has started'):
-        run(plan)
+
+    other = start(plan)
+    first = other.stdout.readline()
+    assert f'leaving tiny.max.seed0 to process {process.pid} on ' in first
+    assert steps(plan, 'tiny.max.seed0') == [1]
     hold.touch()
-
-    def goes_on():
-        try:
-            return run(plan)[0] == []
-        except AblationError:  # the child has not ended yet
-            return False
-
-    wait_for(goes_on)
+    assert 'finished tiny.max.seed0' in other.communicate(timeout=60)[0]
+    assert other.returncode == 0
     assert steps(plan, 'tiny.max.seed0') == [1, 2]
+    assert read(plan, 'tiny.max.seed0', 'cell.json')['state'] == 'finished'
+
+
+def test_two_processes_share_the_cells_of_a_plan(make_plan, start, tmp_path):
+    """One of the cells tests what another trains, and one fails: neither is run twice."""
+    hold = tmp_path / 'go'
+    plan = make_plan({'a': {'steps': 2, 'hold': str(hold)}, 'b': {'steps': 2}, 'c': {'fail': 'train'}})
+    tested = replace(plan.cells[1], trained_with='a', checkpoint=Path('tiny.a.seed0'))
+    plan = replace(plan, cells=(*plan.cells, tested))
+    first = start(plan)
+    wait_for((plan.work_dir / 'tiny.a.seed0' / 'last_checkpoint').exists)
+    second = start(plan)
+    wait_for((plan.work_dir / 'tiny.c.seed0' / 'log.txt').exists)
+    hold.touch()
+    outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    for output in outputs:
+        assert output.count('finished tiny') == 3
+        assert 'FAILED tiny.c.seed0' in output or 'NOT RUN tiny.c.seed0: another process ran it' in output
+    for name in ('tiny.a.seed0', 'tiny.b.seed0', 'tiny.c.seed0', 'tiny.a.b.seed0'):
+        log = (plan.work_dir / name / 'log.txt').read_text()
+        assert log.count(' $ ') == {'tiny.a.b.seed0': 1, 'tiny.c.seed0': 1}.get(name, 2)
+    assert sum('running tiny.a.b.seed0' in output for output in outputs) == 1
+
+
+def test_a_file_system_without_locks_is_an_error(make_plan, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(runner.fcntl, 'flock', flock)
+    with pytest.raises(AblationError, match=r'tiny\.max\.seed0 cannot be locked \(No locks.*--work-dir'):
+        run(make_plan({'max': {'steps': 1}}))
 
 
 def test_the_log_shows_progress_with_an_estimate(make_plan, monkeypatch):
@@ -414,21 +438,33 @@ class TestMMDetection:
     def test_options_are_passed_in_mmengines_language_or_refused(self):
         pytest.importorskip('mmengine')
         options = {'a.b': [1, 2.5], 'c': None, 'd': True, 'e': 'text', 'lr': '1e-3', 'f': []}
-        train, test = self.mmdet.commands(Path('c.py'), Path('run'), options, None, 1)
+        train, test = self.mmdet.commands(Path('c.py'), Path('run'), options, None, 1, 1)
         for command in (train, test):
             arguments = command[command.index('--cfg-options') + 1 :]
             assert arguments == ['a.b=[1,2.5]', 'c=None', 'd=True', 'e=text', 'lr=1e-3', 'f=[]']
         for bad in ('two words', 'a,b', 'None', '[1]'):
             with pytest.raises(ValueError, match=r'the option x=.*write it into the config'):
-                self.mmdet.commands(Path('c.py'), Path('run'), {'x': bad}, None, 1)
+                self.mmdet.commands(Path('c.py'), Path('run'), {'x': bad}, None, 1, 1)
 
     def test_several_gpus_are_joined_by_torchrun(self):
         pytest.importorskip('mmengine')
-        for command in self.mmdet.commands(Path('c.py'), Path('run'), {'a': 1}, None, 8):
+        for command in self.mmdet.commands(Path('c.py'), Path('run'), {'a': 1}, None, 8, 1):
             at = command.index('--nproc_per_node')
             assert command[1:at] == ['-m', 'torch.distributed.run', '--standalone']
             assert command[at + 1 : at + 4] == ['8', '-m', 'roi_plugins.integrations.mmdet.runs']
             assert command[-4:] == ['--launcher', 'pytorch', '--cfg-options', 'a=1']
+
+    def test_several_machines_have_an_agent_each(self):
+        pytest.importorskip('mmengine')
+        pytest.importorskip('detectron2')
+        for name, framework in FRAMEWORKS.items():
+            for command in framework.commands(Path('c.py'), Path('run'), {}, None, 8, 2):
+                start = command[: command.index('-m')]
+                assert start[0] == 'srun' and start[start.index('--ntasks') + 1] == '2'
+                agent = ['torch.distributed.run', '--nnodes', '2', '--rdzv_backend', 'c10d']
+                agent += ['--nproc_per_node', '4', '-m', f'roi_plugins.integrations.{name}.runs']
+                assert command[len(start) + 1 :][: len(agent)] == agent
+                assert '--num-gpus' not in command
 
     def test_what_decides_a_cell_includes_inherited_files_and_options(self, tmp_path):
         pytest.importorskip('mmengine')

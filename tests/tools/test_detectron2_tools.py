@@ -17,7 +17,7 @@ from roi_plugins.ablation.frameworks import FRAMEWORKS
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation import METRICS, evaluate
 from roi_plugins.integrations.detectron2.datasets import register_shapes
-from roi_plugins.integrations.detectron2.runs import main
+from roi_plugins.integrations.detectron2.runs import describe, main, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / 'configs/detectron2/shapes'
@@ -115,6 +115,25 @@ def test_a_checkpoint_of_another_detector_is_not_tested(trained, tmp_path, capsy
     assert 'the model does not have its roi_heads.other.weight' in error
     assert 'of another shape are roi_heads.box_predictor.cls_score.bias' in error
     assert not (tmp_path / 'out/metrics.json').exists()
+
+
+@pytest.mark.parametrize('language', ['yaml', 'lazy'])
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_an_unreadable_image_is_named(data, language, split):
+    if language == 'yaml':
+        run = describe(read_config(config(), [str(part) for pair in OPTIONS.items() for part in pair]))
+    else:
+        options = [f'{key}={json.dumps(value)}' for key, value in LAZY_OPTIONS.items()]
+        run = describe(read_config(str(LAZY_CELLS).format(extractor='stock'), options))
+    before = {path: path.read_bytes() for path in (data / split).iterdir()}
+    try:
+        for path, content in before.items():
+            path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(OSError, match=rf'the image {data}/{split}/\S+ cannot be read: .*truncated'):
+            next(iter(run.train_loader() if split == 'train' else run.test_loader()))
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
 
 
 def test_an_earlier_run_is_not_overwritten(trained, capsys):

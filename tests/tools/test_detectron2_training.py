@@ -58,16 +58,28 @@ def free_port():
         return found.getsockname()[1]
 
 
-def launch_machines(output_dirs, data, *flags):
+def detectron2_launch(rank, address):
+    own = ['--num-machines', '2', '--machine-rank', str(rank), '--dist-url', f'tcp://{address}']
+    return [sys.executable, str(TOOL)], own
+
+
+def torchrun_agent(rank, address):
+    host, port = address.split(':')
+    master = ['--node_rank', str(rank), '--master_addr', host, '--master_port', port]
+    agent = ['-m', 'torch.distributed.run', '--nnodes', '2', '--nproc_per_node', '1', *master]
+    return [sys.executable, *agent, str(TOOL)], []
+
+
+def launch_machines(output_dirs, data, launch=detectron2_launch):
     """One launch a machine, as their users do, all on this one. Returns what each has printed."""
-    url = f'tcp://127.0.0.1:{free_port()}'
+    address = f'127.0.0.1:{free_port()}'
     environment = {'OMP_NUM_THREADS': '1', 'ROI_PLUGINS_SHAPES': str(data), 'CUDA_VISIBLE_DEVICES': ''}
     with contextlib.ExitStack() as stack:
         machines = []
         for rank, output_dir in enumerate(output_dirs):
-            machine = ['--num-machines', '2', '--machine-rank', str(rank), '--dist-url', url]
+            program, flags = launch(rank, address)
             process = subprocess.Popen(
-                [sys.executable, str(TOOL), *arguments(output_dir, *machine, *flags)],
+                [*program, *arguments(output_dir, *flags)],
                 env=os.environ | environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -81,14 +93,16 @@ def launch_machines(output_dirs, data, *flags):
     return outputs
 
 
-def test_two_machines_that_share_no_storage(data, tmp_path):
+@pytest.mark.parametrize('launch', [detectron2_launch, torchrun_agent])
+def test_two_machines_that_share_no_storage(data, tmp_path, launch):
     first, second = tmp_path / 'first', tmp_path / 'second'
-    outputs = launch_machines([first, second], data)
+    outputs = launch_machines([first, second], data, launch)
     predictions = json.loads((first / 'predictions.bbox.json').read_text())
     assert len({p['image_id'] for p in predictions}) == 5  # of both halves
     metrics = json.loads((first / 'metrics.json').read_text())
     assert metrics['metrics'].keys() == {'bbox', 'segm'}
     assert metrics['checkpoint'] == str(first / 'model_final.pth')
+    assert '--num-gpus 1 --num-machines 2' in ' '.join(metrics['command'])
     assert len(steps(first)) == STEPS
     # What the first machine writes is all there is.
     assert not list(second.rglob('*.json')) and not list(second.rglob('*.pth'))
@@ -110,6 +124,13 @@ def test_two_machines_that_share_no_storage(data, tmp_path):
 def test_numbers_that_make_no_sense_together(data, tmp_path, capsys, flags, message):
     assert main(arguments(tmp_path / 'out', *flags)) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_numbers_that_torchrun_knows_better(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'any')
+    assert main(arguments(tmp_path / 'out', '--num-gpus', '2')) == 2
+    assert 'got --num-gpus 2, --num-machines 1' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
 

@@ -1,8 +1,11 @@
 """Training and testing with MMDetection: a small real detector, a few steps, on the CPU."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -74,12 +77,40 @@ def test_resume_goes_on_from_a_checkpoint(config, trained, tmp_path):
     train(config, work_dir=tmp_path, resume=trained / 'iter_2.pth')
     assert last_checkpoint(tmp_path) == tmp_path / 'iter_4.pth'
     assert not (tmp_path / 'iter_2.pth').exists()
+    # Not only of those before: the steps after the checkpoint are those of the undisturbed training.
     assert len(losses(tmp_path / 'iter_4.pth')) == 4
-    assert losses(tmp_path / 'iter_4.pth')[:2] == losses(trained / 'iter_2.pth')
+    assert losses(tmp_path / 'iter_4.pth') == losses(trained / 'iter_4.pth')
 
     # 'auto' finds the last one of the work directory, and goes on to more steps than before.
     train(config, work_dir=tmp_path, resume='auto', cfg_options={'train_cfg.max_iters': 5})
     assert losses(tmp_path / 'iter_5.pth')[:4] == losses(tmp_path / 'iter_4.pth')
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, trained, tmp_path, capsys):
+    for name in ('iter_2.pth', 'iter_4.pth', 'last_checkpoint'):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    os.truncate(tmp_path / 'iter_4.pth', (tmp_path / 'iter_4.pth').stat().st_size // 2)
+    assert runs.test_main([str(config), str(tmp_path), '--work-dir', str(tmp_path / 'test')]) == 2
+    assert f'error: the checkpoint {tmp_path}/iter_4.pth is damaged' in capsys.readouterr().err
+
+    train(config, work_dir=tmp_path, resume='auto')
+    assert f'warning: the checkpoint {tmp_path}/iter_4.pth is damaged and left out' in capsys.readouterr().err
+    assert losses(tmp_path / 'iter_4.pth') == losses(trained / 'iter_4.pth')
+
+    for path in tmp_path.glob('iter_*.pth'):
+        path.write_bytes(b'')
+    with pytest.raises(RunError, match=r'no checkpoint to resume from is whole: .*move them away'):
+        train(config, work_dir=tmp_path, resume='auto')
+
+
+@pytest.mark.parametrize('size', [0, 40])
+def test_an_unreadable_image_is_named(data, tmp_path, size):
+    shutil.copytree(data, tmp_path / 'data')
+    for path in (tmp_path / 'data/train').iterdir():
+        path.write_bytes(path.read_bytes()[:size])
+    config = write_config(tmp_path, tmp_path / 'data')
+    with pytest.raises(OSError, match=r'the image \S+/data/train/\S+\.(png|jpg) cannot be read: '):
+        train(config, work_dir=tmp_path / 'work')
 
 
 def test_an_earlier_training_is_not_overwritten(config, trained):
@@ -244,27 +275,34 @@ def test_what_needs_a_gpu_is_refused_without_one(config, tmp_path, monkeypatch):
 
 @without_gpu
 def test_two_processes_without_a_gpu(config, trained, tmp_path):
-    """Run as a user does it: by path, from elsewhere, without the package installed."""
+    """Run as a user does it: by path, from elsewhere, without the package installed.
+
+    The training is over two machines, both this one.
+    """
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     environment.pop('PYTHONPATH', None)
 
-    def torchrun(tool, *arguments):
-        subprocess.run(
-            [
-                *(sys.executable, '-m', 'torch.distributed.run', '--standalone'),
-                *('--nproc_per_node=2', ROOT / 'tools' / 'mmdet' / tool),
-                *(*arguments, '--launcher', 'pytorch'),
-            ],
-            cwd=tmp_path,
-            env=environment,
-            check=True,
-            timeout=120,
-        )
+    def torchrun(agents, tool, *arguments):
+        with socket.socket() as found:
+            found.bind(('127.0.0.1', 0))
+            address = f'127.0.0.1:{found.getsockname()[1]}'
+        two_agents = ['--nnodes=2', '--rdzv_backend=c10d', f'--rdzv_endpoint={address}']
+        command = [
+            *(sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={2 // agents}'),
+            *(two_agents if agents == 2 else ['--standalone']),
+            *(ROOT / 'tools' / 'mmdet' / tool, *arguments, '--launcher', 'pytorch'),
+        ]
+        with contextlib.ExitStack() as stack:
+            started = []
+            for _ in range(agents):
+                started.append(subprocess.Popen(command, cwd=tmp_path, env=environment))
+                stack.callback(started[-1].kill)
+            assert [agent.wait(120) for agent in started] == [0] * agents
 
-    torchrun('train.py', config, '--work-dir', 'run', '--cfg-options', 'train_cfg.max_iters=2')
+    torchrun(2, 'train.py', config, '--work-dir', 'run', '--cfg-options', 'train_cfg.max_iters=2')
     assert last_checkpoint(tmp_path / 'run') == tmp_path / 'run' / 'iter_2.pth'
 
-    torchrun('test.py', config, trained / 'iter_4.pth', '--work-dir', 'test')
+    torchrun(1, 'test.py', config, trained / 'iter_4.pth', '--work-dir', 'test')
     two = json.loads((tmp_path / 'test' / 'metrics.json').read_text())
     one = runs.test(config, trained / 'iter_4.pth', work_dir=tmp_path / 'one')
     assert two.keys() == one.keys()

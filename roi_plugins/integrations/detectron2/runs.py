@@ -4,7 +4,7 @@ What differs from Detectron2's own tools: an evaluation leaves COCO predictions 
 the output folder (see :mod:`roi_plugins.evaluation`), once, at the end; the figures of the training,
 and of evaluations during it (``TEST.EVAL_PERIOD``, ``train.eval_period``), go to ``training.json``
 instead; nothing that was computed before is overwritten; and without a GPU the processes that
-``--num-gpus`` asks for work on the CPU.
+``--num-gpus`` asks for work on the CPU. ``torchrun`` may start the processes in Detectron2's place.
 
 ``python -m roi_plugins.integrations.detectron2.runs`` is the same as ``tools/detectron2/train_net.py``.
 """
@@ -12,9 +12,11 @@ instead; nothing that was computed before is overwritten; and without a GPU the 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -25,14 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import (
+    DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
 )
 from detectron2.engine import (
+    DEFAULT_TIMEOUT,
     AMPTrainer,
     SimpleTrainer,
     create_ddp_model,
@@ -59,7 +64,13 @@ from roi_plugins.evaluation import (
     written_aside,
 )
 from roi_plugins.evaluation import evaluate as compute_metrics
-from roi_plugins.integrations.weights import describe_misfit
+from roi_plugins.integrations.weights import (
+    check_pickle,
+    describe_misfit,
+    first_whole,
+    is_whole,
+    only_data,
+)
 
 from . import (
     POOLER_TYPES,
@@ -73,6 +84,8 @@ from . import (
 from .poolers import STOCK_POOLER_TYPES
 
 MODULE = 'roi_plugins.integrations.detectron2.runs'
+
+_PARTIAL = '.partial.'  # the start of the name of a checkpoint that is being written
 
 
 class RunError(RuntimeError):
@@ -112,15 +125,55 @@ class Run:
     eval_period: int
 
 
-class Checkpointer(DetectionCheckpointer):
-    """Detectron2's, but the file that names the last checkpoint is never half-written."""
+class DataCheckpointer(DetectionCheckpointer):
+    """Detectron2's, but a checkpoint that is damaged or holds more than data is a RunError."""
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            if filename.endswith('.pkl'):
+                check_pickle(filename)
+            elif not is_whole(filename):
+                raise RunError(f'the checkpoint {filename} is damaged: it is not as torch.save wrote it')
+            with only_data():
+                return super()._load_file(filename)
+        except pickle.UnpicklingError as error:
+            raise RunError(
+                f'the checkpoint {filename} was not loaded, for it is damaged or holds objects that could '
+                f'run code: {error}'
+            ) from error
+
+
+class Checkpointer(DataCheckpointer):
+    """Detectron2's, but no file is ever half-written, and damaged ones are passed over."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        try:
+            super().save(f'{_PARTIAL}{name}', **kwargs)
+        finally:
+            Path(self.save_dir, f'{_PARTIAL}{name}.pth').unlink(missing_ok=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        with written_aside(Path(self.save_dir) / 'last_checkpoint') as aside:
-            aside.write_text(last_filename_basename, encoding='utf-8')
+        """Of :meth:`save`, which has written the file."""
+        folder = Path(self.save_dir)
+        name = last_filename_basename.removeprefix(_PARTIAL)
+        with written_aside(folder / name) as aside:
+            os.replace(folder / last_filename_basename, aside)
+        with written_aside(folder / 'last_checkpoint') as aside:
+            aside.write_text(name, encoding='utf-8')
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        if not (resume and self.has_checkpoint()):
+            return super().resume_or_load(path, resume=resume)
+        named = Path(self.get_checkpoint_file())
+        saved = Path(self.save_dir).glob('model_*.pth')
+        older = sorted(saved, key=lambda path: path.stat().st_mtime, reverse=True)
+        try:
+            return self.load(str(first_whole(dict.fromkeys([named, *older]))))
+        except ValueError as error:
+            raise RunError(str(error)) from None
 
 
-class StrictCheckpointer(DetectionCheckpointer):
+class StrictCheckpointer(DataCheckpointer):
     """Detectron2's, but weights that are not the model's are a RunError."""
 
     def load(self, path: str) -> dict[str, Any]:
@@ -138,6 +191,19 @@ class StrictCheckpointer(DetectionCheckpointer):
             found.missing_keys, found.unexpected_keys, [name for name, *_ in found.incorrect_shapes]
         )
         return found
+
+
+class NamedImages:
+    """A dataset mapper whose error names the image that cannot be read."""
+
+    def __init__(self, mapper: Callable[[dict], Any]):
+        self._mapper = mapper
+
+    def __call__(self, sample: dict) -> Any:
+        try:
+            return self._mapper(sample)
+        except OSError as error:
+            raise OSError(f'the image {sample["file_name"]} cannot be read: {error}') from error
 
 
 class Predictions(DatasetEvaluator):
@@ -188,15 +254,15 @@ def read_config(path: str | Path, options: Sequence[str] = ()) -> CfgNode | Dict
         raise RunError(f'--config-file: the config {path!r} does not exist')
     try:
         return _read_lazy(path, options) if path.endswith('.py') else _read_yaml(path, options)
-    except (AssertionError, KeyError, ValueError, FileNotFoundError, ImportError) as error:
-        message = error.args[0] if error.args else error
+    except (AssertionError, KeyError, ValueError, FileNotFoundError, ImportError, yaml.YAMLError) as error:
+        message = error.args[0] if len(error.args) == 1 else error
         raise RunError(f'the config {path} cannot be read: {message}') from error
 
 
 def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     add_roi_plugins_config(cfg)
-    cfg.merge_from_file(path)
+    cfg.merge_from_file(path, allow_unsafe=False)
     if len(options) % 2:
         raise RunError(f'options: got {" ".join(options)!r}, expected pairs KEY VALUE')
     for key in options[::2]:
@@ -240,8 +306,10 @@ def _describe_yaml(cfg: CfgNode) -> Run:
         weights=cfg.MODEL.WEIGHTS,
         test_datasets=cfg.DATASETS.TEST,
         model=lambda: build_model(cfg),
-        train_loader=lambda: build_detection_train_loader(cfg),
-        test_loader=lambda: build_detection_test_loader(cfg, cfg.DATASETS.TEST[0]),
+        train_loader=lambda: build_detection_train_loader(cfg, mapper=NamedImages(DatasetMapper(cfg, True))),
+        test_loader=lambda: build_detection_test_loader(
+            cfg, cfg.DATASETS.TEST[0], mapper=NamedImages(DatasetMapper(cfg, False))
+        ),
         optimizer=lambda model: build_optimizer(cfg, model),
         scheduler=lambda optimizer: build_lr_scheduler(cfg, optimizer),
         max_iter=cfg.SOLVER.MAX_ITER,
@@ -258,6 +326,14 @@ def _describe_lazy(cfg: DictConfig) -> Run:
         cfg.optimizer.params.model = model
         return instantiate(cfg.optimizer)
 
+    def loader(node: DictConfig) -> Any:
+        if 'mapper' not in node:  # a loader of the user's own
+            return instantiate(node)
+        mapper = NamedImages(instantiate(node.mapper))
+        node = copy.deepcopy(node)  # what is saved is the config as it was given
+        node.mapper = mapper
+        return instantiate(node)
+
     if not torch.cuda.is_available():
         cfg.train.device = 'cpu'
     names = OmegaConf.select(cfg, 'dataloader.test.dataset.names', default=[])
@@ -267,8 +343,8 @@ def _describe_lazy(cfg: DictConfig) -> Run:
         weights=cfg.train.init_checkpoint,
         test_datasets=[names] if isinstance(names, str) else list(names),
         model=lambda: instantiate(cfg.model).to(cfg.train.device),
-        train_loader=lambda: instantiate(cfg.dataloader.train),
-        test_loader=lambda: instantiate(cfg.dataloader.test),
+        train_loader=lambda: loader(cfg.dataloader.train),
+        test_loader=lambda: loader(cfg.dataloader.test),
         optimizer=optimizer,
         # The hook makes a schedule of it that knows where the training stands.
         scheduler=lambda optimizer: instantiate(cfg.lr_multiplier),
@@ -438,6 +514,35 @@ def _check_processes(args: argparse.Namespace) -> None:
         )
 
 
+def _take_processes_from_torchrun(args: argparse.Namespace) -> None:
+    """Sets the numbers of machines and processes to those that torchrun has started."""
+    given = [args.num_gpus, args.num_machines, args.machine_rank]
+    if given != [1, 1, 0]:
+        raise RunError(
+            f'got --num-gpus {given[0]}, --num-machines {given[1]} and --machine-rank {given[2]}, but the '
+            'processes were started by torchrun, which says how many there are; leave these options out'
+        )
+    args.num_gpus = int(os.environ['LOCAL_WORLD_SIZE'])
+    args.num_machines = int(os.environ['GROUP_WORLD_SIZE'])
+    args.machine_rank = int(os.environ['GROUP_RANK'])
+
+
+def _work_under_torchrun(args: argparse.Namespace) -> None:
+    """What Detectron2's ``launch`` does in a process that it has started."""
+    on_gpu = torch.cuda.is_available()
+    torch.distributed.init_process_group('nccl' if on_gpu else 'gloo', timeout=DEFAULT_TIMEOUT)
+    try:
+        comm.create_local_process_group(args.num_gpus)
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        comm.synchronize()
+        _work(args)
+        # The first process still evaluates when the others are done, and torchrun ends all when one leaves.
+        comm.synchronize()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def _check(run: Run, args: argparse.Namespace) -> None:
     """Raises RunError where the run cannot be, before any process is started."""
     for name in run.test_datasets:
@@ -509,9 +614,16 @@ def _work(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: trains, then evaluates; with ``--eval-only``, evaluates."""
     args = default_argument_parser().parse_args(argv)
+    under_torchrun = torch.distributed.is_torchelastic_launched()
     try:
-        _check_processes(args)
+        if under_torchrun:
+            _take_processes_from_torchrun(args)
+        else:
+            _check_processes(args)
         _check(describe(read_config(args.config_file, args.opts)), args)
+        if under_torchrun:
+            _work_under_torchrun(args)
+            return 0
         launch(
             _work,
             args.num_gpus,

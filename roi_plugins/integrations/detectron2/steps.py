@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from .poolers import RoIPluginsPooler
-from .runs import describe, read_config
+from .runs import DataCheckpointer, describe, read_config
 
 EXTRACTOR_TYPES = (ROIPooler, RoIPluginsPooler)
 
@@ -37,7 +36,7 @@ def load_step(
     run = describe(cfg)
     torch.manual_seed(0)
     model = run.model()
-    DetectionCheckpointer(model).load(str(checkpoint))
+    DataCheckpointer(model).load(str(checkpoint))
     model.train()
     optimizer = run.optimizer(model)
     for group in optimizer.param_groups:

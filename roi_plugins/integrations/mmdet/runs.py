@@ -19,10 +19,12 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import mmcv.transforms
 import numpy as np
 import torch
+from mmdet.registry import TRANSFORMS
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -40,7 +42,13 @@ from roi_plugins.evaluation import (
     written_aside,
 )
 from roi_plugins.extractors import EXTRACTORS
-from roi_plugins.integrations.weights import describe_misfit
+from roi_plugins.integrations.weights import (
+    ARRAY_GLOBALS,
+    describe_misfit,
+    first_whole,
+    is_whole,
+    only_data,
+)
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -52,13 +60,58 @@ class RunError(RuntimeError):
 
 @register_backend('atomic_local', force=True)
 class AtomicLocalBackend(LocalBackend):
-    """MMEngine's local files, but written aside and renamed: an interrupted save leaves the old."""
+    """MMEngine's local files, but written aside and renamed: an interrupted save leaves the old.
+
+    So does what MMEngine removes before a save, to make room for it: it is removed after.
+    """
+
+    _outdated: ClassVar[list[str | Path]] = []
+
+    def remove(self, filepath: str | Path) -> None:
+        """Removes the file ``filepath`` once another one is written."""
+        self._outdated.append(filepath)
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Writes ``obj`` to the file ``filepath``, and makes its folder if needed."""
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
         with written_aside(filepath) as aside:
             aside.write_bytes(obj)
+        while self._outdated:
+            if (old := self._outdated.pop()) != filepath:
+                super().remove(old)
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
+    """MMCV's, but whatever is wrong with an image, the error names it."""
+
+    def transform(self, results: dict) -> dict | None:
+        try:
+            return super().transform(results)
+        except Exception as error:
+            raise OSError(f'the image {results["img_path"]} cannot be read: {error}') from error
+
+
+class RandomState(Hook):
+    """Lets a resumed training draw what it would have drawn: torch's random numbers, of the first process.
+
+    MMEngine goes on with the right data, but samples the boxes of the heads as at the start.
+    """
+
+    _state: list[torch.Tensor] | None = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint['random_state'] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if runner.cfg.get('resume'):
+            self._state = checkpoint.get('random_state')
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self._state and len(self._state) == 1 + torch.cuda.device_count():
+            torch.set_rng_state(self._state[0].cpu())
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._state[1:]])
+        self._state = None
 
 
 class CheckpointFits(Hook):
@@ -104,7 +157,8 @@ def train(
 
     Raises:
         RunError: an input is missing; the work directory holds checkpoints and ``resume`` is not
-            given; or a checkpoint to be resumed holds more than data.
+            given; or a checkpoint to be resumed is damaged or holds more than data. With ``'auto'``,
+            damaged ones are left out as long as there is one before.
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher)
     _check_data(cfg, 'train_dataloader', 'val_dataloader')
@@ -123,6 +177,10 @@ def train(
                 '--resume to continue it, or another --work-dir'
             )
     elif resume == 'auto':
+        try:
+            last = first_whole(_checkpoints(cfg.work_dir))
+        except ValueError as error:
+            raise RunError(str(error)) from None
         if last is not None:
             cfg.resume, cfg.load_from = True, str(last)
     else:
@@ -206,6 +264,11 @@ def test(
 
 def last_checkpoint(work_dir: str | Path) -> Path | None:
     """The newest checkpoint that a training has left in its work directory, if any."""
+    return next(iter(_checkpoints(work_dir)), None)
+
+
+def _checkpoints(work_dir: str | Path) -> list[Path]:
+    """The last one first."""
     work_dir = Path(work_dir)
     try:
         named = Path((work_dir / 'last_checkpoint').read_text(encoding='utf-8').strip())
@@ -213,10 +276,10 @@ def last_checkpoint(work_dir: str | Path) -> Path | None:
         named = Path()
     # MMEngine wrote an absolute path, which is wrong once the folder is moved; and it removes old
     # checkpoints before it writes this file, so that after a crash the named one may be gone.
+    saved = {*work_dir.glob('iter_*.pth'), *work_dir.glob('epoch_*.pth')}
     if (work_dir / named.name).is_file():
-        return work_dir / named.name
-    saved = [*work_dir.glob('iter_*.pth'), *work_dir.glob('epoch_*.pth')]
-    return max(saved, key=lambda path: path.stat().st_mtime, default=None)
+        saved.add(work_dir / named.name)
+    return sorted(saved, key=lambda path: (path.name == named.name, path.stat().st_mtime), reverse=True)
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -225,19 +288,12 @@ def allow_mmengine_checkpoints() -> None:
     That is the history of the logged values: numpy arrays and :class:`HistoryBuffer`. The safe
     unpickler stays on; all that is allowed here holds data and runs no code of the file's choice.
     """
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
             (_history_statistic, 'builtins.getattr'),
-            np.ndarray,
-            np.dtype,
             *(type(np.dtype(code)) for code in '?bBhHiIlLqQefd'),
-            *(
-                (function, f'{module}.{function.__name__}')
-                for function in (multiarray._reconstruct, multiarray.scalar)
-                for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
-            ),
+            *((value, name) for name, value in ARRAY_GLOBALS.items()),
         ]
     )
 
@@ -263,11 +319,14 @@ def _run(cfg: Config, phase: str) -> None:
             f'{error.args[0]}\nOurs are {", ".join(f"{name}RoIExtractor" for name in EXTRACTORS)}, found '
             "through custom_imports = dict(imports=['roi_plugins.integrations.mmdet'])"
         ) from error
-    if phase == 'test':
+    if phase == 'train':
+        runner.register_hook(RandomState())
+    else:
         # After the hooks that change what is loaded, such as the EMA's.
         runner.register_hook(CheckpointFits(), 'LOWEST')
     try:
-        getattr(runner, phase)()
+        with only_data():
+            getattr(runner, phase)()
     except pickle.UnpicklingError as error:
         if not cfg.load_from:  # it is of the config's own pretrained weights
             raise
@@ -340,6 +399,8 @@ def _read_config(
 def _check_file(path: str | Path, what: str) -> str | Path:
     if '://' not in str(path) and not Path(path).is_file():
         raise RunError(f'the {what} {path} does not exist')
+    if what == 'checkpoint' and '://' not in str(path) and not is_whole(path):
+        raise RunError(f'the checkpoint {path} is damaged: it is not as torch.save wrote it')
     return path
 
 

@@ -14,6 +14,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
+from roi_plugins.integrations.weights import only_data
+
 from . import MMDetRoIExtractor
 from .runs import allow_mmengine_checkpoints
 
@@ -27,7 +29,8 @@ def load_step(
     cfg = Config.fromfile(config)
     model, step = build_step(cfg, device, num_batches=1, learns=False)
     allow_mmengine_checkpoints()
-    load_checkpoint(model, str(checkpoint), map_location='cpu', strict=True, logger='silent')
+    with only_data():
+        load_checkpoint(model, str(checkpoint), map_location='cpu', strict=True, logger='silent')
     return model, step
 
 
