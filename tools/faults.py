@@ -36,7 +36,7 @@ RESULTS = ('cell.json', 'metrics.json', 'predictions.bbox.json', 'predictions.se
 RESUMED = re.compile(
     r'Advance dataloader \d+ steps|Starting training from iteration [1-9]|resumed from step \d+'
 )
-STEPS = 40
+STEPS = 200
 
 
 def main() -> int:
@@ -83,7 +83,7 @@ def write_plan(folder: Path) -> Path:
     options = {
         'mmdet': {
             'train_cfg.max_iters': STEPS,
-            'default_hooks.checkpoint.interval': 5,
+            'default_hooks.checkpoint.interval': 20,
             'train_dataloader.batch_size': 4,
             'train_dataloader.dataset.data_root': f'{data}/',
             'test_dataloader.dataset.data_root': f'{data}/',
@@ -91,7 +91,7 @@ def write_plan(folder: Path) -> Path:
         },
         'detectron2': {
             'train.max_iter': STEPS,
-            'train.checkpointer.period': 5,
+            'train.checkpointer.period': 20,
             'dataloader.train.total_batch_size': 4,
         },
     }
@@ -144,9 +144,8 @@ def disturb(
                 with contextlib.suppress(psutil.TimeoutExpired):
                     runner.wait(rng.uniform(0, longest_wait))
                     break
-                victim = kill(runner, rng.choice(VICTIMS))
-                counts['kills'] += victim is not None
-                counts[f'kills of {victim}'] += victim is not None
+                if victim := kill(runner, rng.choice(VICTIMS)):
+                    counts.update(['kills', f'kills of {victim}'])
                 check(work_dir, finished, violations)
             code = runner.wait()
             check(work_dir, finished, violations)

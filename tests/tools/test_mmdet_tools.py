@@ -81,7 +81,10 @@ def test_resume_goes_on_from_a_checkpoint(config, trained, tmp_path):
     assert len(losses(tmp_path / 'iter_4.pth')) == 4
     assert losses(tmp_path / 'iter_4.pth') == losses(trained / 'iter_4.pth')
 
-    # 'auto' finds the last one of the work directory, and goes on to more steps than before.
+    # 'auto' finds the last one of the work directory: nothing is left to do, or more steps than before.
+    before = sorted(tmp_path.rglob('*'))
+    train(config, work_dir=tmp_path, resume='auto')
+    assert sorted(tmp_path.rglob('*')) == before
     train(config, work_dir=tmp_path, resume='auto', cfg_options={'train_cfg.max_iters': 5})
     assert losses(tmp_path / 'iter_5.pth')[:4] == losses(tmp_path / 'iter_4.pth')
 

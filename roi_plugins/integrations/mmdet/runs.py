@@ -182,6 +182,10 @@ def train(
         except ValueError as error:
             raise RunError(str(error)) from None
         if last is not None:
+            ends = [f'{unit}_{cfg.train_cfg.get(f"max_{unit}s")}' for unit in ('iter', 'epoch')]
+            if last.stem in ends:  # MMEngine would load the data of all steps, to skip them
+                print(f'{last} is of the last step: nothing is left to train')
+                return
             cfg.resume, cfg.load_from = True, str(last)
     else:
         cfg.resume, cfg.load_from = True, str(_check_file(resume, 'checkpoint'))
