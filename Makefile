@@ -2,6 +2,8 @@
 # make test   sets up what is missing, then runs all tests
 # make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
 # make sanitize   the op's tests with the address and undefined-behaviour sanitizers
+# make fuzz       random calls of the op with the same sanitizers, against the reference
+# make soak       10,000 calls of the op, forward and backward, whose memory has to stay where it was
 # make demo FRAMEWORK=detectron2   the same in Detectron2; the default is mmdet
 # All are safe to repeat; what is there already is not done again.
 
@@ -14,7 +16,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test benchmark sanitize setup lint clean
+.PHONY: demo test benchmark sanitize fuzz soak setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -30,6 +32,13 @@ test: setup
 # Five to ten minutes on two cores; the library in use is left as it is.
 sanitize: setup
 	@VENV=$(VENV) bash tools/sanitize.sh
+
+# Half an hour or more on two idle cores. FUZZ='--calls N --seed N' for others, or fewer.
+fuzz: setup
+	@VENV=$(VENV) bash tools/fuzz.sh $(FUZZ)
+
+soak: setup
+	@ROI_PLUGINS_SOAK=10000 OMP_NUM_THREADS=1 $(PY) -m pytest -s tests/ops/test_long_runs.py -k memory
 
 # Into a directory that is new each time: results are never overwritten.
 benchmark: setup
