@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
@@ -110,16 +110,12 @@ def check(folder, name, content):
     return errors
 
 
-many = settings(max_examples=2 * settings().max_examples)
-
-
 def test_undamaged(originals):
     folder, trees = originals
     for name in FILES:
         assert not check(folder, name, json.dumps(trees[name]).encode())
 
 
-@many
 @given(st.sampled_from(FILES), st.data())
 def test_anything_in_the_place_of_something(originals, name, data):
     folder, trees = originals
@@ -135,7 +131,6 @@ def test_anything_in_the_place_of_something(originals, name, data):
     check(folder, name, json.dumps(tree[0]).encode())
 
 
-@many
 @given(st.sampled_from(FILES), st.data())
 def test_damaged_bytes(originals, name, data):
     folder, trees = originals

@@ -17,7 +17,7 @@ from cases import METHODS, fitted, random_map, random_rois
 
 from roi_plugins.ops import roi_extract
 
-CALLS = int(os.environ.get('ROI_PLUGINS_SOAK', '700'))
+CALLS = int(os.environ.get('ROI_PLUGINS_SOAK', '500'))
 NAMES = ['align-avg', 'align-max', 'pool-round-max', 'integral', 'rotated-max', 'deformable', 'ps-align']
 
 
