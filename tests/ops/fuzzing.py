@@ -8,6 +8,7 @@ exist. Where the reference refuses a call the op has to, and elsewhere:
 
 - Both compute where to read in the same type, but not all in the same order. So a position may be off by some
   roundings of the largest coordinate, and a value by that times a slope: as in `test_roi_extract.py`.
+  Of an integral it is that over the size of a bin.
 - Where that decides (a sample at the border, one more sample, a slope that changes at a cell, a bin too small
   for its type) no such bound holds. So a disagreement is only one if the op is further from the reference
   than the reference itself moves where its boxes move by that much. Those that were not are counted.
@@ -311,7 +312,12 @@ class Check:
         self.reach, self.position_error = reach, 16 * self.rounding * reach
         values = [torch.where(map_.isfinite(), map_, 0).abs().max() for map_ in call.maps if map_.numel()]
         self.highest = float(max(values, default=0))
-        self.value_error = self.position_error * self.highest
+        self.weight_error = self.position_error
+        if call.reduction == 'integral':  # a mean is divided by the size of its bin
+            sides = box[:, 2:4] if rois.shape[1] == 6 else box[:, 2:4] - box[:, :2]
+            bins = sides.abs() * self.scale[:, None] / torch.tensor(call.options['output_size'][::-1])
+            self.weight_error = self.position_error * (1 + 1 / torch.where(bins > 0, bins, 1).amin(1))
+        self.value_error = self.weight_error * self.highest
 
     def compare(self, name, got, want, error, roundings):
         """Holds (K, ...) results against the reference's, where they have parity."""
@@ -405,7 +411,7 @@ class Check:
         call = self.call
         got = call.backward(OPS.roi_extract_backward, winner, grad)
         want = call.backward(reference.extract_backward, winner, grad)
-        error = 2 * self.position_error.max() if len(call.rois) else torch.tensor(0.0)
+        error = 2 * self.weight_error.max() if len(call.rois) else torch.tensor(0.0)
         for i, (of_op, of_reference) in enumerate(zip(got, want, strict=True)):
             assert (of_op.shape, of_op.dtype) == (of_reference.shape, of_reference.dtype)
             if self.is_close(of_op, of_reference, error, 1).all():
@@ -418,11 +424,7 @@ class Check:
         call = self.call
         got = call.backward_rois(OPS.roi_extract_backward_rois, winner, grad)
         want = call.backward_rois(reference.extract_backward_rois, winner, grad)
-        slope_error = 8 * self.position_error[:, None] * self.highest
-        if call.reduction == 'integral':  # that of a mean is a difference over the size of a bin
-            sides = (call.rois[:, 3:5] - call.rois[:, 1:3]).double().abs() * self.scale[:, None]
-            bins = sides / torch.tensor(call.options['output_size'][::-1])
-            slope_error = slope_error * (1 + 1 / torch.where(bins > 0, bins, 1).amin(1, keepdim=True))
+        slope_error = 8 * self.value_error[:, None]
         total = grad.double().abs().flatten(1).sum(1, keepdim=True)
         levers = self.scale[:, None].expand(got[0].shape).clone()
         levers[:, 5:] = self.reach[:, None] / 57
