@@ -3,6 +3,8 @@
 # make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
 # make sanitize   the op's tests with the address and undefined-behaviour sanitizers
 # make faults   kills a shortened ablation at 20 random moments and checks that nothing is lost
+# make fuzz   random calls of the op with the same sanitizers, against the reference
+# make soak   10,000 calls of the op, forward and backward, whose memory has to stay where it was
 # make demo FRAMEWORK=detectron2   the same in Detectron2; the default is mmdet
 # All are safe to repeat; what is there already is not done again.
 
@@ -15,7 +17,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test benchmark sanitize faults setup lint clean
+.PHONY: demo test benchmark sanitize faults fuzz soak setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -35,6 +37,13 @@ sanitize: setup
 # Half an hour on two cores.
 faults: setup
 	@OMP_NUM_THREADS=1 $(PY) tools/faults.py --work-dir work_dirs/faults/$$(date +%Y%m%d-%H%M%S)
+
+# Half an hour or more on two idle cores. FUZZ='--calls N --seed N' for others, or fewer.
+fuzz: setup
+	@VENV=$(VENV) bash tools/fuzz.sh $(FUZZ)
+
+soak: setup
+	@ROI_PLUGINS_SOAK=10000 OMP_NUM_THREADS=1 $(PY) -m pytest -s tests/ops/test_long_runs.py -k memory
 
 # Into a directory that is new each time: results are never overwritten.
 benchmark: setup

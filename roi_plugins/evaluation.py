@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
 import platform
+import reprlib
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib import metadata
@@ -87,6 +88,8 @@ def match_predictions(
         raise ValueError(f'iou_type is {iou_type!r}; expected one of {", ".join(EVALUATIONS)}')
     coco = ann_file if isinstance(ann_file, COCO) else load_annotations(ann_file)
     results = read_predictions(coco, predictions, iou_type)
+    if iou_type != 'bbox':
+        _check_outlines(coco)
     with contextlib.redirect_stdout(io.StringIO()):
         return match(coco, load_results(coco, results), iou_type)
 
@@ -155,14 +158,10 @@ def load_annotations(ann_file: str | Path) -> COCO:
         raise EvaluationError(
             f'{ann_file}: not COCO annotations; expected an object with {", ".join(parts)}'
         )
-    required = {'id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd'}
-    for annotation in dataset['annotations']:
-        if missing := required - annotation.keys():
-            raise EvaluationError(
-                f'{ann_file}: annotation {annotation.get("id")} lacks {", ".join(sorted(missing))}'
-            )
+    _check_annotations(dataset, ann_file)
     coco = COCO()
     coco.dataset = dataset
+    coco.source = str(ann_file)  # for messages
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
@@ -227,7 +226,7 @@ def read_json(path: str | Path, what: str) -> Any:
         raise EvaluationError(f'{path}: the {what} does not exist') from None
     except OSError as error:
         raise EvaluationError(f'{path}: the {what} cannot be read: {error.strerror}') from None
-    except ValueError as error:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
         raise EvaluationError(f'{path}: the {what} is not JSON: {error}') from None
 
 
@@ -252,6 +251,63 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def _check_annotations(dataset: dict, ann_file: str | Path) -> None:
+    required = {
+        'images': ('id',),
+        'categories': ('id',),
+        'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd'),
+    }
+    for part, keys in required.items():
+        if not isinstance(dataset[part], list):
+            raise EvaluationError(f'{ann_file}: {part} is {_brief(dataset[part])}; expected a list')
+        for index, entry in enumerate(dataset[part]):
+            where = f'{ann_file}: {part}[{index}]'
+            if not isinstance(entry, dict):
+                raise EvaluationError(f'{where} is {_brief(entry)}; expected an object')
+            if missing := [key for key in keys if key not in entry]:
+                raise EvaluationError(f'{where} lacks {", ".join(missing)}')
+            for key in keys:
+                if key.endswith('id') and not isinstance(entry[key], int):
+                    raise EvaluationError(f'{where} has {key} {_brief(entry[key])}; expected a whole number')
+    for index, category in enumerate(dataset['categories']):
+        if not isinstance(category.get('name', ''), str):
+            name = _brief(category['name'])
+            raise EvaluationError(f'{ann_file}: categories[{index}] has name {name}; expected a string')
+    categories = {category['id'] for category in dataset['categories']}
+    for index, annotation in enumerate(dataset['annotations']):
+        where = f'{ann_file}: annotations[{index}]'
+        if annotation['category_id'] not in categories:
+            raise EvaluationError(
+                f'{where} has category_id {annotation["category_id"]}, which is not among the categories'
+            )
+        if not _is_box(annotation['bbox']) or not _is_finite(annotation['area']):
+            raise EvaluationError(
+                f'{where} has bbox {_brief(annotation["bbox"])} and area {_brief(annotation["area"])}; '
+                'expected four finite numbers x, y, w, h and one'
+            )
+        if annotation['iscrowd'] not in (0, 1):
+            raise EvaluationError(f'{where} has iscrowd {_brief(annotation["iscrowd"])}; expected 0 or 1')
+
+
+def _check_outlines(coco: COCO) -> None:
+    """What COCO's evaluation of masks needs of the objects, which that of boxes does not."""
+    source = getattr(coco, 'source', 'annotations')
+    for annotation in coco.anns.values():
+        outline, image = annotation.get('segmentation'), coco.imgs.get(annotation['image_id'])
+        if isinstance(outline, dict):
+            size = outline.get('size')
+            valid = _is_size(size) and _cells_of_rle(outline.get('counts')) == size[0] * size[1]
+        else:
+            valid = isinstance(outline, list) and outline and all(map(_is_polygon, outline))
+        if not valid:
+            raise EvaluationError(
+                f'{source}: annotation {annotation["id"]} has the segmentation {_brief(outline)}; '
+                'expected polygons or RLE'
+            )
+        if image is not None and not _is_size([image.get('height'), image.get('width')]):
+            raise EvaluationError(f'{source}: image {image["id"]} has no height and width')
+
+
 def _check_predictions(
     coco: COCO, predictions: Any, iou_type: str, keys: Sequence[str], source: str
 ) -> None:
@@ -265,26 +321,27 @@ def _check_predictions(
             raise EvaluationError(f'{where} is not an object with {", ".join(keys)}')
         if missing := [key for key in keys if key not in prediction]:
             raise EvaluationError(f'{where} lacks {", ".join(missing)}')
-        image = coco.imgs.get(prediction['image_id'])
+        image_id, category_id = prediction['image_id'], prediction['category_id']
+        image = coco.imgs.get(image_id) if _is_finite(image_id) else None
         if image is None:
             raise EvaluationError(
-                f'{where} is for image_id {prediction["image_id"]!r}, which the annotations do not '
+                f'{where} is for image_id {_brief(image_id)}, which the annotations do not '
                 'have: these are predictions for another dataset'
             )
-        if prediction['category_id'] not in coco.cats:
+        if not _is_finite(category_id) or category_id not in coco.cats:
             raise EvaluationError(
-                f'{where} has category_id {prediction["category_id"]!r}, which the annotations do '
+                f'{where} has category_id {_brief(category_id)}, which the annotations do '
                 'not have: map the labels of the model to their category ids'
             )
         if not _is_finite(prediction['score']):
             raise EvaluationError(
-                f'{where} has score {prediction["score"]!r}; expected a finite number'
+                f'{where} has score {_brief(prediction["score"])}; expected a finite number'
             )
         if iou_type == 'bbox':
             bbox = prediction['bbox']
-            if not isinstance(bbox, (list, tuple)) or [*map(_is_finite, bbox)] != [True] * 4:
+            if not _is_box(bbox):
                 raise EvaluationError(
-                    f'{where} has bbox {bbox!r}; expected four finite numbers x, y, w, h'
+                    f'{where} has bbox {_brief(bbox)}; expected four finite numbers x, y, w, h'
                 )
         else:
             _check_mask(prediction['segmentation'], image, where)
@@ -297,14 +354,62 @@ def _check_mask(rle: Any, image: dict, where: str) -> None:
             'expected {"size": [h, w], "counts": "..."}'
         )
     size = [image.get('height'), image.get('width')]
-    if rle.get('size') != size:
+    if not _is_size(size) or rle.get('size') != size:
         raise EvaluationError(
-            f'{where} has a mask of size {rle.get("size")}; image {image["id"]} has {size} (h, w)'
+            f'{where} has a mask of size {_brief(rle.get("size"))}; image {image["id"]} has {size} (h, w)'
         )
 
 
+    if _cells_of_rle(rle['counts']) != size[0] * size[1]:
+        raise EvaluationError(f'{where} has a damaged mask: its counts are not of {size} (h, w)')
+
+
+def _cells_of_rle(counts: Any) -> int | None:
+    """How many cells a mask has by its run lengths, a list or compressed; None if they are none.
+
+    pycocotools believes what it is given: damaged counts make it hang, or read what is not its own.
+    """
+    if isinstance(counts, list):
+        return sum(counts) if all(isinstance(n, int) and n >= 0 for n in counts) else None
+    if not isinstance(counts, (str, bytes)):
+        return None
+    text = counts.encode() if isinstance(counts, str) else counts
+    # LEB128 with six bits a character, which tell the difference to the last but one from the fourth on.
+    digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        return None
+    ends = np.flatnonzero(digits & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:
+        return None
+    runs = np.add.reduceat((digits & 31) << 5 * place, starts)
+    runs -= (digits[ends] & 16 > 0) * (1 << 5 * (place[ends] + 1))
+    for chain in (runs[1::2], runs[2::2]):
+        np.cumsum(chain, out=chain)
+    return int(runs.sum()) if runs.min() >= 0 else None
+
+
 def _is_finite(number: Any) -> bool:
-    return isinstance(number, (int, float)) and math.isfinite(number)
+    # Integers of any size are JSON; those beyond a double are not to be computed with.
+    return isinstance(number, (int, float)) and abs(number) <= sys.float_info.max
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, (list, tuple)) and len(box) == 4 and all(map(_is_finite, box))
+
+
+def _is_polygon(polygon: Any) -> bool:
+    return isinstance(polygon, list) and len(polygon) >= 4 and all(map(_is_finite, polygon))
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
+
+
+def _brief(value: Any) -> str:
+    """For messages: damaged files hold values of any length."""
+    return reprlib.repr(value)
 
 
 def _no_detections(coco: COCO) -> COCO:

@@ -1,49 +1,9 @@
 #!/usr/bin/env bash
-# The op's tests against kernels compiled with the address and undefined-behaviour sanitizers, in a copy of
-# the tree, so that the library in use stays what it is. The first finding stops the run.
+# The op's tests against kernels compiled with the address and undefined-behaviour sanitizers
+# (tools/sanitizers.sh). The first finding stops the run.
 #
-#   VENV  the virtual environment (.venv)        further arguments go to pytest
+#   VENV  the virtual environment (.venv)        arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-VENV=$(realpath "${VENV:-.venv}")
-COPY=build/sanitize
-# float-cast-overflow is in neither group: coordinates become indices by such casts.
-FLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all'
-
-rm -rf "$COPY"
-mkdir -p "$COPY"
-cp -r roi_plugins tests setup.py setup.cfg pyproject.toml README.md "$COPY"
-cd "$COPY"
-rm -f roi_plugins/ops/_C.so
-
-echo "building the op with sanitizers (log: $COPY/build.log)"
-export PATH="$VENV/bin:$PATH" ROI_PLUGINS_CUDA=0 ROI_PLUGINS_REQUIRE_EXTENSION=1
-if ! ROI_PLUGINS_CXXFLAGS=$FLAGS LDFLAGS=$FLAGS \
-  python setup.py build_ext --inplace >build.log 2>&1; then
-  tail -n 20 build.log >&2
-  exit 1
-fi
-if ! nm -D roi_plugins/ops/_C.so | grep __asan_report >/dev/null; then  # -q would end nm early
-  echo "$COPY/roi_plugins/ops/_C.so was built without the sanitizers; see ROI_PLUGINS_CXXFLAGS in setup.py" >&2
-  exit 1
-fi
-
-# The CUDA kernels' source, which one of the tests compiles as C++, gets the same flags.
-printf '#!/bin/sh\nexec %s %s "$@"\n' "${CXX:-c++}" "$FLAGS" >c++
-chmod +x c++
-export CXX=$PWD/c++
-
-library() { "$CXX" -print-file-name="$1"; }
-# Python itself is not instrumented: the runtime must be there before it, and before it the C++ library's
-# exceptions, which it wraps.
-export LD_PRELOAD="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so)"
-# Leaks: Python frees little at its end. Fresh memory is filled with NaN, so that reading it shows. A report
-# goes to a file, because pytest holds what a dying test wrote.
-export ASAN_OPTIONS=detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1073741824:log_path=$PWD/report
-export UBSAN_OPTIONS=print_stacktrace=1:log_path=$PWD/report
-export OMP_NUM_THREADS=1
-if ! python -m pytest -n 2 -x -r fE tests/ops "$@"; then
-  cat report.* 2>/dev/null >&2
-  exit 1
-fi
+. tools/sanitizers.sh
+sanitized python -m pytest -n 2 -x -r fE tests/ops "$@"

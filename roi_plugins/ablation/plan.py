@@ -131,7 +131,8 @@ def load_plan(path: str | os.PathLike) -> Plan:
         tree = yaml.safe_load(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise PlanError(f'{path}: the plan does not exist') from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        # ValueError: not UTF-8, a date that is none, more digits than a number may have.
         raise PlanError(f'{path}: the plan cannot be read: {error}') from None
     try:
         return _parse(tree, path.parent)
@@ -215,7 +216,7 @@ def _parse(tree: Any, folder: Path) -> Plan:
         for extractor in extractors
     )
     for cell in cells:
-        if not cell.config.is_file():
+        if not os.path.isfile(cell.config):  # Path.is_file raises on a path that is too long
             raise PlanError(
                 f'configs.{cell.config_name}.path with the extractor {cell.extractor}: there is no '
                 f'config {cell.config}'
@@ -239,7 +240,7 @@ def _check_config(name: Any, config: Any, extractors: Sequence, seeds: Sequence)
         required=('framework', 'path'),
         optional=('cfg_options', 'checkpoints', 'zoo_time'),
     )
-    if config['framework'] not in FRAMEWORKS:
+    if config['framework'] not in list(FRAMEWORKS):  # what has no hash is none of them either
         raise PlanError(
             f'{where}.framework is {config["framework"]!r}; expected one of {", ".join(FRAMEWORKS)}'
         )

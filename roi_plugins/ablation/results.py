@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -101,7 +102,7 @@ def _read_cells(
             if (cell / METRICS_FILE).is_file():
                 found.runs.append(_read_run(cell, ann_file))
             else:
-                state = _read_record(cell / CELL_FILE, 'state')['state']
+                state = _read_record(cell / CELL_FILE, state=str)['state']
                 found.notes.append(f'{cell}: not finished (state: {state}); left out')
         except EvaluationError as error:
             found.problems.append(str(error))
@@ -110,7 +111,7 @@ def _read_cells(
 def _when_started(cell: Path) -> tuple[str, str]:
     """Sorts cells as their plan does, which runs them one after the other."""
     try:
-        return str(_read_record(cell / CELL_FILE, 'started')['started']), cell.name
+        return _read_record(cell / CELL_FILE, started=str)['started'], cell.name
     except EvaluationError:  # reported where the cell is read
         return '', cell.name
 
@@ -120,14 +121,14 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
         raise EvaluationError(
             f'{run_dir}: no {METRICS_FILE}, here or one level below: the run is not evaluated yet'
         )
-    record = _read_record(run_dir / METRICS_FILE, 'framework', 'ann_file', 'predictions')
+    record = _read_record(run_dir / METRICS_FILE, framework=str, ann_file=str, predictions=dict)
     labels = {'extractor': run_dir.resolve().name, 'config_name': '', 'seed': None}
     if (run_dir / CELL_FILE).is_file():
-        labels = _read_record(run_dir / CELL_FILE, *labels)
+        labels = _read_record(run_dir / CELL_FILE, extractor=str, config_name=str, seed=int)
         trained_with = read_json(run_dir / CELL_FILE, 'record').get('trained_with')
         if trained_with:
             labels['config_name'] += f', trained with {trained_with}'
-    if not (isinstance(record['predictions'], dict) and record['predictions']):
+    if not record['predictions']:
         raise EvaluationError(f'{run_dir / METRICS_FILE}: names no predictions')
     predictions = {}
     for iou_type, name in record['predictions'].items():
@@ -141,12 +142,12 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
                 f'{run_dir / METRICS_FILE}: names the predictions {name!r}; expected a file beside it'
             )
         predictions[iou_type] = run_dir / name
-        if not predictions[iou_type].is_file():
+        if not os.path.isfile(predictions[iou_type]):
             raise EvaluationError(
                 f'{predictions[iou_type]}: the predictions that {METRICS_FILE} names are missing'
             )
     recorded = Path(record['ann_file'])
-    if ann_file is None and not recorded.is_file():
+    if ann_file is None and not os.path.isfile(recorded):  # Path.is_file raises on too long a path
         raise EvaluationError(
             f'{run_dir}: was evaluated on {recorded}, which is not there; '
             'say where its annotations are with --ann-file'
@@ -189,12 +190,19 @@ def _iou_types(path: Path) -> list[str]:
     return ['bbox']
 
 
-def _read_record(path: Path, *keys: str) -> dict[str, Any]:
+_KINDS = {str: 'a string', int: 'a whole number', dict: 'an object'}
+
+
+def _read_record(path: Path, **keys: type) -> dict[str, Any]:
+    """What a record has under these keys, each of a type."""
     record = read_json(path, 'record')
     if not isinstance(record, dict) or record.get('format') != 1:
         raise EvaluationError(f'{path}: not a record of format 1, which this version reads')
     if missing := [key for key in keys if key not in record]:
         raise EvaluationError(f'{path}: lacks {", ".join(missing)}')
+    for key, kind in keys.items():
+        if not isinstance(record[key], kind):
+            raise EvaluationError(f'{path}: {key} is {reprlib.repr(record[key])}; expected {_KINDS[kind]}')
     return {key: record[key] for key in keys}
 
 

@@ -169,6 +169,12 @@ class RoIExtractor(nn.Module):
         )
 
 
+def check_channels(channels: int, name: str = 'channels') -> None:
+    """Raises ValueError on what is no number of channels."""
+    valid = isinstance(channels, Integral) and not isinstance(channels, bool) and channels > 0
+    expect(valid, name, repr(channels), 'a positive whole number')
+
+
 def _check_types(
     output_size, featmap_strides, sampling_ratio, aligned, min_samples, max_samples
 ) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.jit import Final
 
 from ..ops import assign_levels_mmdet
-from .base import LevelRule, RoIExtractor
+from .base import LevelRule, RoIExtractor, check_channels
 
 
 class ContentAdaptive(RoIExtractor):
@@ -45,6 +45,7 @@ class ContentAdaptive(RoIExtractor):
         )
         # No bias, which would cancel out. No initialisation either: it would draw random numbers, and models
         # of one seed should start from the same weights, whatever their extractor.
+        check_channels(channels)
         self.importance = nn.utils.skip_init(nn.Conv2d, channels, 1, 1, bias=False)
         nn.init.zeros_(self.importance.weight)
 

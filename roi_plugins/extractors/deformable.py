@@ -8,7 +8,7 @@ from torch.jit import Final
 
 from ..ops import assign_levels_mmdet
 from ..ops.checks import expect
-from .base import LevelRule, RoIExtractor
+from .base import LevelRule, RoIExtractor, check_channels
 
 
 class Deformable(RoIExtractor):
@@ -48,6 +48,7 @@ class Deformable(RoIExtractor):
             level_rule=level_rule,
         )
         expect(isinstance(modulated, bool), 'modulated', repr(modulated), 'True or False')
+        check_channels(channels)
         self.modulated = modulated
         # No initialisation of its own, which would draw random numbers: models of one seed should start from
         # the same weights, whatever their extractor.

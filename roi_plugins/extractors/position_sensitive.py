@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..ops import assign_levels_mmdet
 from ..ops.checks import expect
-from .base import LevelRule, RoIExtractor
+from .base import LevelRule, RoIExtractor, check_channels
 
 
 class PositionSensitive(RoIExtractor):
@@ -44,7 +44,8 @@ class PositionSensitive(RoIExtractor):
             level_rule=level_rule,
         )
         self.depth = channels if depth is None else depth
-        expect(self.depth > 0, 'depth', depth, 'a positive number of channels')
+        check_channels(channels)
+        check_channels(self.depth, 'depth')
         height, width = self.output_size
         self.score = nn.Conv2d(channels, self.depth * height * width, 1)
 
