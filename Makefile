@@ -2,6 +2,8 @@
 # make test   sets up what is missing, then runs all tests
 # make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
 # make sanitize   the op's tests with the address and undefined-behaviour sanitizers
+# make wheel   a wheel for TORCH (that of requirements.txt) into dist/, tried where nothing else is installed
+# make matrix   builds and tests under many torches, Pythons and frameworks; docs/matrix/ says what came of it
 # make demo FRAMEWORK=detectron2   the same in Detectron2; the default is mmdet
 # All are safe to repeat; what is there already is not done again.
 
@@ -14,7 +16,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test benchmark sanitize setup lint clean
+.PHONY: demo test benchmark sanitize wheel matrix setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -34,6 +36,13 @@ sanitize: setup
 # Into a directory that is new each time: results are never overwritten.
 benchmark: setup
 	@$(PY) tools/benchmark.py --out work_dirs/benchmark/$$(date +%Y%m%d-%H%M%S)
+
+wheel: setup
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) tools/wheels.py $(if $(TORCH),--torch $(TORCH))
+
+# An hour or two on two cores; 6 GB of disk for each torch.
+matrix: setup
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) tools/matrix.py -n 2
 
 lint: setup
 	@$(PY) -m ruff check
