@@ -29,15 +29,20 @@ OPERATORS = Path(os.environ.get('ROI_PLUGINS_WHEELS', Path.home() / '.cache/roi_
 """Where the compiled operators of MMCV are kept, as tools/setup.sh does."""
 
 FRAMEWORKS = {
-    '': ([], 'tests/ops'),
-    'openmmlab': (['mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0'], 'tests/integrations/test_mmdet.py'),
-    'onedl': (
-        ['onedl-mmengine==0.10.12', 'onedl-mmcv==2.3.6', 'onedl-mmdetection==3.5.1'],
+    '': ([], [], 'tests/ops'),
+    'openmmlab': (
+        ['mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0'],
+        ['addict', 'opencv-python-headless', 'terminaltables', 'yapf'],
         'tests/integrations/test_mmdet.py',
     ),
-    'detectron2': (['sal-detectron2==0.7.2'], 'tests/integrations/test_detectron2.py'),
+    'onedl': (
+        ['onedl-mmengine==0.10.12', 'onedl-mmcv==2.3.6', 'onedl-mmdetection==3.5.1'],
+        ['addict', 'imaug', 'opencv-python-headless', 'terminaltables', 'yapf'],
+        'tests/integrations/test_mmdet.py',
+    ),
+    'detectron2': (['sal-detectron2==0.7.2'], [], 'tests/integrations/test_detectron2.py'),
 }
-"""Packages, and the tests of what is written for them."""
+"""Packages, what they need beyond the `detectron2` extra, and the tests of what is written for them."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,10 @@ COMBINATIONS = [
 ]
 
 
-def install_framework(folder, packages):
-    """With the versions of requirements.txt, and MMCV with its operators compiled."""
-    ours = {re.split('[=<>]', package)[0] for package in packages}
-    skipped = re.compile('torch|nvidia|cuda|triton|setuptools|mm(engine|cv|det)|sal-detectron2')
-    pins = [pin for pin in (ROOT / 'requirements.txt').read_text().splitlines() if not pin.startswith('#')]
-    install(folder, '--no-deps', *(pin for pin in pins if not skipped.match(pin)))
+def install_framework(folder, wheel, packages, needs):
+    """Their own lists would bring the OpenCV that needs system libraries, and MMCV without its operators."""
+    install(folder, f'{wheel}[detectron2]', *needs)
     for package in packages:
-        if 'mmcv' in package:
-            package = mmcv_with_operators(folder, package)
         if 'detectron2' in package:  # tagged for Python 3.10; its Python code runs on later ones
             (site,) = Path(folder).glob('lib/python*/site-packages')
             install(
@@ -75,8 +75,8 @@ def install_framework(folder, packages):
                 *('--target', site, package),
             )
         else:
-            install(folder, '--no-deps', '--no-build-isolation', package)
-    return sorted(ours)
+            built = mmcv_with_operators(folder, package) if 'mmcv' in package else package
+            install(folder, '--no-deps', '--no-build-isolation', built)
 
 
 def mmcv_with_operators(folder, package):
@@ -104,9 +104,14 @@ def mmcv_with_operators(folder, package):
     return next(wheels.glob(f'{name}-*.whl'))
 
 
+def versions(folder):
+    listing = subprocess.check_output(['uv', 'pip', 'list', '--format', 'json', '--python', folder])
+    return {package['name']: package['version'] for package in json.loads(listing)}
+
+
 def check(combination, wheels, folder, arguments):
     """Runs the tests of a combination in a folder of its own; what is known of it, as a record."""
-    packages, tests = FRAMEWORKS[combination.framework]
+    packages, needs, tests = FRAMEWORKS[combination.framework]
     record = {'combination': str(combination), 'date': datetime.date.today().isoformat()}
     began = time.monotonic()
     torch = f'torch=={combination.torch}' if combination.torch else 'torch'
@@ -115,18 +120,17 @@ def check(combination, wheels, folder, arguments):
         environ, combination.python, torch, 'torchvision', 'numpy', SETUPTOOLS, 'ninja',
         'pytest', 'pytest-xdist', 'hypothesis',
     )  # fmt: skip
-    if packages:
-        install_framework(environ, packages)
-    listing = subprocess.check_output(['uv', 'pip', 'list', '--format', 'json', '--python', environ])
-    versions = {package['name']: package['version'] for package in json.loads(listing)}
-    torch = versions['torch']
+    torch = versions(environ)['torch']
     if torch not in wheels:
         wheels[torch] = build_wheel(python, folder.parent / 'wheels'), combination.python
     wheel, built_under = wheels[torch]
+    if packages:
+        install_framework(environ, wheel, packages, needs)
+    installed = versions(environ)
     record |= {
         'torch': torch,
         'python': subprocess.check_output([python, '-V'], text=True).split()[1],
-        'with': {re.split('==', package)[0]: versions[re.split('==', package)[0]] for package in packages},
+        'with': {name: installed[name] for name, _, _ in (package.partition('==') for package in packages)},
         'wheel': wheel.name,
         'built_under_python': built_under,
         'platform': f'{platform.system()} {platform.machine()}',
@@ -140,7 +144,8 @@ def check(combination, wheels, folder, arguments):
     shutil.copy(ROOT / 'pyproject.toml', tree)
     install(environ, '--no-deps', '--target', tree, wheel)
     shutil.copytree(ROOT / 'roi_plugins/ops/csrc', tree / 'roi_plugins/ops/csrc')
-    arguments = arguments if any(a.startswith('tests') for a in arguments) else [tests, *arguments]
+    if not any(argument.startswith('tests') for argument in arguments):
+        arguments = [tests, *arguments]
     log = folder.parent / f'{combination}.log'
     with log.open('w') as output:
         subprocess.run(
@@ -195,6 +200,7 @@ def main(argv=None):
     names = [str(combination) for combination in COMBINATIONS]
     parser.add_argument('--only', nargs='+', choices=names, metavar='COMBINATION', help=', '.join(names))
     args, arguments = parser.parse_known_args(argv)
+    arguments = [argument for argument in arguments if argument != '--']
     if shutil.which('uv') is None:
         sys.exit('matrix: uv was not found; it is on the package index: pip install uv')
     work = ROOT / 'build' / 'matrix'
