@@ -85,6 +85,12 @@ def test_without_what_the_op_is_built_with(source, tmp_path, missing):
     assert wheel is None and f'ROI_PLUGINS_REQUIRE_EXTENSION=1, but {reason}' in said
 
 
+def test_where_the_op_does_not_compile(source):
+    said, wheel = build(source, CXX='false')
+    assert 'roi_plugins: it did not compile' in said
+    assert not has_extension(wheel)
+
+
 @needs_compiler
 @pytest.mark.skipif(torch.version.cuda is None, reason='this torch is a build without CUDA')
 @pytest.mark.parametrize(
