@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -157,7 +158,7 @@ def check(combination, wheels, folder, arguments):
     counts = {word: int(n) for n, word in re.findall(r'(\d+) (passed|failed|skipped|errors?)\b', summary)}
     good = counts.get('passed', 0) > 0 and not counts.keys() & {'failed', 'error', 'errors'}
     return record | {
-        'tests': ' '.join(arguments),
+        'tests': shlex.join(arguments),
         'result': 'passed' if good else 'failed',
         'summary': summary,
         'seconds': round(time.monotonic() - began),
