@@ -5,6 +5,8 @@
 # make faults   kills a shortened ablation at 20 random moments and checks that nothing is lost
 # make fuzz   random calls of the op with the same sanitizers, against the reference
 # make soak   10,000 calls of the op, forward and backward, whose memory has to stay where it was
+# make wheel   a wheel for TORCH (that of requirements.txt) into dist/, tried where nothing else is installed
+# make matrix   builds and tests under many torches, Pythons and frameworks; docs/matrix/ says what came of it
 # make demo FRAMEWORK=detectron2   the same in Detectron2; the default is mmdet
 # All are safe to repeat; what is there already is not done again.
 
@@ -17,7 +19,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test benchmark sanitize faults fuzz soak setup lint clean
+.PHONY: demo test benchmark sanitize faults fuzz soak wheel matrix setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -48,6 +50,13 @@ soak: setup
 # Into a directory that is new each time: results are never overwritten.
 benchmark: setup
 	@$(PY) tools/benchmark.py --out work_dirs/benchmark/$$(date +%Y%m%d-%H%M%S)
+
+wheel: setup
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) tools/wheels.py $(if $(TORCH),--torch $(TORCH))
+
+# An hour or two on two cores; 6 GB of disk for each torch.
+matrix: setup
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) tools/matrix.py -n 2
 
 lint: setup
 	@$(PY) -m ruff check

@@ -3,6 +3,7 @@ tracing (fake kernels), the derivative, and what to do on a device without a ker
 """
 
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from .checks import check_gradient, check_inputs, check_options
 from .reference import is_channels_last, memory_format
 
 _EXTENSION = Path(__file__).with_name('_C.so')
+_BUILD = "pip install -U 'setuptools<81' && pip install --no-build-isolation --no-deps -v ."
 
 # As in csrc/op.cpp, which defines it where the extension can be loaded. No argument has a default: with
 # one, the derivative that is registered from Python breaks in TorchScript.
@@ -42,19 +44,43 @@ def extension_is_loaded() -> bool:
     return _loaded
 
 
+def _built_for_another_torch() -> str | None:
+    """The torch that the library was built for, if not this one. The file itself says so, and is read before
+    it is loaded: under another torch that ends in an undefined symbol, or worse, in none.
+    """
+    built = re.search(
+        rb'roi_plugins for (torch [\d.]+(?: \(pre-cxx11 ABI\))?)( with CUDA (\d+))?\0',
+        _EXTENSION.read_bytes(),
+    )
+    if built is None:
+        return 'another torch'
+    torch_, with_cuda, cuda = (part and part.decode() for part in built.groups())
+    here = 'torch ' + '.'.join(torch.__version__.split('.')[:2])
+    if not torch.compiled_with_cxx11_abi():
+        here += ' (pre-cxx11 ABI)'
+    if torch_ == here and cuda in (None, (torch.version.cuda or '').split('.')[0]):
+        return None
+    return torch_ + (with_cuda or '')
+
+
 def _load_extension() -> bool:
     if os.environ.get('ROI_PLUGINS_DISABLE_EXTENSION') == '1':
         reason = 'it is disabled by ROI_PLUGINS_DISABLE_EXTENSION=1'
     elif not _EXTENSION.exists():
-        reason = 'it was not built; build it with: pip install --no-build-isolation .'
+        reason = f'it was not built; build it, in a checkout of roi_plugins, with: {_BUILD}'
+    elif built_for := _built_for_another_torch():
+        reason = (
+            f'it was built for {built_for}, and this is torch {torch.__version__}; '
+            f'build it again, in a checkout of roi_plugins, with: {_BUILD}'
+        )
     else:
         try:
             torch.ops.load_library(str(_EXTENSION))
             return True
         except OSError as error:
             reason = (
-                f'it does not load under torch {torch.__version__} ({error}); build it again with: '
-                'pip install --no-build-isolation --force-reinstall --no-deps .'
+                f'it does not load here ({error}); build it again, in a checkout of roi_plugins, '
+                f'with: {_BUILD}'
             )
     warnings.warn(
         f'roi_plugins runs without its compiled op, many times slower: {reason}', stacklevel=2

@@ -27,7 +27,7 @@ def package(tmp_path_factory):
         shutil.copy(source, ops)
     command = [
         os.environ.get('CXX', 'c++'),
-        *('-std=c++17', '-O1', '-fPIC', '-shared', '-ffp-contract=off', '-Wno-unknown-pragmas'),
+        *('-std=c++20', '-O1', '-fPIC', '-shared', '-ffp-contract=off', '-Wno-unknown-pragmas'),
         *('-Dforward_cpu=forward_cuda', '-Dbackward_cpu=backward_cuda'),
         '-Dbackward_rois_cpu=backward_rois_cuda',
         *(f'-I{HOST}', f'-I{CSRC}'),

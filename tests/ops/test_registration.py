@@ -533,7 +533,7 @@ def test_fallback_warns_once_and_gives_the_same(tmp_path):
 import torch
 from roi_plugins.ops import library, roi_extract
 assert not library.extension_is_loaded()
-calls = torch.load({str(tmp_path / 'inputs.pt')!r})
+calls = torch.load({str(tmp_path / 'inputs.pt')!r}, weights_only=True)
 outputs = [roi_extract(*arguments, **method) for arguments, method in calls]
 torch.save(outputs, {str(tmp_path / 'outputs.pt')!r})
 """
@@ -541,7 +541,8 @@ torch.save(outputs, {str(tmp_path / 'outputs.pt')!r})
     assert run.returncode == 0, run.stderr
     assert run.stderr.count('Warning') == 1, run.stderr
     assert 'ROI_PLUGINS_DISABLE_EXTENSION' in run.stderr
-    torch.testing.assert_close(torch.load(tmp_path / 'outputs.pt'), expected)
+    outputs = torch.load(tmp_path / 'outputs.pt', weights_only=True)
+    torch.testing.assert_close(outputs, expected)
 
 
 def test_fallback_passes_the_tests_of_the_op():

@@ -3,6 +3,7 @@
 
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <climits>
@@ -10,6 +11,20 @@
 
 namespace roi_plugins {
 namespace {
+
+#define ROI_STRING_OF(x) #x
+#define ROI_STRING(x) ROI_STRING_OF(x)
+
+// What this can be loaded into; library.py reads it out of the file before it loads that.
+__attribute__((used)) const char kBuiltFor[] =
+    "roi_plugins for torch " ROI_STRING(TORCH_VERSION_MAJOR) "." ROI_STRING(TORCH_VERSION_MINOR)
+#if !_GLIBCXX_USE_CXX11_ABI
+    " (pre-cxx11 ABI)"
+#endif
+#ifdef ROI_PLUGINS_WITH_CUDA
+    " with CUDA " ROI_STRING(ROI_PLUGINS_WITH_CUDA)
+#endif
+    ;
 
 constexpr int64_t kMostSamples = 1 << 14;
 

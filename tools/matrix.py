@@ -1,0 +1,233 @@
+#!/usr/bin/env python
+"""Builds and tests the package under many torches, Pythons and frameworks: `python tools/matrix.py`.
+
+Each combination gets an environment of its own, which is deleted after it. One wheel is built for each torch,
+by the first combination that has it, and serves all others. What came of it goes into docs/matrix/: a line
+for each run in `runs.jsonl`, and the newest of each combination in `README.md`. Needs uv (`pip install uv`),
+about 6 GB of disk for each torch, and the Pythons; those of pyenv with PYENV_VERSION=3.10.13:3.11.7 and the
+like. Arguments that it does not know go to pytest.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from wheels import ROOT, SETUPTOOLS, build_wheel, environment, install
+
+RESULTS = ROOT / 'docs' / 'matrix'
+OPERATORS = Path(os.environ.get('ROI_PLUGINS_WHEELS', Path.home() / '.cache/roi_plugins/wheels'))
+"""Where the compiled operators of MMCV are kept, as tools/setup.sh does."""
+
+FRAMEWORKS = {
+    '': ([], [], 'tests/ops'),
+    'openmmlab': (
+        ['mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0'],
+        ['addict', 'opencv-python-headless', 'terminaltables', 'yapf'],
+        'tests/integrations/test_mmdet.py',
+    ),
+    'onedl': (
+        ['onedl-mmengine==0.10.12', 'onedl-mmcv==2.3.6', 'onedl-mmdetection==3.5.1'],
+        ['addict', 'imaug', 'opencv-python-headless', 'terminaltables', 'yapf'],
+        'tests/integrations/test_mmdet.py',
+    ),
+    'detectron2': (['sal-detectron2==0.7.2'], [], 'tests/integrations/test_detectron2.py'),
+}
+"""Packages, what they need beyond the `detectron2` extra, and the tests of what is written for them."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    torch: str  # a release, or '' for the newest
+    python: str
+    framework: str = ''
+
+    def __str__(self):
+        return '-'.join(filter(None, [f'torch{self.torch or "-newest"}', f'py{self.python}', self.framework]))
+
+
+COMBINATIONS = [
+    *(Combination('2.4.0', python) for python in ('3.10', '3.11', '3.12')),  # it has no wheel for 3.13
+    *(Combination('2.11.0', python) for python in ('3.10', '3.11', '3.12', '3.13')),
+    *(Combination('', python) for python in ('3.10', '3.11', '3.12', '3.13')),
+    *(Combination('2.11.0', '3.11', framework) for framework in ('openmmlab', 'onedl', 'detectron2')),
+    Combination('2.4.0', '3.10', 'detectron2'),
+]
+
+
+def install_framework(folder, wheel, packages, needs):
+    """Their own lists would bring the OpenCV that needs system libraries, and MMCV without its operators."""
+    install(folder, f'{wheel}[detectron2]', *needs)
+    for package in packages:
+        if 'detectron2' in package:  # tagged for Python 3.10; its Python code runs on later ones
+            (site,) = Path(folder).glob('lib/python*/site-packages')
+            install(
+                *(folder, '--no-deps', '--only-binary', ':all:', '--python-version', '3.10'),
+                *('--target', site, package),
+            )
+        else:
+            built = mmcv_with_operators(folder, package) if 'mmcv' in package else package
+            install(folder, '--no-deps', '--no-build-isolation', built)
+
+
+def mmcv_with_operators(folder, package):
+    """Its wheel, compiled for this torch and Python unless it was before."""
+    python = Path(folder) / 'bin' / 'python'
+    code = (
+        'import platform, sys, torch; v = sys.version_info; '
+        'print(f"torch{torch.__version__.split(chr(43))[0]}-cp{v[0]}{v[1]}-{platform.machine()}")'
+    )
+    wheels = OPERATORS / subprocess.check_output([python, '-c', code], text=True).strip()
+    name = package.replace('-', '_').replace('==', '-')
+    if not list(wheels.glob(f'{name}-*.whl')):
+        environ = {**os.environ, 'MMCV_WITH_OPS': '1', 'PATH': f'{python.parent}:{os.environ["PATH"]}'}
+        with tempfile.TemporaryDirectory() as built:
+            install(folder, 'pip', 'psutil')
+            subprocess.run(
+                [python, '-m', 'pip', 'wheel', '--quiet', '--no-cache-dir', '--no-build-isolation',
+                 '--no-deps', '--wheel-dir', built, package],
+                check=True,
+                env=environ,
+            )  # fmt: skip
+            wheels.mkdir(parents=True, exist_ok=True)
+            for wheel in Path(built).glob('*.whl'):
+                shutil.move(wheel, wheels)
+    return next(wheels.glob(f'{name}-*.whl'))
+
+
+def versions(folder):
+    listing = subprocess.check_output(['uv', 'pip', 'list', '--format', 'json', '--python', folder])
+    return {package['name']: package['version'] for package in json.loads(listing)}
+
+
+def check(combination, wheels, folder, arguments):
+    """Runs the tests of a combination in a folder of its own; what is known of it, as a record."""
+    packages, needs, tests = FRAMEWORKS[combination.framework]
+    record = {'combination': str(combination), 'date': datetime.date.today().isoformat()}
+    began = time.monotonic()
+    torch = f'torch=={combination.torch}' if combination.torch else 'torch'
+    environ = folder / 'environment'
+    python = environment(
+        environ, combination.python, torch, 'torchvision', 'numpy', SETUPTOOLS, 'ninja',
+        'pytest', 'pytest-xdist', 'hypothesis',
+    )  # fmt: skip
+    torch = versions(environ)['torch']
+    if torch not in wheels:
+        wheels[torch] = build_wheel(python, folder.parent / 'wheels'), combination.python
+    wheel, built_under = wheels[torch]
+    if packages:
+        install_framework(environ, wheel, packages, needs)
+    installed = versions(environ)
+    record |= {
+        'torch': torch,
+        'python': subprocess.check_output([python, '-V'], text=True).split()[1],
+        'with': {name: installed[name] for name, _, _ in (package.partition('==') for package in packages)},
+        'wheel': wheel.name,
+        'built_under_python': built_under,
+        'platform': f'{platform.system()} {platform.machine()}',
+    }
+
+    # The tests stand beside the package out of the wheel; its sources are of use to those of the kernels.
+    tree = folder / 'tree'
+    ignored = shutil.ignore_patterns('__pycache__')
+    for name in ('tests', 'configs', 'tools'):
+        shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+    shutil.copy(ROOT / 'pyproject.toml', tree)
+    install(environ, '--no-deps', '--target', tree, wheel)
+    shutil.copytree(ROOT / 'roi_plugins/ops/csrc', tree / 'roi_plugins/ops/csrc')
+    if not any(argument.startswith('tests') for argument in arguments):
+        arguments = [tests, *arguments]
+    log = folder.parent / f'{combination}.log'
+    with log.open('w') as output:
+        subprocess.run(
+            [python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *arguments],
+            stdout=output, stderr=subprocess.STDOUT, cwd=tree, check=False,
+            env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        )  # fmt: skip
+    summary = log.read_text().rstrip().rpartition('\n')[2].strip('= ')
+    counts = {word: int(n) for n, word in re.findall(r'(\d+) (passed|failed|skipped|errors?)\b', summary)}
+    good = counts.get('passed', 0) > 0 and not counts.keys() & {'failed', 'error', 'errors'}
+    return record | {
+        'tests': shlex.join(arguments),
+        'result': 'passed' if good else 'failed',
+        'summary': summary,
+        'seconds': round(time.monotonic() - began),
+    }
+
+
+def write(record):
+    """Appends a record, and writes the table of the newest of each combination anew."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    runs = RESULTS / 'runs.jsonl'
+    with runs.open('a') as file:
+        file.write(json.dumps(record) + '\n')
+    newest = {}
+    for line in runs.read_text().splitlines():
+        record = json.loads(line)
+        newest[record['combination']] = record
+    lines = [
+        '# What was built and tested together',
+        '',
+        'Written by `make matrix` (`tools/matrix.py`) out of [runs.jsonl](runs.jsonl), which has every run.',
+        'One wheel serves all Pythons of a torch: "built under" is the one that built it.',
+        '',
+        '| torch | Python | with | wheel | built under | tests | result | date |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for r in sorted(newest.values(), key=lambda r: [int(n) for n in re.findall(r'\d+', r['combination'])]):
+        others = ', '.join(f'{name} {version}' for name, version in r.get('with', {}).items())
+        lines.append(
+            f'| {r.get("torch", "")} | {r.get("python", "")} | {others} '
+            f'| {r.get("wheel", "--").split("-")[1]} | {r.get("built_under_python", "")} '
+            f'| `{r.get("tests", "")}` | {r["result"]}: {r["summary"]} | {r["date"]} |'
+        )
+    page = RESULTS / 'README.md.part'
+    page.write_text('\n'.join(lines) + '\n')
+    page.replace(RESULTS / 'README.md')
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = [str(combination) for combination in COMBINATIONS]
+    parser.add_argument('--only', nargs='+', choices=names, metavar='COMBINATION', help=', '.join(names))
+    args, arguments = parser.parse_known_args(argv)
+    arguments = [argument for argument in arguments if argument != '--']
+    if shutil.which('uv') is None:
+        sys.exit('matrix: uv was not found; it is on the package index: pip install uv')
+    work = ROOT / 'build' / 'matrix'
+    work.mkdir(parents=True, exist_ok=True)
+    wheels, failed = {}, []
+    for combination in COMBINATIONS:
+        if args.only and str(combination) not in args.only:
+            continue
+        print(combination, '...', flush=True)
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            try:
+                record = check(combination, wheels, Path(folder), arguments)
+            except subprocess.CalledProcessError as error:
+                record = {
+                    'combination': str(combination),
+                    'date': datetime.date.today().isoformat(),
+                    'result': 'failed',
+                    'summary': f'`{" ".join(map(str, error.cmd))[:200]}`',
+                }
+        write(record)
+        print(f'{combination}: {record["result"]}: {record["summary"]}', flush=True)
+        if record['result'] != 'passed':
+            failed.append(str(combination))
+    if failed:
+        sys.exit(f'matrix: failed: {", ".join(failed)}; logs are in {work}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,98 @@
+#!/usr/bin/env python
+"""Builds the wheel of one torch, and uses it where nothing else is installed: `python tools/wheels.py`.
+
+The wheel serves every Python, so it is built under one and tried under another where there are two. Needs uv
+(`pip install uv`), which finds the Pythons; those of pyenv with `PYENV_VERSION=3.11.7:3.12.1` and the like.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SETUPTOOLS = 'setuptools<81'
+
+USE = """
+import torch
+from roi_plugins.ops import extension_is_loaded, roi_extract
+assert extension_is_loaded()
+features = torch.arange(64.0).reshape(1, 1, 8, 8).requires_grad_()
+output = roi_extract(features, torch.tensor([[0.0, 1, 1, 5, 5]]), 2, 1.0)
+output.sum().backward()
+assert output.flatten().tolist() == [13.5, 15.5, 29.5, 31.5] and features.grad.sum() == 4
+print('works with torch', torch.__version__)
+"""
+
+
+def run(*command, **options):
+    subprocess.run([str(part) for part in command], check=True, **options)
+
+
+def environment(path, python, *requirements):
+    """A new virtual environment with what is required, and its interpreter."""
+    run('uv', 'venv', '--quiet', '--clear', '--python', python, path)
+    install(path, *requirements)
+    return Path(path) / 'bin' / 'python'
+
+
+def install(path, *arguments):
+    run('uv', 'pip', 'install', '--quiet', '--python', path, *arguments)
+
+
+def build_wheel(interpreter, out):
+    """The wheel for the torch that an interpreter has, in a folder that may hold those of others.
+
+    Built from a copy of the sources: objects of an earlier build may be those of another torch.
+    """
+    with tempfile.TemporaryDirectory(prefix='roi_plugins_wheel_') as folder:
+        source, built = Path(folder) / 'source', Path(folder) / 'built'
+        source.mkdir()
+        for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'README.md'):
+            shutil.copy(ROOT / name, source)
+        ignored = shutil.ignore_patterns('*.so', '__pycache__')
+        shutil.copytree(ROOT / 'roi_plugins', source / 'roi_plugins', ignore=ignored)
+        run(
+            *('uv', 'build', '--quiet', '--wheel', '--no-build-isolation', '--python', interpreter),
+            *('--out-dir', built, source),
+            # ninja is beside the interpreter
+            env={
+                **os.environ,
+                'ROI_PLUGINS_REQUIRE_EXTENSION': '1',
+                'PATH': f'{interpreter.parent}{os.pathsep}{os.environ["PATH"]}',
+            },
+        )
+        (wheel,) = built.glob('*.whl')
+        out.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(wheel, out))
+
+
+def main(argv=None):
+    pinned = next(x for x in (ROOT / 'requirements.txt').read_text().split() if x.startswith('torch=='))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--torch', default=pinned[7:], help='release of torch; default: %(default)s')
+    parser.add_argument('--python', default='3.11', help='builds the wheel; default: %(default)s')
+    parser.add_argument('--use-python', default='3.11', help='uses the wheel; default: %(default)s')
+    parser.add_argument('--out', type=Path, default=ROOT / 'dist', help='default: %(default)s')
+    args = parser.parse_args(argv)
+    try:
+        with tempfile.TemporaryDirectory(prefix='roi_plugins_wheel_') as folder:
+            interpreter = environment(
+                f'{folder}/build', args.python, f'torch=={args.torch}', 'numpy', SETUPTOOLS, 'ninja'
+            )
+            wheel = build_wheel(interpreter, args.out)
+            # Its requirement on torch is its own affair.
+            interpreter = environment(f'{folder}/use', args.use_python, wheel, 'numpy')
+            run(interpreter, '-W', 'error', '-c', USE, cwd=folder)
+    except FileNotFoundError as error:
+        sys.exit(f'wheel: {error.filename} was not found; uv is on the package index: pip install uv')
+    except subprocess.CalledProcessError as error:
+        sys.exit(f'wheel: this failed, see above: {" ".join(error.cmd)}')
+    print(wheel)
+
+
+if __name__ == '__main__':
+    main()
