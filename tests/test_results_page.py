@@ -69,7 +69,7 @@ def test_the_differences_of_the_family_are_those_of_compare():
     page = (RESULTS / 'README.md').read_text()
     groups = json.loads((RESULTS / 'family/compare.json').read_text())['groups']
     shown = [group for group in groups if group['extractor'] != 'align-avg']
-    assert len(shown) == 2 * 5
+    assert len(shown) == 2 * 10
     for group in shown:
         name = {'bbox': 'box', 'segm': 'mask'}[group['iou_type']]
         row = [f'{group["extractor"]}, {name}', str(len(group['seeds'])), *differences(group)]
