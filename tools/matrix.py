@@ -3,7 +3,8 @@
 
 Each combination gets an environment of its own, which is deleted after it. One wheel is built for each torch,
 by the first combination that has it, and serves all others. What came of it goes into docs/matrix/: a line
-for each run in `runs.jsonl`, and the newest of each combination in `README.md`. Needs uv (`pip install uv`),
+for each run in `runs.jsonl`, the newest of each combination in `README.md` and, in short, in that of the
+project. Needs uv (`pip install uv`),
 about 6 GB of disk for each torch, and the Pythons; those of pyenv with PYENV_VERSION=3.10.13:3.11.7 and the
 like. Arguments that it does not know go to pytest.
 """
@@ -42,6 +43,11 @@ FRAMEWORKS = {
         'tests/integrations/test_mmdet.py',
     ),
     'detectron2': (['sal-detectron2==0.7.2'], [], 'tests/integrations/test_detectron2.py'),
+    'detectron2-main': (
+        ['detectron2 @ git+https://github.com/facebookresearch/detectron2.git'],
+        [],
+        'tests/integrations/test_detectron2.py',
+    ),
 }
 """Packages, what they need beyond the `detectron2` extra, and the tests of what is written for them."""
 
@@ -60,7 +66,7 @@ COMBINATIONS = [
     *(Combination('2.4.0', python) for python in ('3.10', '3.11', '3.12')),  # it has no wheel for 3.13
     *(Combination('2.11.0', python) for python in ('3.10', '3.11', '3.12', '3.13')),
     *(Combination('', python) for python in ('3.10', '3.11', '3.12', '3.13')),
-    *(Combination('2.11.0', '3.11', framework) for framework in ('openmmlab', 'onedl', 'detectron2')),
+    *(Combination('2.11.0', '3.11', framework) for framework in FRAMEWORKS if framework),
     Combination('2.4.0', '3.10', 'detectron2'),
 ]
 
@@ -69,7 +75,7 @@ def install_framework(folder, wheel, packages, needs):
     """Their own lists would bring the OpenCV that needs system libraries, and MMCV without its operators."""
     install(folder, f'{wheel}[detectron2]', *needs)
     for package in packages:
-        if 'detectron2' in package:  # tagged for Python 3.10; its Python code runs on later ones
+        if package.startswith('sal-detectron2'):  # tagged for Python 3.10; its Python code runs on later ones
             (site,) = Path(folder).glob('lib/python*/site-packages')
             install(
                 *(folder, '--no-deps', '--only-binary', ':all:', '--python-version', '3.10'),
@@ -106,8 +112,9 @@ def mmcv_with_operators(folder, package):
 
 
 def versions(folder):
-    listing = subprocess.check_output(['uv', 'pip', 'list', '--format', 'json', '--python', folder])
-    return {package['name']: package['version'] for package in json.loads(listing)}
+    """Of all packages; of one from a repository its commit."""
+    listing = subprocess.check_output(['uv', 'pip', 'freeze', '--quiet', '--python', folder], text=True)
+    return dict(re.findall(r'^(\S+)(?:==| @ .*[@/])(\S+)$', listing, re.MULTILINE))
 
 
 def check(combination, wheels, folder, arguments):
@@ -131,7 +138,7 @@ def check(combination, wheels, folder, arguments):
     record |= {
         'torch': torch,
         'python': subprocess.check_output([python, '-V'], text=True).split()[1],
-        'with': {name: installed[name] for name, _, _ in (package.partition('==') for package in packages)},
+        'with': {name: installed[name] for name in (re.split('==| @ ', package)[0] for package in packages)},
         'wheel': wheel.name,
         'built_under_python': built_under,
         'platform': f'{platform.system()} {platform.machine()}',
@@ -166,7 +173,7 @@ def check(combination, wheels, folder, arguments):
 
 
 def write(record):
-    """Appends a record, and writes the table of the newest of each combination anew."""
+    """Appends a record, and writes the tables of the newest of each combination anew."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     runs = RESULTS / 'runs.jsonl'
     with runs.open('a') as file:
@@ -175,25 +182,54 @@ def write(record):
     for line in runs.read_text().splitlines():
         record = json.loads(line)
         newest[record['combination']] = record
-    lines = [
-        '# What was built and tested together',
-        '',
-        'Written by `make matrix` (`tools/matrix.py`) out of [runs.jsonl](runs.jsonl), which has every run.',
-        'One wheel serves all Pythons of a torch: "built under" is the one that built it.',
-        '',
-        '| torch | Python | with | wheel | built under | tests | result | date |',
-        '|---|---|---|---|---|---|---|---|',
-    ]
-    for r in sorted(newest.values(), key=lambda r: [int(n) for n in re.findall(r'\d+', r['combination'])]):
-        others = ', '.join(f'{name} {version}' for name, version in r.get('with', {}).items())
-        lines.append(
-            f'| {r.get("torch", "")} | {r.get("python", "")} | {others} '
-            f'| {r.get("wheel", "--").split("-")[1]} | {r.get("built_under_python", "")} '
-            f'| `{r.get("tests", "")}` | {r["result"]}: {r["summary"]} | {r["date"]} |'
+    records = sorted(newest.values(), key=lambda r: [int(n) for n in re.findall(r'\d+', r['combination'])])
+    replace(RESULTS / 'README.md', '\n'.join([*long_table(records), '']))
+    table = '\n'.join([*short_table(records), ''])
+    readme = (ROOT / 'README.md').read_text()
+    between = r'(?s)(?<=<!-- matrix -->\n).*(?=<!-- /matrix -->)'
+    replace(ROOT / 'README.md', re.sub(between, lambda _: table, readme))
+
+
+def replace(path, text):
+    part = path.with_name(f'{path.name}.part')
+    part.write_text(text)
+    part.replace(path)
+
+
+def long_table(records):
+    yield '# What was built and tested together'
+    yield ''
+    yield 'Written by `make matrix` (`tools/matrix.py`) out of [runs.jsonl](runs.jsonl), which has every run.'
+    yield 'One wheel serves all Pythons of a torch: "built under" is the one that built it.'
+    yield ''
+    yield '| torch | Python | with | wheel | built under | tests | result | date |'
+    yield '|---|---|---|---|---|---|---|---|'
+    for r in records:
+        if 'torch' not in r:  # it did not come as far as the tests
+            yield f'| {r["combination"]} | | | | | | {r["result"]}: {r["summary"]} | {r["date"]} |'
+            continue
+        yield (
+            f'| {r["torch"]} | {r["python"]} | {others(r)} | {r["wheel"].split("-")[1]} '
+            f'| {r["built_under_python"]} | `{r["tests"]}` | {r["result"]}: {r["summary"]} | {r["date"]} |'
         )
-    page = RESULTS / 'README.md.part'
-    page.write_text('\n'.join(lines) + '\n')
-    page.replace(RESULTS / 'README.md')
+
+
+def short_table(records):
+    """A line for each torch and framework, with its Pythons and how many tests passed."""
+    lines = {}
+    for r in records:
+        key = (r['torch'], others(r) or "the op's tests") if 'torch' in r else (r['combination'], '')
+        passed = re.search(r'\d+ passed', r['summary'])
+        result = passed[0] if passed and r['result'] == 'passed' else '**failed**'
+        lines.setdefault(key, []).append(f'{r.get("python", "")} ({result}, {r["date"]})')
+    yield '| torch | with | Python |'
+    yield '|---|---|---|'
+    for (torch, what), pythons in lines.items():
+        yield f'| {torch} | {what} | {", ".join(pythons)} |'
+
+
+def others(record):
+    return ', '.join(f'{name} {version[:12]}' for name, version in record['with'].items())
 
 
 def main(argv=None):

@@ -66,7 +66,7 @@ class CellTask:
         self, plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], devices: str | None
     ) -> int:
         """Returns the number of failed cells. ``devices`` are the GPUs to use; None: those that are there."""
-        # submitit ignores it, and waits to be killed; the cell is to stop its own processes first.
+        # submitit ignores it; the cell is to stop its own processes first.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if devices is not None:
             os.environ['CUDA_VISIBLE_DEVICES'] = devices
@@ -75,7 +75,14 @@ class CellTask:
                 found.bind(('', 0))
                 os.environ['PET_RDZV_ENDPOINT'] = f'{socket.gethostname()}:{found.getsockname()[1]}'
             os.environ['PET_RDZV_ID'] = submitit.JobEnvironment().job_id
-        return len(runner.run(plan, work_dir, cfg_options, Console(width=200)))
+        try:
+            return len(runner.run(plan, work_dir, cfg_options, Console(width=200)))
+        except KeyboardInterrupt:
+            if devices is not None:  # of a job on this machine
+                raise
+            # Slurm puts a job that it preempts back into the queue only if it had to kill it.
+            while True:
+                signal.pause()
 
     def checkpoint(self, *arguments: Any) -> DelayedSubmission:
         """submitit calls it before it puts a job that was preempted or timed out back into the queue."""

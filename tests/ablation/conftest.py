@@ -1,7 +1,14 @@
+import importlib.util
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
+from fake_framework import FAKE
 from sweeps import Sweep
 
+from roi_plugins.ablation.frameworks import FRAMEWORKS
 from roi_plugins.evaluation import write_json, write_run
 
 LABELS = {'config_name': 'mask_rcnn', 'extractor': 'align-avg', 'seed': 0}
@@ -59,3 +66,67 @@ def sweep(tmp_path):
     sweep = Sweep(tmp_path)
     yield sweep
     sweep.end()
+
+
+@pytest.fixture
+def load_tool():
+    """The module of a program in tools/."""
+
+    def load(name):
+        path = Path(__file__).resolve().parents[2] / 'tools' / f'{name}.py'
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def ablate(monkeypatch, load_tool):
+    """tools/ablate.py, which knows the framework that takes milliseconds."""
+    monkeypatch.setitem(FRAMEWORKS, 'fake', FAKE)
+    return load_tool('ablate').main
+
+
+@pytest.fixture
+def write_plan(tmp_path, monkeypatch):
+    """Writes plan.yaml, of one cell of that framework for each extractor, where the test then stands.
+
+    The first extractor finds the one box exactly, the second with an IoU of 0.8, and so on.
+    """
+    monkeypatch.chdir(tmp_path)
+    box = [4.0, 4.0, 20.0, 20.0]
+    annotation = {'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': box, 'area': 400, 'iscrowd': 0}
+    annotations = {
+        'images': [{'id': 1, 'width': 32, 'height': 32}],
+        'categories': [{'id': 1, 'name': 'thing'}],
+        'annotations': [annotation],
+    }
+    (tmp_path / 'annotations.json').write_text(json.dumps(annotations))
+
+    def write(extractors=('avg', 'max'), **options):
+        """`options`: of the framework for all cells, or a dict of them for the extractor of that name."""
+        common = {name: value for name, value in options.items() if name not in extractors}
+        for i, extractor in enumerate(extractors):
+            found = {'image_id': 1, 'category_id': 1, 'bbox': [4, 4, 20 - 4 * i, 20], 'score': 0.9}
+            config = {
+                'steps': 1,
+                'ann_file': str(tmp_path / 'annotations.json'),
+                'predictions': [found],
+                **common,
+                **options.get(extractor, {}),
+            }
+            (tmp_path / f'{extractor}.json').write_text(json.dumps(config))
+        plan = {
+            'name': 'small',
+            'work_dir': 'work',
+            'baseline': extractors[0],
+            'configs': {'tiny': {'framework': 'fake', 'path': '{extractor}.json'}},
+            'extractors': list(extractors),
+            'seeds': [0],
+        }
+        (tmp_path / 'plan.yaml').write_text(yaml.safe_dump(plan, sort_keys=False))
+        return 'plan.yaml'
+
+    return write

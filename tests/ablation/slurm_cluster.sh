@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A Slurm cluster on this machine alone, for tests: two nodes with two CPUs and two "GPUs" each, that do not exist.
+# Jobs of the partition "urgent" take the nodes from those of "main", the default.
 #
 #   slurm_cluster.sh start FOLDER    into a new folder; then export SLURM_CONF=FOLDER/slurm.conf
 #   slurm_cluster.sh stop FOLDER     ends it, with all that it runs
@@ -48,11 +49,14 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
-KillWait=5
+KillWait=3
 MinJobAge=300
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName=node1 NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$first CPUs=2 Gres=gpu:2
 NodeName=node2 NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$second CPUs=2 Gres=gpu:2
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=3
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 CONF
   # A GPU has to be a device; nothing opens these.
   printf 'NodeName=node[1-2] Name=gpu File=/dev/%s\n' null zero >"$folder/gres.conf"

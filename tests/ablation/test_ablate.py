@@ -1,6 +1,5 @@
 """tools/ablate.py as a user has it, with a framework that takes milliseconds."""
 
-import importlib.util
 import json
 import os
 import shlex
@@ -18,52 +17,6 @@ from roi_plugins.ablation.frameworks import FRAMEWORKS
 
 SLURM = ['plan.yaml', '--executor', 'slurm', '--time', '1-00:00:00']
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'ablate.py'
-
-
-@pytest.fixture
-def ablate(monkeypatch):
-    monkeypatch.setitem(FRAMEWORKS, 'fake', FAKE)
-    spec = importlib.util.spec_from_file_location('ablate', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-@pytest.fixture
-def write_plan(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    box = [4.0, 4.0, 20.0, 20.0]
-    annotation = {'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': box, 'area': 400, 'iscrowd': 0}
-    annotations = {
-        'images': [{'id': 1, 'width': 32, 'height': 32}],
-        'categories': [{'id': 1, 'name': 'thing'}],
-        'annotations': [annotation],
-    }
-    (tmp_path / 'annotations.json').write_text(json.dumps(annotations))
-
-    def write(**changes):
-        # One extractor finds the box exactly, the other with an IoU of 0.8.
-        for extractor, width in (('avg', 20.0), ('max', 16.0)):
-            found = {'image_id': 1, 'category_id': 1, 'bbox': [4, 4, width, 20.0], 'score': 0.9}
-            config = {
-                'steps': 1,
-                'ann_file': str(tmp_path / 'annotations.json'),
-                'predictions': [found],
-                **changes.get(extractor, {}),
-            }
-            (tmp_path / f'{extractor}.json').write_text(json.dumps(config))
-        plan = {
-            'name': 'small',
-            'work_dir': 'work',
-            'baseline': 'avg',
-            'configs': {'tiny': {'framework': 'fake', 'path': '{extractor}.json'}},
-            'extractors': ['avg', 'max'],
-            'seeds': [0],
-        }
-        (tmp_path / 'plan.yaml').write_text(yaml.safe_dump(plan, sort_keys=False))
-        return 'plan.yaml'
-
-    return write
 
 
 def test_prints_and_writes_the_table(ablate, write_plan, capsys):

@@ -4,7 +4,6 @@ The long form, with real trainings, is `make faults`.
 """
 
 import errno
-import importlib.util
 import json
 import os
 import random
@@ -17,59 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from fake_framework import FAKE, hear_signals
+from fake_framework import hear_signals
 
 from roi_plugins import evaluation
-from roi_plugins.ablation.frameworks import FRAMEWORKS
 from roi_plugins.integrations.weights import first_whole
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def ablate(monkeypatch):
-    monkeypatch.setitem(FRAMEWORKS, 'fake', FAKE)
-    return load_tool('ablate').main
-
-
-@pytest.fixture
-def write_plan(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    box = [4.0, 4.0, 20.0, 20.0]
-    annotation = {'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': box, 'area': 400, 'iscrowd': 0}
-    annotations = {
-        'images': [{'id': 1, 'width': 32, 'height': 32}],
-        'categories': [{'id': 1, 'name': 'thing'}],
-        'annotations': [annotation],
-    }
-    (tmp_path / 'annotations.json').write_text(json.dumps(annotations))
-
-    def write(extractors=('avg', 'max'), **config):
-        for width, extractor in enumerate(extractors, start=16):
-            found = {'image_id': 1, 'category_id': 1, 'bbox': [4, 4, width, 20], 'score': 0.9}
-            paths = {'ann_file': str(tmp_path / 'annotations.json'), 'predictions': [found]}
-            (tmp_path / f'{extractor}.json').write_text(json.dumps({'steps': 2, **paths, **config}))
-        plan = {
-            'name': 'small',
-            'work_dir': 'work',
-            'baseline': extractors[0],
-            'configs': {'tiny': {'framework': 'fake', 'path': '{extractor}.json'}},
-            'extractors': list(extractors),
-            'seeds': [0],
-        }
-        (tmp_path / 'plan.yaml').write_text(yaml.safe_dump(plan))
-        return 'plan.yaml'
-
-    return write
-
 
 # tools/ablate.py in a process of its own, without what prints the table, which takes longer than the cells.
 PROGRAM = """
@@ -83,7 +35,7 @@ sys.exit(bool(runner.run(plan.load_plan(sys.argv[1]), Path(sys.argv[2]), {}, Con
 """
 
 
-def test_nothing_is_lost_by_kills_at_random_moments(write_plan, tmp_path, monkeypatch):
+def test_nothing_is_lost_by_kills_at_random_moments(load_tool, write_plan, tmp_path, monkeypatch):
     faults = load_tool('faults')
     monkeypatch.setenv('PYTHONPATH', f'{ROOT}:{Path(__file__).parent}')
     plan = write_plan(['a', 'b', 'c'], steps=10, seconds=0.1)
@@ -110,7 +62,7 @@ def test_nothing_is_lost_by_kills_at_random_moments(write_plan, tmp_path, monkey
         assert [m['weights'] for m in metrics] == ['10', '10']
 
 
-def test_what_the_long_form_tells_apart(tmp_path):
+def test_what_the_long_form_tells_apart(load_tool, tmp_path):
     """Half a file and a finished cell that changes are violations; other predictions are shown."""
     faults = load_tool('faults')
     run_dir = tmp_path / 'work/cell'
@@ -138,7 +90,7 @@ def test_what_the_long_form_tells_apart(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(ablate, write_plan, capsys, monkeypatch):
-    plan = write_plan()
+    plan = write_plan(steps=2)
     sync, steps = os.fsync, Path('work/tiny.max.seed0/steps.txt')
     is_full = True
 
@@ -175,7 +127,7 @@ sys.exit(ablate.main())
 
 def test_a_vanished_work_directory_is_one_line(write_plan, tmp_path):
     hold = tmp_path / 'go'
-    plan = write_plan(hold=str(hold))
+    plan = write_plan(steps=2, hold=str(hold))
     process = subprocess.Popen(
         [sys.executable, '-c', TOOL, plan],
         env={**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT}/tools:{Path(__file__).parent}'},
@@ -201,7 +153,7 @@ def test_a_vanished_work_directory_is_one_line(write_plan, tmp_path):
 
 
 def test_what_a_killed_process_has_half_written_is_removed(ablate, write_plan):
-    plan = write_plan()
+    plan = write_plan(steps=2)
     assert ablate([plan, '--cfg-options', 'fail=test']) == 1
     leftover = Path('work/tiny.avg.seed0/.iter_5.pth.123.tmp')
     leftover.touch()
@@ -211,7 +163,7 @@ def test_what_a_killed_process_has_half_written_is_removed(ablate, write_plan):
 
 def test_a_failed_test_goes_through_the_training_again(ablate, write_plan):
     """It does nothing, or makes anew the checkpoint that the test could not read."""
-    plan = write_plan(['avg'])
+    plan = write_plan(['avg'], steps=2)
     for _ in range(2):
         assert ablate([plan, '--cfg-options', 'fail=test']) == 1
     log = Path('work/tiny.avg.seed0/log.txt').read_text().splitlines()

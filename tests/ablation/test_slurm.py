@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason='a Slurm daemon of a test needs root'),
 ]
 
+
 @pytest.fixture(scope='module')
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp('slurm')
@@ -69,22 +70,22 @@ def test_an_array_of_cells_is_run_and_watched_from_elsewhere(sweep):
     assert sweep.steps('tiny.a.seed0') == sweep.steps('tiny.b.seed0') == [1, 2, 3]
 
 
-def test_cells_resume_after_a_time_limit_and_a_preemption_but_not_when_cancelled(sweep):
+def test_cells_resume_after_a_time_limit_and_a_requeue_but_not_when_cancelled(sweep):
     def log_of_job(cell):
         return sweep.path('.submitit', f'{sweep.job_of(cell)}_0_log.out').read_text()
 
     go = sweep.folder / 'go'
-    names = ('timed', 'preempted', 'cancelled')
+    names = ('timed', 'requeued', 'cancelled')
     cells = [f'tiny.{name}.seed0' for name in names]
     sweep.write(**{name: {'steps': 2, 'hold': str(go)} for name in names})
     command = sweep.start(*SLURM)
     wait_for(lambda: all(sweep.steps(cell) == [1] for cell in cells))
-    timed, preempted, cancelled = ids = [sweep.job_of(cell) for cell in cells]
+    timed, requeued, cancelled = ids = [sweep.job_of(cell) for cell in cells]
     sweep.slurm('scancel', '--signal=USR2', timed)  # what Slurm sends before the time is up
-    sweep.slurm('scontrol', 'requeue', preempted)
+    sweep.slurm('scontrol', 'requeue', requeued)
     sweep.slurm('scancel', cancelled)
     queue = ('squeue', '--noheader', '--array', '--format=%i=%T')
-    wait_for(lambda: set(sweep.slurm(*queue)) == {f'{timed}=PENDING', f'{preempted}=PENDING'})
+    wait_for(lambda: set(sweep.slurm(*queue)) == {f'{timed}=PENDING', f'{requeued}=PENDING'})
     assert [sweep.state(cell) for cell in cells] == ['running'] * 3  # to be resumed
     assert not sweep.trainings()
     go.touch()
@@ -101,6 +102,23 @@ def test_cells_resume_after_a_time_limit_and_a_preemption_but_not_when_cancelled
     assert f'finished {cells[2]}' in output
     assert sweep.steps(cells[2]) == [1, 2]
     assert [sweep.job_of(cell) for cell in cells[:2]] == ids[:2]
+
+
+def test_a_cell_resumes_after_a_job_of_a_higher_partition(sweep):
+    cell, go = 'tiny.a.seed0', sweep.folder / 'go'
+    sweep.write(a={'steps': 2, 'hold': str(go)})
+    command = sweep.start(*SLURM)
+    wait_for(lambda: sweep.steps(cell) == [1])
+    urgent = ('sbatch', '--partition=urgent', '--nodes=2', '--exclusive', '--output=/dev/null', '--parsable')
+    (urgent_id,) = sweep.slurm(*urgent, '--wrap', f'while [ ! -e {go} ]; do sleep 0.1; done')
+    queue = ('squeue', '--noheader', '--array', '--format=%i=%T')
+    wait_for(lambda: set(sweep.slurm(*queue)) == {f'{urgent_id}=RUNNING', f'{sweep.job_of(cell)}=PENDING'})
+    assert sweep.state(cell) == 'running'
+    assert not sweep.trainings()
+    go.touch()
+    output = command.communicate(timeout=60)[0]
+    assert output.index(f'interrupted {cell}') < output.index(f'finished {cell}')
+    assert sweep.steps(cell) == [1, 2]
 
 
 def test_what_slurm_refuses_is_one_clear_line(sweep):
