@@ -34,12 +34,12 @@ FRAMEWORKS = {
     '': ([], [], 'tests/ops'),
     'openmmlab': (
         ['mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0'],
-        ['addict', 'opencv-python-headless', 'terminaltables', 'yapf'],
+        ['addict', 'opencv-python-headless', 'six', 'terminaltables', 'yapf'],
         'tests/integrations/test_mmdet.py',
     ),
     'onedl': (
         ['onedl-mmengine==0.10.12', 'onedl-mmcv==2.3.6', 'onedl-mmdetection==3.5.1'],
-        ['addict', 'imaug', 'opencv-python-headless', 'terminaltables', 'yapf'],
+        ['addict', 'imaug', 'opencv-python-headless', 'six', 'terminaltables', 'yapf'],
         'tests/integrations/test_mmdet.py',
     ),
     'detectron2': (['sal-detectron2==0.7.2'], [], 'tests/integrations/test_detectron2.py'),
