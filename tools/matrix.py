@@ -30,23 +30,25 @@ RESULTS = ROOT / 'docs' / 'matrix'
 OPERATORS = Path(os.environ.get('ROI_PLUGINS_WHEELS', Path.home() / '.cache/roi_plugins/wheels'))
 """Where the compiled operators of MMCV are kept, as tools/setup.sh does."""
 
+_MMDET_NEEDS = ['addict', 'opencv-python-headless', 'six', 'terminaltables', 'yapf']
+_MMDET_TESTS = 'tests/integrations/test_mmdet.py tests/tools/test_mmdet_tools.py'
+_DETECTRON2_TESTS = 'tests/integrations/test_detectron2.py tests/tools/test_detectron2_tools.py'
+_OPENMMLAB = ['mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0']
+
 FRAMEWORKS = {
     '': ([], [], 'tests/ops'),
-    'openmmlab': (
-        ['mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0'],
-        ['addict', 'opencv-python-headless', 'six', 'terminaltables', 'yapf'],
-        'tests/integrations/test_mmdet.py',
-    ),
+    'openmmlab': (_OPENMMLAB, _MMDET_NEEDS, _MMDET_TESTS),
+    'openmmlab-numpy1': (_OPENMMLAB, [*_MMDET_NEEDS, 'numpy<2'], _MMDET_TESTS),
     'onedl': (
         ['onedl-mmengine==0.10.12', 'onedl-mmcv==2.3.6', 'onedl-mmdetection==3.5.1'],
-        ['addict', 'imaug', 'opencv-python-headless', 'six', 'terminaltables', 'yapf'],
-        'tests/integrations/test_mmdet.py',
+        [*_MMDET_NEEDS, 'imaug'],
+        _MMDET_TESTS,
     ),
-    'detectron2': (['sal-detectron2==0.7.2'], [], 'tests/integrations/test_detectron2.py'),
+    'detectron2': (['sal-detectron2==0.7.2'], [], _DETECTRON2_TESTS),
     'detectron2-main': (
         ['detectron2 @ git+https://github.com/facebookresearch/detectron2.git'],
         [],
-        'tests/integrations/test_detectron2.py',
+        _DETECTRON2_TESTS,
     ),
 }
 """Packages, what they need beyond the `detectron2` extra, and the tests of what is written for them."""
@@ -66,8 +68,11 @@ COMBINATIONS = [
     *(Combination('2.4.0', python) for python in ('3.10', '3.11', '3.12')),  # it has no wheel for 3.13
     *(Combination('2.11.0', python) for python in ('3.10', '3.11', '3.12', '3.13')),
     *(Combination('', python) for python in ('3.10', '3.11', '3.12', '3.13')),
-    *(Combination('2.11.0', '3.11', framework) for framework in FRAMEWORKS if framework),
-    Combination('2.4.0', '3.10', 'detectron2'),
+    *(
+        Combination('2.11.0', '3.11', framework)
+        for framework in ('openmmlab', 'onedl', 'detectron2', 'detectron2-main')
+    ),
+    *(Combination('2.4.0', '3.10', framework) for framework in ('openmmlab-numpy1', 'detectron2')),
 ]
 
 
@@ -153,7 +158,7 @@ def check(combination, wheels, folder, arguments):
     install(environ, '--no-deps', '--target', tree, wheel)
     shutil.copytree(ROOT / 'roi_plugins/ops/csrc', tree / 'roi_plugins/ops/csrc')
     if not any(argument.startswith('tests') for argument in arguments):
-        arguments = [tests, *arguments]
+        arguments = [*tests.split(), *arguments]
     log = folder.parent / f'{combination}.log'
     with log.open('w') as output:
         subprocess.run(

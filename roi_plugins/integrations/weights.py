@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import pickle
@@ -13,17 +14,22 @@ from typing import Any
 
 import numpy as np
 
+try:
+    from numpy._core import multiarray
+except ImportError:  # numpy before 1.26
+    from numpy.core import multiarray
+
 _SHOWN = 5
-_MULTIARRAY = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
 
 ARRAY_GLOBALS = {
     **{
         f'{module}.{function.__name__}': function
-        for function in (_MULTIARRAY._reconstruct, _MULTIARRAY.scalar)
+        for function in (multiarray._reconstruct, multiarray.scalar)
         for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
     },
     'numpy.ndarray': np.ndarray,
     'numpy.dtype': np.dtype,
+    '_codecs.encode': codecs.encode,
 }
 """What a pickle of numpy arrays names, old or new: it makes data, and runs no code of the file's choice."""
 
@@ -48,7 +54,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if f'{module}.{name}' in ARRAY_GLOBALS:
             return ARRAY_GLOBALS[f'{module}.{name}']
-        if (module, name) in (('collections', 'OrderedDict'), ('_codecs', 'encode')):
+        if (module, name) == ('collections', 'OrderedDict'):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f'{module}.{name} is not allowed')
 

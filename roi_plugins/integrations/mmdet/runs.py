@@ -17,7 +17,7 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -292,14 +292,25 @@ def allow_mmengine_checkpoints() -> None:
     That is the history of the logged values: numpy arrays and :class:`HistoryBuffer`. The safe
     unpickler stays on; all that is allowed here holds data and runs no code of the file's choice.
     """
+    named = {**ARRAY_GLOBALS, 'builtins.getattr': _history_statistic}
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
-            (_history_statistic, 'builtins.getattr'),
             *(type(np.dtype(code)) for code in '?bBhHiIlLqQefd'),
-            *((value, name) for name, value in ARRAY_GLOBALS.items()),
+            *(value if isinstance(value, type) else _under(name, value) for name, value in named.items()),
         ]
     )
+
+
+def _under(name: str, function: Callable) -> Callable:
+    """A function that is known by another name; torch 2.4 has no other way to allow it under that."""
+
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    call.__module__, _, call.__qualname__ = name.rpartition('.')
+    call.__name__ = call.__qualname__
+    return call
 
 
 def _history_statistic(owner: Any, name: str) -> Any:
