@@ -65,6 +65,21 @@ def check_pickle(path: str | Path) -> None:
         _ArrayUnpickler(file, encoding='latin1').load()
 
 
+@contextlib.contextmanager
+def saving(checkpoint: str | Path) -> Iterator[None]:
+    """What the system says while a checkpoint is written becomes an OSError that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch's writer then fails to close what it could not write, and says that alone.
+        said = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(said, OSError):
+            raise
+        raise OSError(
+            said.errno, f'the checkpoint {checkpoint} was not saved: {said.strerror}; those before it stay'
+        ) from error
+
+
 def is_whole(checkpoint: str | Path) -> bool:
     """Whether a file is as ``torch.save`` wrote it; ``torch.load`` does not look at the sums in it."""
     try:

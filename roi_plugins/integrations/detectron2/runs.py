@@ -70,6 +70,7 @@ from roi_plugins.integrations.weights import (
     first_whole,
     is_whole,
     only_data,
+    saving,
 )
 
 from . import (
@@ -147,10 +148,12 @@ class Checkpointer(DataCheckpointer):
     """Detectron2's, but no file is ever half-written, and damaged ones are passed over."""
 
     def save(self, name: str, **kwargs: Any) -> None:
+        folder = Path(self.save_dir)
         try:
-            super().save(f'{_PARTIAL}{name}', **kwargs)
+            with saving(folder / f'{name}.pth'):
+                super().save(f'{_PARTIAL}{name}', **kwargs)
         finally:
-            Path(self.save_dir, f'{_PARTIAL}{name}.pth').unlink(missing_ok=True)
+            (folder / f'{_PARTIAL}{name}.pth').unlink(missing_ok=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Of :meth:`save`, which has written the file."""

@@ -48,6 +48,7 @@ from roi_plugins.integrations.weights import (
     first_whole,
     is_whole,
     only_data,
+    saving,
 )
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
@@ -73,9 +74,10 @@ class AtomicLocalBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Writes ``obj`` to the file ``filepath``, and makes its folder if needed."""
-        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(filepath) as aside:
-            aside.write_bytes(obj)
+        with saving(filepath):
+            Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+            with written_aside(filepath) as aside:
+                aside.write_bytes(obj)
         while self._outdated:
             if (old := self._outdated.pop()) != filepath:
                 super().remove(old)
