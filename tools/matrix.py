@@ -44,10 +44,10 @@ FRAMEWORKS = {
         [*_MMDET_NEEDS, 'imaug'],
         _MMDET_TESTS,
     ),
-    'detectron2': (['sal-detectron2==0.7.2'], [], _DETECTRON2_TESTS),
+    'detectron2': (['sal-detectron2==0.7.2'], ['opencv-python-headless'], _DETECTRON2_TESTS),
     'detectron2-main': (
         ['detectron2 @ git+https://github.com/facebookresearch/detectron2.git'],
-        [],
+        ['opencv-python-headless'],
         _DETECTRON2_TESTS,
     ),
 }

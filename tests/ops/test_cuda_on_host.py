@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,7 @@ def package(tmp_path_factory):
         *('-std=c++20', '-O1', '-fPIC', '-shared', '-ffp-contract=off', '-Wno-unknown-pragmas'),
         *('-Dforward_cpu=forward_cuda', '-Dbackward_cpu=backward_cuda'),
         '-Dbackward_rois_cpu=backward_rois_cuda',
+        f'-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}',
         *(f'-I{HOST}', f'-I{CSRC}'),
         *(f'-isystem{path}' for path in cpp_extension.include_paths()),
         *('-x', 'c++', str(CSRC / 'op.cpp'), *map(str, sorted(CSRC.glob('cuda/*.cu')))),

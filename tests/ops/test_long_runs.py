@@ -15,6 +15,7 @@ import pytest
 import torch
 from cases import METHODS, fitted, random_map, random_rois
 
+import roi_plugins
 from roi_plugins.ops import roi_extract
 
 CALLS = int(os.environ.get('ROI_PLUGINS_SOAK', '500'))
@@ -156,5 +157,6 @@ def test_workers_of_a_data_loader(context, tmp_path):
     """
     script = tmp_path / 'loader.py'
     script.write_text(LOADER.format(here=str(Path(__file__).parent), context=context))
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    environ = {**os.environ, 'PYTHONPATH': str(Path(roi_plugins.__file__).parents[1])}
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=environ)
     assert run.stdout.split() == ['same'], run.stderr

@@ -297,8 +297,9 @@ def test_a_rotated_integral_has_no_gradient_to_the_boxes(device, extract):
     features.requires_grad_()
     extract(features, rois.detach(), 2, 1.0, **method).sum().backward()
     assert features.grad.any()
-    with torch.no_grad():
-        extract(features, rois, 2, 1.0, **method)
+    if torch.__version__ >= (2, 5):  # before, a derivative is set up where none can be asked for
+        with torch.no_grad():
+            extract(features, rois, 2, 1.0, **method)
 
 
 @pytest.mark.parametrize('name', ['align-avg', 'align-max', 'deformable'])
