@@ -119,7 +119,8 @@ def mmcv_with_operators(folder, package):
 def versions(folder):
     """Of all packages; of one from a repository its commit."""
     listing = subprocess.check_output(['uv', 'pip', 'freeze', '--quiet', '--python', folder], text=True)
-    return dict(re.findall(r'^(\S+)(?:==| @ .*[@/])(\S+)$', listing, re.MULTILINE))
+    found = re.findall(r'^(\S+)(?:==| @ \S*[@/])(\S+)$', listing, re.MULTILINE)
+    return {name: end.split('-')[1] if end.endswith('.whl') else end for name, end in found}
 
 
 def check(combination, wheels, folder, arguments):
