@@ -120,7 +120,7 @@ def versions(folder):
     """Of all packages; of one from a repository its commit."""
     listing = subprocess.check_output(['uv', 'pip', 'freeze', '--quiet', '--python', folder], text=True)
     found = re.findall(r'^(\S+)(?:==| @ \S*[@/])(\S+)$', listing, re.MULTILINE)
-    return {name: end.split('-')[1] if end.endswith('.whl') else end for name, end in found}
+    return {name: end.split('-')[1] if '.whl' in end else end for name, end in found}
 
 
 def check(combination, wheels, folder, arguments):
