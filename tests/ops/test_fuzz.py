@@ -19,9 +19,10 @@ def test_random_calls(part):
     assert counts['agreed'] > 0.9 * counts.total()
 
 
-def test_a_gradient_of_thousands_of_samples():
-    """The reference loses 2e-4 of it, the op 1e-6: that is no fault of the op."""
-    assert fuzzing.check(20010127) == 'agreed'
+@pytest.mark.parametrize('seed', [20010127, 40405, 66850])
+def test_a_gradient_of_thousands_of_samples(seed):
+    """The reference, which adds them one by one, loses more of it than the op: that is no fault of the op."""
+    assert fuzzing.check(seed) == 'agreed'
 
 
 def changed(output, at=1.001):

@@ -285,6 +285,21 @@ def test_an_angle_turns_the_samples(device, extract):
     np.testing.assert_allclose(to_numpy(grad)[0], expected, atol=1e-12)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_gradient_of_a_bin_of_hardly_any_width(device, dtype):
+    """A bin so narrow that 1 / width is infinite is the limit of others."""
+
+    def gradient(width):
+        features = random_map(1, 2, 6, 6, device=device).to(dtype)
+        rois = torch.tensor([[0, 0, 0, width, 2.0]], dtype=dtype, device=device, requires_grad=True)
+        roi_extract(features, rois, 1, 1.0, sampling_ratio=None, reduction='integral').sum().backward()
+        return rois.grad
+
+    narrow = gradient(torch.finfo(dtype).tiny / 10)
+    assert narrow.isfinite().all()
+    torch.testing.assert_close(narrow, gradient(1e-30))
+
+
 def test_a_rotated_integral_has_no_gradient_to_the_boxes(device, extract):
     features, rois, method = fitted(
         METHODS['rotated-integral'],

@@ -87,10 +87,11 @@ ROI_HOST_DEVICE void upright_bin_gradient(
       const int64_t sample = (i - rows.begin) * (columns.end - columns.begin) + j - columns.begin;
       for (int a = 0; a < 2; ++a) {
         for (int b = 0; b < 2; ++b) {
-          const T weight_y = (a == 0 ? row.low_weight : row.high_weight) *
-              (integral ? T(1) / rows.count : count);
-          const T weight_x = (b == 0 ? column.low_weight : column.high_weight) *
-              (integral ? T(1) / columns.count : count);
+          // Divided, since 1 / count may be infinite: an integral's count is the size of its bin.
+          T weight_y = a == 0 ? row.low_weight : row.high_weight;
+          T weight_x = b == 0 ? column.low_weight : column.high_weight;
+          weight_y = integral ? weight_y / rows.count : weight_y * count;
+          weight_x = integral ? weight_x / columns.count : weight_x * count;
           const bool moves_x = by_x.low[b] != T(0) || by_x.high[b] != T(0) || by_x.offset[b] != T(0);
           const bool moves_y = by_y.low[a] != T(0) || by_y.high[a] != T(0) || by_y.offset[a] != T(0);
           // What has no weight is not to be read: 0 * inf is NaN.
