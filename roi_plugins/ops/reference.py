@@ -113,6 +113,12 @@ def _round_half_away(x: Tensor) -> Tensor:
     return torch.where((x - whole).abs() >= 0.5, whole + torch.sign(x), whole)
 
 
+def _limit(x: Tensor, low: float, high: float = math.inf) -> Tensor:
+    """torch.clamp, whose derivative at the limits depends on the release of torch: here it is that of x."""
+    x = torch.where(x < low, low, x)
+    return torch.where(x > high, high, x)
+
+
 def _to_cells(x: Tensor, scale: float) -> Tensor:
     """Products of finite coordinates may overflow; sizes and counts have to stay finite."""
     return torch.clamp(x * torch.tensor(scale, dtype=x.dtype, device=x.device), -1e17, 1e17)
@@ -137,7 +143,7 @@ def resolve_region(
         start = a - 0.5 if aligned else a
         size = _to_cells(high, scale) - a
         # Only samples need a cell to lie in.
-        size = size if aligned or sampling_ratio is None else torch.clamp(size, min=1)
+        size = size if aligned or sampling_ratio is None else _limit(size, 1)
     elif region == 'round':
         start = _round_half_away(a)
         cells = _round_half_away(_to_cells(high, scale)) - start
@@ -260,7 +266,7 @@ def _lay_grid(
 
 def _bilinear(position: Tensor, valid: Tensor, extent: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The two cells that each sample lies between on an axis, and their weights."""
-    position = torch.where(valid, torch.clamp(position, min=0), 0)
+    position = torch.where(valid, _limit(position, 0), 0)
     cell = torch.clamp(position.detach().long(), max=extent - 1)
     high_weight = torch.where(cell < extent - 1, position - cell, 0)
     return (
@@ -302,7 +308,7 @@ def _integrate(low: Tensor, high: Tensor, extent: int) -> Axis:
     begin = torch.floor(torch.clamp(low.detach(), -1, extent)).long()
     end = torch.ceil(torch.clamp(high.detach(), -1, extent)).long().clamp(max=extent)  # as in _cells
     cell, valid = _padded_range(begin, torch.where(high > low, end, begin))
-    ends = [torch.clamp(side[..., None] - cell, 0, 1) for side in (low, high)]
+    ends = [_limit(side[..., None] - cell, 0, 1) for side in (low, high)]
     weight = torch.where(valid, (ends[1] - ends[0]) / size, 0)
     middle = (ends[0] + ends[1]) / 2
     return Axis(
@@ -361,7 +367,7 @@ def resolve_frame(box: Tensor, scale: float, sampling_ratio: int | None, aligned
         centre - 0.5 if aligned else centre,
         torch.stack([cos, sin]),
         torch.stack([-sin, cos]),
-        size if aligned or sampling_ratio is None else torch.clamp(size, min=1),
+        size if aligned or sampling_ratio is None else _limit(size, 1),
     )
 
 
