@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import platform
 import reprlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +23,8 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from roi_plugins import __version__
+from roi_plugins.files import DataError, read_json, write_json
+from roi_plugins.hardware import cpu_name
 from roi_plugins.matching import AREAS, Matches, match, precision_at_recall
 
 METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
@@ -51,10 +52,6 @@ CELL_FILE = 'cell.json'
 PREDICTION_FILES = {'bbox': 'predictions.bbox.json', 'segm': 'predictions.segm.json'}
 
 
-class EvaluationError(ValueError):
-    """Predictions or annotations that cannot be evaluated; the message names file and cause."""
-
-
 def evaluate(
     ann_file: str | Path | COCO, predictions: str | Path | Sequence[dict], iou_type: str
 ) -> dict[str, Any]:
@@ -71,7 +68,7 @@ def evaluate(
         What :func:`summarize` returns.
 
     Raises:
-        EvaluationError: a file is missing or malformed, or the predictions are not for these
+        DataError: a file is missing or malformed, or the predictions are not for these
             annotations.
     """
     return summarize(match_predictions(ann_file, predictions, iou_type))
@@ -150,12 +147,12 @@ def load_annotations(ann_file: str | Path) -> COCO:
     """Reads COCO instance annotations, once for several evaluations.
 
     Raises:
-        EvaluationError: the file is missing, or is not one of instance annotations.
+        DataError: the file is missing, or is not one of instance annotations.
     """
     dataset = read_json(ann_file, 'annotation file')
     parts = ('images', 'annotations', 'categories')
     if not isinstance(dataset, dict) or any(part not in dataset for part in parts):
-        raise EvaluationError(
+        raise DataError(
             f'{ann_file}: not COCO annotations; expected an object with {", ".join(parts)}'
         )
     _check_annotations(dataset, ann_file)
@@ -190,12 +187,12 @@ def write_run(
         What was written.
 
     Raises:
-        EvaluationError: there are no predictions, or they cannot be evaluated. Nothing is written.
+        DataError: there are no predictions, or they cannot be evaluated. Nothing is written.
     """
     run_dir = Path(run_dir)
     predictions = {t: name for t, name in PREDICTION_FILES.items() if (run_dir / name).is_file()}
     if not predictions:
-        raise EvaluationError(f'{run_dir}: no {" or ".join(PREDICTION_FILES.values())} to evaluate')
+        raise DataError(f'{run_dir}: no {" or ".join(PREDICTION_FILES.values())} to evaluate')
     coco = load_annotations(ann_file)
     metrics = {}
     for iou_type, name in predictions.items():
@@ -218,39 +215,6 @@ def write_run(
     return record
 
 
-def read_json(path: str | Path, what: str) -> Any:
-    """Reads a JSON file; ``what`` it is, e.g. ``'prediction file'``, is said in errors."""
-    try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise EvaluationError(f'{path}: the {what} does not exist') from None
-    except OSError as error:
-        raise EvaluationError(f'{path}: the {what} cannot be read: {error.strerror}') from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
-        raise EvaluationError(f'{path}: the {what} is not JSON: {error}') from None
-
-
-def write_json(path: str | Path, obj: Any) -> None:
-    """Writes strict JSON aside and renames it: a reader finds the old file or the whole new one."""
-    text = json.dumps(obj, indent=2, allow_nan=False) + '\n'
-    with written_aside(path) as aside:
-        aside.write_text(text, encoding='utf-8')
-
-
-@contextlib.contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
-    """Yields a path to write to, which replaces ``path`` if the block ends without an error."""
-    path = Path(path)
-    aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        yield aside
-        with open(aside, 'rb') as file:
-            os.fsync(file.fileno())  # a full disk or quota may show only here, and only this outlives a crash
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _check_annotations(dataset: dict, ann_file: str | Path) -> None:
     required = {
         'images': ('id',),
@@ -259,34 +223,34 @@ def _check_annotations(dataset: dict, ann_file: str | Path) -> None:
     }
     for part, keys in required.items():
         if not isinstance(dataset[part], list):
-            raise EvaluationError(f'{ann_file}: {part} is {_brief(dataset[part])}; expected a list')
+            raise DataError(f'{ann_file}: {part} is {_brief(dataset[part])}; expected a list')
         for index, entry in enumerate(dataset[part]):
             where = f'{ann_file}: {part}[{index}]'
             if not isinstance(entry, dict):
-                raise EvaluationError(f'{where} is {_brief(entry)}; expected an object')
+                raise DataError(f'{where} is {_brief(entry)}; expected an object')
             if missing := [key for key in keys if key not in entry]:
-                raise EvaluationError(f'{where} lacks {", ".join(missing)}')
+                raise DataError(f'{where} lacks {", ".join(missing)}')
             for key in keys:
                 if key.endswith('id') and not isinstance(entry[key], int):
-                    raise EvaluationError(f'{where} has {key} {_brief(entry[key])}; expected a whole number')
+                    raise DataError(f'{where} has {key} {_brief(entry[key])}; expected a whole number')
     for index, category in enumerate(dataset['categories']):
         if not isinstance(category.get('name', ''), str):
             name = _brief(category['name'])
-            raise EvaluationError(f'{ann_file}: categories[{index}] has name {name}; expected a string')
+            raise DataError(f'{ann_file}: categories[{index}] has name {name}; expected a string')
     categories = {category['id'] for category in dataset['categories']}
     for index, annotation in enumerate(dataset['annotations']):
         where = f'{ann_file}: annotations[{index}]'
         if annotation['category_id'] not in categories:
-            raise EvaluationError(
+            raise DataError(
                 f'{where} has category_id {annotation["category_id"]}, which is not among the categories'
             )
         if not _is_box(annotation['bbox']) or not _is_finite(annotation['area']):
-            raise EvaluationError(
+            raise DataError(
                 f'{where} has bbox {_brief(annotation["bbox"])} and area {_brief(annotation["area"])}; '
                 'expected four finite numbers x, y, w, h and one'
             )
         if annotation['iscrowd'] not in (0, 1):
-            raise EvaluationError(f'{where} has iscrowd {_brief(annotation["iscrowd"])}; expected 0 or 1')
+            raise DataError(f'{where} has iscrowd {_brief(annotation["iscrowd"])}; expected 0 or 1')
 
 
 def _check_outlines(coco: COCO) -> None:
@@ -300,47 +264,47 @@ def _check_outlines(coco: COCO) -> None:
         else:
             valid = isinstance(outline, list) and outline and all(map(_is_polygon, outline))
         if not valid:
-            raise EvaluationError(
+            raise DataError(
                 f'{source}: annotation {annotation["id"]} has the segmentation {_brief(outline)}; '
                 'expected polygons or RLE'
             )
         if image is not None and not _is_size([image.get('height'), image.get('width')]):
-            raise EvaluationError(f'{source}: image {image["id"]} has no height and width')
+            raise DataError(f'{source}: image {image["id"]} has no height and width')
 
 
 def _check_predictions(
     coco: COCO, predictions: Any, iou_type: str, keys: Sequence[str], source: str
 ) -> None:
     if not isinstance(predictions, (list, tuple)):
-        raise EvaluationError(
+        raise DataError(
             f'{source}: not COCO results; expected a list, got {type(predictions).__name__}'
         )
     for index, prediction in enumerate(predictions):
         where = f'{source}: prediction {index}'
         if not isinstance(prediction, dict):
-            raise EvaluationError(f'{where} is not an object with {", ".join(keys)}')
+            raise DataError(f'{where} is not an object with {", ".join(keys)}')
         if missing := [key for key in keys if key not in prediction]:
-            raise EvaluationError(f'{where} lacks {", ".join(missing)}')
+            raise DataError(f'{where} lacks {", ".join(missing)}')
         image_id, category_id = prediction['image_id'], prediction['category_id']
         image = coco.imgs.get(image_id) if _is_finite(image_id) else None
         if image is None:
-            raise EvaluationError(
+            raise DataError(
                 f'{where} is for image_id {_brief(image_id)}, which the annotations do not '
                 'have: these are predictions for another dataset'
             )
         if not _is_finite(category_id) or category_id not in coco.cats:
-            raise EvaluationError(
+            raise DataError(
                 f'{where} has category_id {_brief(category_id)}, which the annotations do '
                 'not have: map the labels of the model to their category ids'
             )
         if not _is_finite(prediction['score']):
-            raise EvaluationError(
+            raise DataError(
                 f'{where} has score {_brief(prediction["score"])}; expected a finite number'
             )
         if iou_type == 'bbox':
             bbox = prediction['bbox']
             if not _is_box(bbox):
-                raise EvaluationError(
+                raise DataError(
                     f'{where} has bbox {_brief(bbox)}; expected four finite numbers x, y, w, h'
                 )
         else:
@@ -349,19 +313,19 @@ def _check_predictions(
 
 def _check_mask(rle: Any, image: dict, where: str) -> None:
     if not isinstance(rle, dict) or not isinstance(rle.get('counts'), (str, bytes)):
-        raise EvaluationError(
+        raise DataError(
             f'{where} has a segmentation that is not compressed RLE: '
             'expected {"size": [h, w], "counts": "..."}'
         )
     size = [image.get('height'), image.get('width')]
     if not _is_size(size) or rle.get('size') != size:
-        raise EvaluationError(
+        raise DataError(
             f'{where} has a mask of size {_brief(rle.get("size"))}; image {image["id"]} has {size} (h, w)'
         )
 
 
     if _cells_of_rle(rle['counts']) != size[0] * size[1]:
-        raise EvaluationError(f'{where} has a damaged mask: its counts are not of {size} (h, w)')
+        raise DataError(f'{where} has a damaged mask: its counts are not of {size} (h, w)')
 
 
 def _cells_of_rle(counts: Any) -> int | None:
@@ -439,11 +403,3 @@ def _hardware() -> str:
     if torch.cuda.is_available():
         return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
     return f'{os.cpu_count()} x {cpu_name()}'
-
-
-def cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    return platform.processor() or platform.machine()

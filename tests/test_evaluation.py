@@ -16,12 +16,11 @@ from roi_plugins.evaluation import (
     CURVE,
     IOU_THRESHOLDS,
     METRICS,
-    EvaluationError,
     evaluate,
     load_annotations,
-    write_json,
     write_run,
 )
+from roi_plugins.files import DataError, write_json
 
 HEIGHT, WIDTH = 240, 320
 
@@ -160,7 +159,7 @@ def test_a_bad_prediction_is_named(dataset, ann_file, tmp_path, change, iou_type
     predictions[3] |= change
     path = tmp_path / 'bad.json'
     path.write_text(json.dumps(predictions))
-    with pytest.raises(EvaluationError, match=rf'bad\.json: prediction 3 .*{message}'):
+    with pytest.raises(DataError, match=rf'bad\.json: prediction 3 .*{message}'):
         evaluate(ann_file, path, iou_type)
 
 
@@ -171,11 +170,11 @@ def test_a_bad_prediction_is_named(dataset, ann_file, tmp_path, change, iou_type
 def test_a_bad_file_is_named(ann_file, tmp_path, text, message):
     path = tmp_path / 'bad.json'
     path.write_text(text)
-    with pytest.raises(EvaluationError, match=rf'bad\.json.*{message}'):
+    with pytest.raises(DataError, match=rf'bad\.json.*{message}'):
         evaluate(ann_file, path, 'bbox')
-    with pytest.raises(EvaluationError, match=r'gone\.json: the prediction file does not exist'):
+    with pytest.raises(DataError, match=r'gone\.json: the prediction file does not exist'):
         evaluate(ann_file, tmp_path / 'gone.json', 'bbox')
-    with pytest.raises(EvaluationError, match=r'bad\.json'):
+    with pytest.raises(DataError, match=r'bad\.json'):
         evaluate(path, [], 'bbox')
     with pytest.raises(ValueError, match="iou_type is 'box'"):
         evaluate(ann_file, [], 'box')
@@ -191,7 +190,7 @@ def test_write_run(dataset, ann_file, tmp_path):
         'ann_file': ann_file,
         'command': ['test.py', 'x'],
     }
-    with pytest.raises(EvaluationError, match=r'run: no predictions\.bbox\.json'):
+    with pytest.raises(DataError, match=r'run: no predictions\.bbox\.json'):
         write_run(run_dir, **options)
     for iou_type in ('bbox', 'segm'):
         predictions = detect(dataset, iou_type, 0.1)

@@ -25,7 +25,7 @@ from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.estimate import summarize
 from roi_plugins.ablation.plan import Plan, PlanError, check_cfg_options, check_common_options, load_plan
 from roi_plugins.ablation.tables import to_markdown, write_comparison
-from roi_plugins.evaluation import EvaluationError
+from roi_plugins.files import DataError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -205,7 +205,7 @@ def report(plan: Plan, work_dir: Path, failed: list[runner.Job]) -> bool:
                 [work_dir / cell.name for cell in finished],
                 baseline=plan.baseline if has_baseline else None,
             )
-        except (ComparisonError, EvaluationError) as error:
+        except (ComparisonError, DataError) as error:
             problems.append(str(error))
         else:
             write_comparison(comparison, work_dir / 'compare')

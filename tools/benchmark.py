@@ -35,7 +35,7 @@ from roi_plugins.benchmark.report import (
     to_markdown,
     write_report,
 )
-from roi_plugins.evaluation import EvaluationError
+from roi_plugins.files import DataError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record['cases'].append({**measures[name](), 'command': command, 'time': now})
             if args.out:
                 write_report(record, args.out)
-    except (BenchmarkError, EvaluationError) as error:
+    except (BenchmarkError, DataError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     print(to_markdown(record), end='')

@@ -19,7 +19,7 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
 
 from roi_plugins.ablation.compare import Comparison, ComparisonError, compare
 from roi_plugins.ablation.tables import to_markdown, write_comparison
-from roi_plugins.evaluation import EvaluationError
+from roi_plugins.files import DataError
 
 if TYPE_CHECKING:
     from roi_plugins.benchmark.extractor_cost import Costs
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.bootstrap_seed,
             args.details,
         )
-    except (ComparisonError, EvaluationError) as error:
+    except (ComparisonError, DataError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     print(to_markdown(comparison, args.digits), end='')
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = ['python', 'tools/compare.py', *(sys.argv[1:] if arguments is None else arguments)]
         try:
             write_report(comparison, args.html, command, args.digits, costs)
-        except (EvaluationError, OSError) as error:
+        except (DataError, OSError) as error:
             print(f'error: {error}', file=sys.stderr)
             return 1
     return 1 if problems else 0

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from roi_plugins.evaluation import written_aside
+from roi_plugins.files import written_aside
 from roi_plugins.integrations.inspection import InspectionError, read_extractors
 from roi_plugins.visualization import (
     METHODS,

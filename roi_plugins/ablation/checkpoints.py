@@ -9,7 +9,8 @@ from pathlib import Path
 
 from roi_plugins.ablation.plan import Cell
 from roi_plugins.ablation.records import evaluated_checkpoint
-from roi_plugins.evaluation import CELL_FILE, METRICS_FILE, EvaluationError, read_json
+from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
+from roi_plugins.files import DataError, read_json
 
 
 class CheckpointError(ValueError):
@@ -55,7 +56,7 @@ def _of_run(run_dir: Path, cell: Cell) -> Path:
     try:
         _check_cell(run_dir, cell)
         metrics = read_json(run_dir / METRICS_FILE, 'record')
-    except EvaluationError as error:
+    except DataError as error:
         raise CheckpointError(str(error)) from None
     if metrics.get('framework') != cell.framework:
         raise CheckpointError(

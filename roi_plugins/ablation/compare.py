@@ -34,12 +34,12 @@ from roi_plugins.evaluation import (
     EVALUATIONS,
     IOU_TYPES,
     METRICS,
-    EvaluationError,
     load_annotations,
     match_predictions,
     read_predictions,
     summarize,
 )
+from roi_plugins.files import DataError
 from roi_plugins.matching import boundary_of_masks
 
 
@@ -143,7 +143,7 @@ def compare(
     Raises:
         ComparisonError: there is no run to compare, two are the same cell, or none is of the
             baseline.
-        EvaluationError: the annotations cannot be read.
+        DataError: the annotations cannot be read.
     """
     found = find_runs(paths, ann_file)
     problems, notes = found.problems, found.notes
@@ -175,7 +175,7 @@ def compare(
                 if details and iou_type != BOUNDARY:
                     errors = break_down_errors(coco, read_predictions(coco, path, iou_type), iou_type)
                 run_samples[iou_type] = sample_run(results[iou_type], matches, counts), errors
-        except EvaluationError as error:
+        except DataError as error:
             problems.append(str(error))
             continue
         metrics.append((run, results))
@@ -249,7 +249,7 @@ def _have_equal_content(first: Path, second: Path) -> bool:
     try:
         return filecmp.cmp(first, second, shallow=False)
     except OSError as error:
-        raise EvaluationError(f'{error.filename}: cannot be read: {error.strerror}') from None
+        raise DataError(f'{error.filename}: cannot be read: {error.strerror}') from None
 
 
 def _check_baseline(baseline: str, runs: Sequence[Run], problems: Sequence[str]) -> list[str]:

@@ -33,7 +33,7 @@ from submitit.helpers import DelayedSubmission
 from roi_plugins.ablation import runner
 from roi_plugins.ablation.plan import Plan
 from roi_plugins.ablation.runner import AblationError, Display, Job
-from roi_plugins.evaluation import written_aside
+from roi_plugins.files import written_aside
 
 FOLDER = '.submitit'
 

@@ -75,7 +75,7 @@ class Detections:
         aps: AP in each image alone, the mean of its classes, by image id; NaN for one without objects.
 
     Raises:
-        EvaluationError: the predictions cannot be evaluated.
+        DataError: the predictions cannot be evaluated.
     """
 
     def __init__(self, coco: COCO, run: Run, iou_type: str):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from roi_plugins.ablation.results import Run
-from roi_plugins.evaluation import CELL_FILE, METRICS_FILE, EvaluationError, read_json
+from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
+from roi_plugins.files import DataError, read_json
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def read_record(run: Run) -> Record | None:
     """None for predictions that are no run directory's.
 
     Raises:
-        EvaluationError: a record cannot be read.
+        DataError: a record cannot be read.
     """
     run_dir = Path(run.name)
     if not (run_dir / METRICS_FILE).is_file():
@@ -64,5 +65,5 @@ def evaluated_checkpoint(run_dir: Path, metrics: Mapping[str, Any]) -> Path | No
 def _read(path: Path) -> dict[str, Any]:
     record = read_json(path, 'record')
     if not isinstance(record, dict):
-        raise EvaluationError(f'{path}: not a record; expected an object')
+        raise DataError(f'{path}: not a record; expected an object')
     return record

@@ -33,14 +33,9 @@ from roi_plugins.ablation.results import Run
 from roi_plugins.ablation.tables import TITLES, caption, format_points, make_tables
 from roi_plugins.benchmark.extractor_cost import Costs
 from roi_plugins.benchmark.extractor_cost import to_rows as cost_rows
-from roi_plugins.evaluation import (
-    EVALUATIONS,
-    IOU_THRESHOLDS,
-    IOU_TYPES,
-    cpu_name,
-    load_annotations,
-    written_aside,
-)
+from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, IOU_TYPES, load_annotations
+from roi_plugins.files import written_aside
+from roi_plugins.hardware import cpu_name
 
 IMAGES_PER_PAIR = 4
 
@@ -67,7 +62,7 @@ def write_report(
         costs: of the extractors, if they were measured.
 
     Raises:
-        EvaluationError: a record or predictions that the comparison has read cannot be read any more.
+        DataError: a record or predictions that the comparison has read cannot be read any more.
     """
     path = Path(path)
     # What stands in names, paths, classes and configs is text, never markup.

@@ -10,13 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from roi_plugins.evaluation import (
-    CELL_FILE,
-    IOU_TYPES,
-    METRICS_FILE,
-    EvaluationError,
-    read_json,
-)
+from roi_plugins.evaluation import CELL_FILE, IOU_TYPES, METRICS_FILE
+from roi_plugins.files import DataError, read_json
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -
     for path in {os.path.realpath(path): Path(path) for path in paths}.values():
         try:
             if not path.exists():
-                raise EvaluationError(f'{path}: no such file or directory')
+                raise DataError(f'{path}: no such file or directory')
             if path.is_file():
                 run = _read_prediction_file(path, ann_file)
                 first = files.setdefault(run.name, run)
@@ -84,7 +79,7 @@ def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -
                 found.runs.append(_read_run(path, ann_file))
             else:
                 _read_cells(cells, ann_file, found)
-        except EvaluationError as error:
+        except DataError as error:
             found.problems.append(str(error))
     found.runs = _with_distinct_labels(found.runs)
     return found
@@ -104,7 +99,7 @@ def _read_cells(
             else:
                 state = _read_record(cell / CELL_FILE, state=str)['state']
                 found.notes.append(f'{cell}: not finished (state: {state}); left out')
-        except EvaluationError as error:
+        except DataError as error:
             found.problems.append(str(error))
 
 
@@ -112,13 +107,13 @@ def _when_started(cell: Path) -> tuple[str, str]:
     """Sorts cells as their plan does, which runs them one after the other."""
     try:
         return _read_record(cell / CELL_FILE, started=str)['started'], cell.name
-    except EvaluationError:  # reported where the cell is read
+    except DataError:  # reported where the cell is read
         return '', cell.name
 
 
 def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
     if not (run_dir / METRICS_FILE).is_file():
-        raise EvaluationError(
+        raise DataError(
             f'{run_dir}: no {METRICS_FILE}, here or one level below: the run is not evaluated yet'
         )
     record = _read_record(run_dir / METRICS_FILE, framework=str, ann_file=str, predictions=dict)
@@ -129,26 +124,26 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
         if trained_with:
             labels['config_name'] += f', trained with {trained_with}'
     if not record['predictions']:
-        raise EvaluationError(f'{run_dir / METRICS_FILE}: names no predictions')
+        raise DataError(f'{run_dir / METRICS_FILE}: names no predictions')
     predictions = {}
     for iou_type, name in record['predictions'].items():
         if iou_type not in IOU_TYPES:
-            raise EvaluationError(
+            raise DataError(
                 f'{run_dir / METRICS_FILE}: has predictions of type {iou_type!r}; '
                 f'expected {" or ".join(IOU_TYPES)}'
             )
         if name != os.path.basename(str(name)):
-            raise EvaluationError(
+            raise DataError(
                 f'{run_dir / METRICS_FILE}: names the predictions {name!r}; expected a file beside it'
             )
         predictions[iou_type] = run_dir / name
         if not os.path.isfile(predictions[iou_type]):
-            raise EvaluationError(
+            raise DataError(
                 f'{predictions[iou_type]}: the predictions that {METRICS_FILE} names are missing'
             )
     recorded = Path(record['ann_file'])
     if ann_file is None and not os.path.isfile(recorded):  # Path.is_file raises on too long a path
-        raise EvaluationError(
+        raise DataError(
             f'{run_dir}: was evaluated on {recorded}, which is not there; '
             'say where its annotations are with --ann-file'
         )
@@ -163,7 +158,7 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
 
 def _read_prediction_file(path: Path, ann_file: str | Path | None) -> Run:
     if ann_file is None:
-        raise EvaluationError(f'{path}: a file of predictions needs --ann-file')
+        raise DataError(f'{path}: a file of predictions needs --ann-file')
     name = path.name.removesuffix('.json')
     stem, _, iou_type = name.rpartition('.')
     if iou_type in IOU_TYPES:
@@ -184,7 +179,7 @@ def _read_prediction_file(path: Path, ann_file: str | Path | None) -> Run:
 def _iou_types(path: Path) -> list[str]:
     results = read_json(path, 'prediction file')
     if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
-        raise EvaluationError(f'{path}: not COCO results; expected a list of objects')
+        raise DataError(f'{path}: not COCO results; expected a list of objects')
     if results and 'segmentation' in results[0]:
         return ['bbox', 'segm'] if 'bbox' in results[0] else ['segm']
     return ['bbox']
@@ -197,12 +192,12 @@ def _read_record(path: Path, **keys: type) -> dict[str, Any]:
     """What a record has under these keys, each of a type."""
     record = read_json(path, 'record')
     if not isinstance(record, dict) or record.get('format') != 1:
-        raise EvaluationError(f'{path}: not a record of format 1, which this version reads')
+        raise DataError(f'{path}: not a record of format 1, which this version reads')
     if missing := [key for key in keys if key not in record]:
-        raise EvaluationError(f'{path}: lacks {", ".join(missing)}')
+        raise DataError(f'{path}: lacks {", ".join(missing)}')
     for key, kind in keys.items():
         if not isinstance(record[key], kind):
-            raise EvaluationError(f'{path}: {key} is {reprlib.repr(record[key])}; expected {_KINDS[kind]}')
+            raise DataError(f'{path}: {key} is {reprlib.repr(record[key])}; expected {_KINDS[kind]}')
     return {key: record[key] for key in keys}
 
 

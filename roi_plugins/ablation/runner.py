@@ -50,7 +50,8 @@ from roi_plugins.ablation.checkpoints import (
 )
 from roi_plugins.ablation.frameworks import FRAMEWORKS
 from roi_plugins.ablation.plan import Cell, Plan
-from roi_plugins.evaluation import CELL_FILE, METRICS_FILE, write_json
+from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
+from roi_plugins.files import write_json
 
 LOG_FILE = 'log.txt'
 LOCKS = '.locks'

@@ -17,13 +17,8 @@ import pandas as pd
 from roi_plugins.ablation.compare import Comparison, Group
 from roi_plugins.ablation.figures import plot_ap_over_iou, save_figure
 from roi_plugins.ablation.significance import CONFIDENCE, Estimates
-from roi_plugins.evaluation import (
-    EVALUATIONS,
-    IOU_THRESHOLDS,
-    METRICS,
-    write_json,
-    written_aside,
-)
+from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, METRICS
+from roi_plugins.files import write_json, written_aside
 
 TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP', 'boundary': 'Boundary AP'}
 FIGURE = 'ap_over_iou'

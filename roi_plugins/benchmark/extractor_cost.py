@@ -32,7 +32,8 @@ from roi_plugins.benchmark.measure import (
     peak_extra_bytes,
     prepare,
 )
-from roi_plugins.evaluation import EvaluationError, cpu_name, write_json, written_aside
+from roi_plugins.files import DataError, write_json, written_aside
+from roi_plugins.hardware import cpu_name
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,10 @@ class _Call:
 def _load(run: Run, device: torch.device) -> tuple[list[_Call], Callable[[], object]]:
     record = read_record(run)
     if record is None:
-        raise EvaluationError('predictions alone tell nothing of it; give the run directory')
+        raise DataError('predictions alone tell nothing of it; give the run directory')
     if record.config is None or record.checkpoint is None:
         missing = 'config' if record.config is None else 'checkpoint'
-        raise EvaluationError(f'its {missing} is not in the run directory any more')
+        raise DataError(f'its {missing} is not in the run directory any more')
     if run.framework == 'mmdet':
         from roi_plugins.integrations.mmdet.steps import EXTRACTOR_TYPES, load_step
     else:
@@ -204,7 +205,7 @@ def _calls(model: nn.Module, step: Callable[[], object], types: tuple[type, ...]
     for hook in hooks:
         hook.remove()
     if not calls:
-        raise EvaluationError('no RoI extractor took part in its training step')
+        raise DataError('no RoI extractor took part in its training step')
     return calls
 
 

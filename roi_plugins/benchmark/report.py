@@ -19,7 +19,8 @@ from tabulate import tabulate
 import roi_plugins
 from roi_plugins.benchmark.cases import MAX_DETERMINISTIC_RATIO, MAX_FLOOR_RATIO
 from roi_plugins.benchmark.measure import OURS
-from roi_plugins.evaluation import cpu_name, read_json, write_json, written_aside
+from roi_plugins.files import read_json, write_json, written_aside
+from roi_plugins.hardware import cpu_name
 from roi_plugins.ops.library import extension_is_loaded
 
 JSON, MARKDOWN, FIGURE = 'benchmark.json', 'benchmark.md', 'benchmark.png'

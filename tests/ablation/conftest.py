@@ -9,7 +9,8 @@ from fake_framework import FAKE
 from sweeps import Sweep
 
 from roi_plugins.ablation.frameworks import FRAMEWORKS
-from roi_plugins.evaluation import write_json, write_run
+from roi_plugins.evaluation import write_run
+from roi_plugins.files import write_json
 
 LABELS = {'config_name': 'mask_rcnn', 'extractor': 'align-avg', 'seed': 0}
 

@@ -19,7 +19,8 @@ from roi_plugins.ablation.tables import (
     to_markdown,
     write_comparison,
 )
-from roi_plugins.evaluation import IOU_THRESHOLDS, evaluate, write_json
+from roi_plugins.evaluation import IOU_THRESHOLDS, evaluate
+from roi_plugins.files import write_json
 
 # One run's AP, and the mean, deviation or difference of several.
 fractions = st.floats(-1, 1)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
 from roi_plugins.ablation.compare import ComparisonError, compare
-from roi_plugins.evaluation import EvaluationError, _cells_of_rle, write_json, write_run
+from roi_plugins.evaluation import _cells_of_rle, write_run
+from roi_plugins.files import DataError, write_json
 
 values = st.recursive(
     st.one_of(
@@ -97,7 +98,7 @@ def check(folder, name, content):
     try:
         comparison = compare([folder / 'good', folder / 'bad'], resamples=2)
         errors = comparison.problems
-    except (ComparisonError, EvaluationError) as error:
+    except (ComparisonError, DataError) as error:
         comparison, errors = None, [str(error)]
     finally:
         path.write_bytes(before)

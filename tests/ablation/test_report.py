@@ -16,7 +16,8 @@ from roi_plugins.ablation.report import write_report
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.benchmark.extractor_cost import Cost, Costs
 from roi_plugins.datasets import ShapesSpec, generate_shapes
-from roi_plugins.evaluation import evaluate, load_annotations, write_json, write_run
+from roi_plugins.evaluation import evaluate, load_annotations, write_run
+from roi_plugins.files import write_json
 
 HOSTILE = '<img src=x onerror="document.title=1">&amp;'
 CHROMIUM = shutil.which('chromium')

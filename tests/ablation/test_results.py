@@ -1,7 +1,7 @@
 import json
 
 from roi_plugins.ablation.results import Run, find_runs
-from roi_plugins.evaluation import write_json
+from roi_plugins.files import write_json
 
 
 def test_a_cell_and_a_run_of_no_plan(make_run, tmp_path):

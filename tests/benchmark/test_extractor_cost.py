@@ -12,7 +12,7 @@ from roi_plugins.ablation.results import find_runs
 from roi_plugins.benchmark.extractor_cost import measure_costs, to_markdown, write_costs
 from roi_plugins.benchmark.measure import Effort
 from roi_plugins.datasets import ShapesSpec, generate_shapes
-from roi_plugins.evaluation import write_json
+from roi_plugins.files import write_json
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 ONCE = Effort(seconds=0, min_rounds=2)

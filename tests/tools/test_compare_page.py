@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from roi_plugins.evaluation import write_json
+from roi_plugins.files import write_json
 
 TOOL = Path(__file__).parents[2] / 'tools/compare.py'
 

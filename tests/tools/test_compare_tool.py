@@ -3,7 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from roi_plugins.evaluation import write_json, write_run
+from roi_plugins.evaluation import write_run
+from roi_plugins.files import write_json
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'compare.py'
 

@@ -54,16 +54,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
 
-from roi_plugins.evaluation import (
-    METRICS,
-    METRICS_FILE,
-    PREDICTION_FILES,
-    EvaluationError,
-    write_json,
-    write_run,
-    written_aside,
-)
+from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, write_run
 from roi_plugins.evaluation import evaluate as compute_metrics
+from roi_plugins.files import DataError, write_json, written_aside
 from roi_plugins.integrations.weights import (
     check_pickle,
     describe_misfit,
@@ -635,7 +628,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dist_url='auto' if args.num_machines == 1 else args.dist_url,
             args=(args,),
         )
-    except (RunError, EvaluationError) as error:
+    except (RunError, DataError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0

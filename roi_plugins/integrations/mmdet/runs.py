@@ -34,14 +34,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from roi_plugins.evaluation import (
-    METRICS_FILE,
-    PREDICTION_FILES,
-    EvaluationError,
-    write_run,
-    written_aside,
-)
+from roi_plugins.evaluation import METRICS_FILE, PREDICTION_FILES, write_run
 from roi_plugins.extractors import EXTRACTORS
+from roi_plugins.files import DataError, written_aside
 from roi_plugins.integrations.weights import (
     ARRAY_GLOBALS,
     describe_misfit,
@@ -536,7 +531,7 @@ def _main(function: Any, args: dict[str, Any]) -> int:
         # its end of the connections with it, and torchrun ends all when one does not leave cleanly.
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
-    except (RunError, EvaluationError) as error:
+    except (RunError, DataError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     finally:
