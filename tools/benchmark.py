@@ -3,9 +3,13 @@
     python tools/benchmark.py --quick
     python tools/benchmark.py --threads 2 --out docs/benchmarks/NAME
     python tools/benchmark.py --cases 'align-avg-*' train-step
+    python tools/benchmark.py --render DIR
 
 With --out, a case that DIR holds already is not measured again: what was interrupted goes on with the
 same command, and a new measurement takes a new directory.
+
+Measuring needs torch, torchvision and numpy alone. Tables and figure need matplotlib and tabulate too; where
+they are missing, --out keeps benchmark.json, and --render makes the rest of it on another machine.
 """
 
 from __future__ import annotations
@@ -28,14 +32,21 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
 from roi_plugins.benchmark import train_step
 from roi_plugins.benchmark.cases import CASES
 from roi_plugins.benchmark.measure import FULL, QUICK, measure_case
-from roi_plugins.benchmark.report import (
-    BenchmarkError,
+from roi_plugins.benchmark.record import (
+    FIGURE,
+    JSON,
+    MARKDOWN,
+    read_record,
     resume_record,
     start_record,
-    to_markdown,
-    write_report,
+    write_record,
 )
 from roi_plugins.files import DataError
+
+try:
+    from roi_plugins.benchmark import report
+except ModuleNotFoundError as error:
+    report, missing = None, error.name.partition('.')[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--out', metavar='DIR', help='keep benchmark.json, benchmark.md and benchmark.png there'
     )
+    parser.add_argument(
+        '--render',
+        metavar='DIR',
+        help='measure nothing: make tables and figure of the benchmark.json in DIR, from any machine',
+    )
     args = parser.parse_args(arguments)
+    if report is None and args.render:
+        parser.error(f'--render: needs {missing}, which is not installed')
+    if report is None and not args.out:
+        parser.error(f'the table needs {missing}, which is not installed; keep the results with --out DIR')
+    if args.render:
+        return _render(args.render)
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device: cuda, but torch sees no CUDA GPU here; use --device cpu')
     if args.threads:
@@ -84,11 +106,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             now = datetime.now().astimezone().isoformat(timespec='seconds')
             record['cases'].append({**measures[name](), 'command': command, 'time': now})
             if args.out:
-                write_report(record, args.out)
-    except (BenchmarkError, DataError) as error:
+                write_record(record, args.out)
+                if report:
+                    report.write_pages(record, args.out)
+    except DataError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    print(to_markdown(record), end='')
+    if report:
+        print(report.to_markdown(record), end='')
+    else:
+        print(
+            f'{MARKDOWN}, {FIGURE} and the printed table are left out, because {missing} is not installed; '
+            f'make them from {JSON} where matplotlib and tabulate are installed: '
+            f'python tools/benchmark.py --render {shlex.quote(args.out)}',
+            file=sys.stderr,
+        )
+    return 0
+
+
+def _render(out: str) -> int:
+    try:
+        record = read_record(out)
+    except DataError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    report.write_pages(record, out)
+    print(report.to_markdown(record), end='')
     return 0
 
 

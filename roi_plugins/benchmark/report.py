@@ -1,104 +1,30 @@
-"""The results of a benchmark: kept as JSON, case by case, and shown as Markdown and as a figure."""
+"""The results of a benchmark as Markdown and as a figure. Needs matplotlib and tabulate."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import platform
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-import roi_plugins
 from roi_plugins.benchmark.cases import MAX_DETERMINISTIC_RATIO, MAX_FLOOR_RATIO
 from roi_plugins.benchmark.measure import OURS
-from roi_plugins.files import read_json, write_json, written_aside
-from roi_plugins.hardware import cpu_name
-from roi_plugins.ops.library import extension_is_loaded
-
-JSON, MARKDOWN, FIGURE = 'benchmark.json', 'benchmark.md', 'benchmark.png'
+from roi_plugins.benchmark.record import FIGURE, MARKDOWN
+from roi_plugins.files import written_aside
 
 # Okabe and Ito's, as in the figures of a comparison.
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')
 
 
-class BenchmarkError(ValueError):
-    """Results that cannot be kept where they should be; the message says why and what to do."""
-
-
-def start_record(device: torch.device, quick: bool) -> dict[str, Any]:
-    """A record without cases: where and with what the cases will be measured."""
-    extension = Path(roi_plugins.__file__).parent / 'ops' / '_C.so'
-    kernels = 'none: the PyTorch reference runs'
-    if extension_is_loaded():
-        kernels = 'sha256 ' + hashlib.sha256(extension.read_bytes()).hexdigest()[:12]
-    versions = {'python': platform.python_version(), 'roi_plugins': roi_plugins.__version__}
-    for name in ('torch', 'torchvision', 'mmcv', 'mmdet'):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    # Builds of detectron2 go by several names.
-    for name in metadata.packages_distributions().get('detectron2', []):
-        versions[name] = metadata.version(name)
-    return {
-        'format': 1,
-        'machine': {
-            'cpu': cpu_name(),
-            'cores': os.cpu_count(),
-            'instructions': torch.backends.cpu.get_cpu_capability(),
-            'gpu': torch.cuda.get_device_name(device) if device.type == 'cuda' else None,
-            'cuda': torch.version.cuda if device.type == 'cuda' else None,
-        },
-        'versions': versions,
-        'kernels': kernels,
-        'device': device.type,
-        'threads': torch.get_num_threads(),
-        'large_pages': os.environ.get('THP_MEM_ALLOC_ENABLE') == '1',
-        'quick': quick,
-        'cases': [],
-    }
-
-
-def resume_record(record: dict[str, Any], out: str | Path) -> dict[str, Any]:
-    """The record in the directory ``out`` to which cases can be added; ``record`` itself if none is there.
-
-    Raises:
-        BenchmarkError: the results there were measured elsewhere or otherwise, or are not ours.
-    """
-    path = Path(out) / JSON
-    if not path.exists():
-        if taken := [name for name in (MARKDOWN, FIGURE) if (path.parent / name).exists()]:
-            raise BenchmarkError(
-                f'{out}: has {" and ".join(taken)} but no {JSON}; name another directory'
-            )
-        return record
-    kept = read_json(path, 'benchmark')
-    if not isinstance(kept, dict) or not isinstance(kept.get('cases'), list):
-        raise BenchmarkError(f'{path}: not results of a benchmark; name another directory')
-    for key, value in record.items():
-        if key != 'cases' and kept.get(key) != value:
-            raise BenchmarkError(
-                f'{out}: holds results with another {key} ({kept.get(key)}; now {value}), '
-                'with which new ones do not belong in one table; name another directory'
-            )
-    return kept
-
-
-def write_report(record: dict[str, Any], out: str | Path) -> None:
-    """Writes ``benchmark.json``, ``.md`` and ``.png``; each file is replaced as a whole."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / JSON, record)
+def write_pages(record: dict[str, Any], out: str | Path) -> None:
+    """Writes ``benchmark.md`` and ``.png`` in the directory ``out``; each file is replaced as a whole."""
     picture = f'\n![How many times faster than each peer]({FIGURE})\n'
-    with written_aside(out / MARKDOWN) as aside:
+    with written_aside(Path(out) / MARKDOWN) as aside:
         aside.write_text(to_markdown(record) + picture, encoding='utf-8')
-    with written_aside(out / FIGURE) as aside:
+    with written_aside(Path(out) / FIGURE) as aside:
         plot_ratios(record).savefig(aside, format='png')
 
 
@@ -176,7 +102,8 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
 def _headline(record: dict[str, Any]) -> Iterator[str]:
     machine = record['machine']
     if machine['gpu']:
-        yield f'- GPU: {machine["gpu"]}, CUDA {machine["cuda"]}'
+        capability = machine['compute_capability']
+        yield f'- GPU: {machine["gpu"]}, compute capability {capability}, CUDA {machine["cuda"]}'
     yield f'- CPU: {machine["cores"]} x {machine["cpu"]}, {machine["instructions"]}'
     yield f'- Threads: {record["threads"]}'
     if record['large_pages']:

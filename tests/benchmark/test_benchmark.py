@@ -1,6 +1,8 @@
 """The benchmark on tiny cases: what it counts and keeps. How fast anything is, is no test."""
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from roi_plugins.benchmark import measure, report
+from roi_plugins.benchmark import measure
 from roi_plugins.benchmark.cases import (
     ALIGN_AVG,
     ALIGN_MAX,
@@ -26,6 +28,14 @@ from roi_plugins.benchmark.cases import (
     Case,
 )
 from roi_plugins.benchmark.peers import PEERS
+from roi_plugins.benchmark.record import resume_record, start_record, write_record
+from roi_plugins.files import DataError
+
+try:
+    from roi_plugins.benchmark import report
+except ModuleNotFoundError:  # a bare machine with a GPU runs these tests too
+    report = None
+needs_report = pytest.mark.skipif(report is None, reason='matplotlib or tabulate is not installed')
 
 TINY = dict(num_rois=6, channels=3, image_size=(96, 160))
 ONCE = measure.Effort(seconds=0, min_rounds=2)
@@ -196,10 +206,15 @@ def test_missing_peers_are_left_out_and_named(monkeypatch):
     )
     assert {m['name'] for m in record['measurements']} == {'roi_plugins'}
     assert list(record['left_out']) == [PYRAMID_PEERS[2], 'mmcv.ops.RoIAlign']
-    full = {**report.start_record(CPU, False), 'cases': [{**record, 'command': 'c', 'time': 't'}]}
-    markdown = report.to_markdown(full)
-    assert '- tiny: detectron2 ROIPooler: not installed' in markdown
-    assert '- tiny: mmcv.ops.RoIAlign: not installed' in markdown
+    assert all(reason.startswith('not installed') for reason in record['left_out'].values())
+
+
+@needs_report
+def test_what_is_left_out_is_listed():
+    case = {'name': 'tiny', 'command': 'c', 'copy_bytes_per_second': None, 'targets': [],
+            'measurements': [], 'left_out': {'mmcv.ops.RoIAlign': 'not installed (cause)'}}  # fmt: skip
+    markdown = report.to_markdown({**start_record(CPU, False), 'cases': [case]})
+    assert '- tiny: mmcv.ops.RoIAlign: not installed (cause)' in markdown
 
 
 def test_a_dtype_that_a_peer_refuses_is_left_out_and_named(monkeypatch):
@@ -239,6 +254,7 @@ def measurement(name, seconds, layout='NCHW', dtype='float32', variant='', floor
     }  # fmt: skip
 
 
+@needs_report
 def test_ratios_aims_and_the_peers_fastest_dtype():
     case = {
         'name': 'c',
@@ -255,7 +271,7 @@ def test_ratios_aims_and_the_peers_fastest_dtype():
             measurement('peer', [5e-3], dtype='float16'),
         ],
     }
-    record = {**report.start_record(CPU, False), 'device': 'cuda', 'cases': [case]}
+    record = {**start_record(CPU, False), 'device': 'cuda', 'cases': [case]}
     rows = {row['ours']: row for row in report._ratio_rows(case)}
     assert rows['NCHW float32']['ratio'] == pytest.approx(4)  # in the same dtype
     assert rows['channels_last bfloat16']['ratio'] == pytest.approx(5)
@@ -267,17 +283,19 @@ def test_ratios_aims_and_the_peers_fastest_dtype():
     assert '| c | roi_plugins NCHW float32 | 2 | 1.5 to 5.5 | 3 | 2.0 | 3 | no |' in lines
 
 
+@needs_report
 def test_large_pages_are_part_of_the_settings(monkeypatch, tmp_path):
-    plain = report.start_record(CPU, False)
+    plain = start_record(CPU, False)
     monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', '1')
-    large = report.start_record(CPU, False)
+    large = start_record(CPU, False)
     assert 'THP_MEM_ALLOC_ENABLE=1' in report.to_markdown(large)
     assert 'THP_MEM_ALLOC_ENABLE' not in report.to_markdown(plain)
-    report.write_report(plain, tmp_path)
-    with pytest.raises(report.BenchmarkError, match='large_pages'):
-        report.resume_record(large, tmp_path)
+    write_record(plain, tmp_path)
+    with pytest.raises(DataError, match='large_pages'):
+        resume_record(large, tmp_path)
 
 
+@needs_report
 def test_tool_keeps_results_case_by_case(tool, tmp_path, capsys):
     out = tmp_path / 'out'
     assert tool('--cases', 'one', '--out', str(out)) == 0
@@ -299,6 +317,7 @@ def test_tool_keeps_results_case_by_case(tool, tmp_path, capsys):
     assert f'Command: `python tools/benchmark.py --device cpu --cases one --out {out}`' in markdown
 
 
+@needs_report
 def test_tool_refuses_to_mix_or_overwrite(tool, tmp_path, capsys):
     assert tool('--cases', 'one', '--out', str(tmp_path)) == 0
     before = (tmp_path / 'benchmark.json').read_bytes()
@@ -309,6 +328,75 @@ def test_tool_refuses_to_mix_or_overwrite(tool, tmp_path, capsys):
     (tmp_path / 'benchmark.json').unlink()
     assert tool('--cases', 'one', '--out', str(tmp_path)) == 2
     assert 'benchmark.md' in capsys.readouterr().err
+
+
+BARE = """
+import runpy, sys
+for name in 'pycocotools tabulate matplotlib mmcv mmengine mmdet detectron2 pandas scipy'.split():
+    sys.modules[name] = None
+sys.path.insert(0, {tests!r})
+from test_benchmark import CASES, tiny
+CASES['cpu'] = (tiny(peers=('torchvision.ops.roi_align', 'mmcv.ops.RoIAlign')),)
+sys.argv = {argv!r}
+runpy.run_path({tool!r}, run_name='__main__')
+"""
+
+
+def run_bare(*arguments):
+    """The tool with a tiny case where there is nothing but torch, torchvision, pytest and hypothesis."""
+    tool = str(Path(__file__).parents[2] / 'tools' / 'benchmark.py')
+    argv = [tool, '--device', 'cpu', '--quick', *arguments]
+    script = BARE.format(tests=str(Path(__file__).parent), argv=argv, tool=tool)
+    return subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+
+
+@needs_report
+def test_tool_measures_on_a_bare_machine_and_another_makes_the_pages(tool, tmp_path, capsys):
+    out = tmp_path / 'out'
+    done = run_bare('--out', str(out))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in out.iterdir()] == ['benchmark.json']
+    assert f'python tools/benchmark.py --render {out}' in done.stderr
+    assert 'tabulate' in done.stderr or 'matplotlib' in done.stderr
+    record = json.loads((out / 'benchmark.json').read_text())
+    assert [case['name'] for case in record['cases']] == ['tiny', 'train-step']
+    assert 'mmcv.ops.RoIAlign' in record['cases'][0]['left_out']
+    assert len(record['cases'][0]['measurements']) == 3
+    assert 'mmdet is not installed' in record['cases'][1]['left_out']['train-step']
+
+    record['device'] = 'cuda'  # as if it came from a machine with a GPU
+    record['machine'].update(gpu='NVIDIA H200', cuda='13.0', compute_capability='9.0')
+    before = json.dumps(record)
+    (out / 'benchmark.json').write_text(before)
+    assert tool('--render', str(out)) == 0
+    printed = capsys.readouterr().out
+    assert '- GPU: NVIDIA H200, compute capability 9.0, CUDA 13.0' in printed
+    assert (out / 'benchmark.md').read_text().startswith(printed)
+    assert (out / 'benchmark.png').read_bytes().startswith(b'\x89PNG')
+    assert (out / 'benchmark.json').read_text() == before
+    assert tool('--render', str(tmp_path)) == 2
+    assert 'benchmark does not exist' in capsys.readouterr().err
+
+
+def test_tool_on_a_bare_machine_needs_a_place_for_the_results(tmp_path):
+    done = run_bare()
+    assert done.returncode == 2 and '--out DIR' in done.stderr
+    done = run_bare('--render', str(tmp_path))
+    assert done.returncode == 2 and '--render: needs' in done.stderr
+
+
+def test_threads_may_outnumber_the_cores_and_each_number_has_a_directory(tool, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    many = 4 * os.cpu_count()
+    try:
+        for number in (many, many + 1):
+            out = tmp_path / str(number)
+            assert tool('--threads', str(number), '--cases', 'one', '--out', str(out)) == 0
+            assert json.loads((out / 'benchmark.json').read_text())['threads'] == number
+        assert tool('--threads', str(many), '--cases', 'two', '--out', str(out)) == 2
+        assert f'another threads ({many + 1}; now {many})' in capsys.readouterr().err
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_tool_names_the_cases_there_are(tool, capsys):

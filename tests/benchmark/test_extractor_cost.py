@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip('pycocotools')  # a bare machine with a GPU collects these tests too
+pytest.importorskip('tabulate')
+
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.benchmark.extractor_cost import measure_costs, to_markdown, write_costs
 from roi_plugins.benchmark.measure import Effort
