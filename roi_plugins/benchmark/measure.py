@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,14 @@ from typing import Any
 import torch
 
 from roi_plugins.benchmark.cases import BACKWARD, FORWARD, LAYOUTS, Case
+from roi_plugins.benchmark.cuda_graph import capture, cold_seconds, reading_flush
 from roi_plugins.benchmark.peers import PEERS
+from roi_plugins.ops import assign_levels_mmdet
 
 OURS = 'roi_plugins'
 _TURN = 0.1  # seconds, about, before the next contender runs
+DETERMINISTIC, GRAPH = 'deterministic', 'cuda graph'
+GRAPH_DETERMINISTIC = f'{GRAPH}, {DETERMINISTIC}'
 PEER_DTYPES = {'cpu': ('float32',), 'cuda': ('float32', 'float16', 'bfloat16')}
 
 
@@ -38,8 +43,9 @@ class Contender:
     """One way of doing a case's work.
 
     Attributes:
-        variant: '' as a user calls it; ``'deterministic'``, under the deterministic algorithms of
-            torch; ``'cuda graph'``, the op alone (levels given) replayed with a cold second-level cache.
+        variant: '' as a user calls it; ``DETERMINISTIC``, under the deterministic algorithms of torch;
+            ``GRAPH``, the op alone (levels given) replayed from a CUDA graph with a cold second-level
+            cache; or ``GRAPH_DETERMINISTIC``.
         call: does the work once.
     """
 
@@ -65,35 +71,16 @@ def measure_case(case: Case, device: torch.device, effort: Effort) -> dict[str, 
     contenders = _our_contenders(case, rois, device) + _peer_contenders(case, rois, device, left_out)
     samples = interleave(contenders, device, effort)
     bandwidth = copy_bandwidth(device)
-    floor = {dtype: case.floor_bytes(rois, _itemsize(dtype)) for dtype in PEER_DTYPES['cuda']}
+    floor_seconds = {
+        dtype: case.floor_bytes(rois, _itemsize(dtype)) / bandwidth for dtype in PEER_DTYPES['cuda']
+    }
     measurements = [
-        {
-            'name': contender.name,
-            'layout': contender.layout,
-            'dtype': contender.dtype,
-            'variant': contender.variant,
-            'seconds': seconds,
-            'floor_seconds': floor[contender.dtype] / bandwidth,
-            'peak_bytes': _run_in(contender, lambda c: peak_extra_bytes(c.call, device)),
-            'synchronises': synchronises(contender.call) if device.type == 'cuda' else None,
-        }
-        for contender, seconds in zip(contenders, samples, strict=True)
+        measurement(c, seconds, floor_seconds[c.dtype], **_inspect(c, device))
+        for c, seconds in zip(contenders, samples, strict=True)
     ]
-    if device.type == 'cuda' and case.step == FORWARD:
-        measurements += [
-            {
-                'name': OURS,
-                'layout': layout,
-                'dtype': dtype,
-                'variant': 'cuda graph',
-                'seconds': replay_seconds(case, layout, dtype, rois),
-                'floor_seconds': floor[dtype] / bandwidth,
-                'peak_bytes': None,
-                'synchronises': None,
-            }
-            for layout in LAYOUTS
-            for dtype in case.dtypes
-        ]
+    if device.type == 'cuda':
+        replays = _replay(case, rois, left_out)
+        measurements += [measurement(c, seconds, floor_seconds[c.dtype]) for c, seconds in replays]
     return {
         'name': case.name,
         'step': case.step,
@@ -104,30 +91,58 @@ def measure_case(case: Case, device: torch.device, effort: Effort) -> dict[str, 
     }
 
 
+def measurement(
+    contender: Contender,
+    seconds: list[float],
+    floor_seconds: float | None = None,
+    peak_bytes: int | None = None,
+    synchronises: bool | None = None,
+) -> dict[str, Any]:
+    """One of the ``'measurements'`` that :func:`measure_case` returns."""
+    return {
+        'name': contender.name,
+        'layout': contender.layout,
+        'dtype': contender.dtype,
+        'variant': contender.variant,
+        'seconds': seconds,
+        'floor_seconds': floor_seconds,
+        'peak_bytes': peak_bytes,
+        'synchronises': synchronises,
+    }
+
+
+def _inspect(contender: Contender, device: torch.device) -> dict[str, Any]:
+    with _algorithms(contender.variant):
+        return {
+            'peak_bytes': peak_extra_bytes(contender.call, device),
+            'synchronises': synchronises(contender.call) if device.type == 'cuda' else None,
+        }
+
+
 def interleave(
     contenders: list[Contender], device: torch.device, effort: Effort
 ) -> list[list[float]]:
     """Seconds a call, by contender. They take turns, so that noise on the machine hits all of them."""
-    # One call on the CPU is long enough for its clock; on a GPU launches run ahead of the work.
-    number = 1 if device.type == 'cpu' else 20
-    repeats = []
+    numbers, repeats = [], []
     for contender in contenders:
-        seconds = _run_in(contender, lambda c: time_calls(c.call, 1, device))  # warms up too
-        if seconds < _TURN:  # otherwise one call fills a turn, however long the next takes
-            seconds = _run_in(contender, lambda c: time_calls(c.call, number, device))
-        repeats.append(min(max(int(_TURN / (number * seconds)), 1), 20))
+        with _algorithms(contender.variant):
+            seconds = time_calls(contender.call, 1, device)  # warms up too
+            if seconds < _TURN or device.type == 'cuda':  # there a first call also loads kernels
+                seconds = time_calls(contender.call, 1, device)
+        # One call on the CPU is long enough for its clock; on a GPU launches run ahead of the work.
+        numbers.append(1 if device.type == 'cpu' else min(max(int(_TURN / seconds), 1), 20))
+        repeats.append(min(max(int(_TURN / (numbers[-1] * seconds)), 1), 20))
     samples: list[list[float]] = [[] for _ in contenders]
     rounds, start = 0, time.perf_counter()
     while rounds < effort.min_rounds or time.perf_counter() - start < effort.seconds:
         rounds += 1
-        for contender, repeat, seconds in zip(contenders, repeats, samples, strict=True):
+        for contender, number, repeat, seconds in zip(
+            contenders, numbers, repeats, samples, strict=True
+        ):
             # The first call of a turn finds the caches and the threads as another contender left them.
-            seconds += _run_in(
-                contender,
-                lambda c, repeat=repeat: [
-                    time_calls(c.call, number, device) for _ in range(repeat + 1)
-                ][1:],
-            )
+            with _algorithms(contender.variant):
+                turn = [time_calls(contender.call, number, device) for _ in range(repeat + 1)]
+            seconds += turn[1:]
     return samples
 
 
@@ -191,25 +206,27 @@ def synchronises(call: Callable[[], object]) -> bool:
     return False
 
 
-def replay_seconds(case: Case, layout: str, dtype: str, rois: torch.Tensor) -> list[float]:
-    """GPU seconds of the op alone, replayed from a CUDA graph; each time the second-level cache is cold."""
-    from roi_plugins.ops import assign_levels_mmdet
-
-    features = case.make_features(layout, dtype, rois.device)
-    levels = assign_levels_mmdet(rois, len(features))
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # capture asks for a warm-up on a stream of its own
-        for _ in range(3):
-            case.extract(features, rois, levels)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        case.extract(features, rois, levels)
-
-    from triton.testing import do_bench  # writes a buffer of several times the cache before every call
-
-    return [1e-3 * milliseconds for milliseconds in do_bench(graph.replay, return_mode='all')]
+def _replay(
+    case: Case, rois: torch.Tensor, left_out: dict[str, str]
+) -> Iterator[tuple[Contender, list[float]]]:
+    """The op alone, levels given, with its GPU seconds; what cannot be captured goes to ``left_out``."""
+    levels = assign_levels_mmdet(rois, len(case.strides))
+    flush = reading_flush(rois.device)
+    variants = (GRAPH, GRAPH_DETERMINISTIC) if case.step == BACKWARD else (GRAPH,)
+    for layout, dtype, variant in itertools.product(LAYOUTS, case.dtypes, variants):
+        features = case.make_features(layout, dtype, rois.device)
+        make_call = functools.partial(
+            prepare, lambda maps: case.extract(maps, rois, levels), features, case.step
+        )
+        try:
+            with _algorithms(variant):
+                captured = capture(make_call, rois.device)
+        except RuntimeError as error:
+            cause = error.__context__ or error  # the end of a failed capture fails as well
+            left_out[f'{OURS} {layout} {dtype}, {variant}'] = str(cause).partition('\n')[0]
+        else:
+            contender = Contender(OURS, layout, dtype, captured.replay, variant)
+            yield contender, cold_seconds(contender.call, flush)
 
 
 def _our_contenders(case: Case, rois: torch.Tensor, device: torch.device) -> list[Contender]:
@@ -220,7 +237,7 @@ def _our_contenders(case: Case, rois: torch.Tensor, device: torch.device) -> lis
             call = prepare(lambda maps: case.extract(maps, rois), features, case.step)
             contenders.append(Contender(OURS, layout, dtype, call))
             if device.type == 'cuda' and case.step == BACKWARD:
-                contenders.append(Contender(OURS, layout, dtype, call, 'deterministic'))
+                contenders.append(Contender(OURS, layout, dtype, call, DETERMINISTIC))
     return contenders
 
 
@@ -266,15 +283,10 @@ def prepare(
     return lambda: grad_of(extract(features), inputs, grad)
 
 
-def _run_in(contender: Contender, function: Callable[[Contender], Any]) -> Any:
-    # Entered outside of what is timed: the switch itself costs the host some time.
-    with _deterministic() if contender.variant == 'deterministic' else contextlib.nullcontext():
-        return function(contender)
-
-
 @contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
+def _algorithms(variant: str) -> Iterator[None]:
+    """The algorithms of a variant. Entered outside of what is timed: the switch costs the host some time."""
+    torch.use_deterministic_algorithms(variant in (DETERMINISTIC, GRAPH_DETERMINISTIC))
     try:
         yield
     finally:

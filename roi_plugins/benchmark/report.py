@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from roi_plugins.benchmark.cases import MAX_DETERMINISTIC_RATIO, MAX_FLOOR_RATIO
-from roi_plugins.benchmark.measure import OURS
+from roi_plugins.benchmark.cases import FORWARD, MAX_DETERMINISTIC_RATIO, MAX_FLOOR_RATIO
+from roi_plugins.benchmark.measure import DETERMINISTIC, GRAPH, OURS
 from roi_plugins.benchmark.record import FIGURE, MARKDOWN
 from roi_plugins.files import written_aside
 
 # Okabe and Ito's, as in the figures of a comparison.
-_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')
+_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 
 
 def write_pages(record: dict[str, Any], out: str | Path) -> None:
@@ -162,10 +162,10 @@ def _aim_rows(case: dict[str, Any]) -> Iterator[list[str]]:
         if m['name'] == OURS
     }
     for (layout, dtype, variant), m in ours.items():
-        if variant == 'cuda graph' and layout == 'channels_last':
+        if case['step'] == FORWARD and variant == GRAPH and layout == 'channels_last':
             ratio = _median(m) / m['floor_seconds']
             yield _aim_row(case, f'{layout} {dtype}, replayed / floor', ratio, MAX_FLOOR_RATIO)
-        if variant == 'deterministic':
+        if variant == DETERMINISTIC:
             ratio = _median(m) / _median(ours[layout, dtype, ''])
             what = f'{layout} {dtype}, deterministic / atomic'
             yield _aim_row(case, what, ratio, MAX_DETERMINISTIC_RATIO)

@@ -1,5 +1,6 @@
 """The benchmark on tiny cases: what it counts and keeps. How fast anything is, is no test."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,12 +9,14 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from roi_plugins.benchmark import measure
+from roi_plugins.benchmark import cuda_graph, measure
 from roi_plugins.benchmark.cases import (
     ALIGN_AVG,
     ALIGN_MAX,
@@ -168,16 +171,188 @@ def test_measures_both_layouts_and_every_peer(step):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='torch sees no CUDA GPU here')
-@pytest.mark.parametrize('step, variant', [(FORWARD, 'cuda graph'), (BACKWARD, 'deterministic')])
-def test_on_a_gpu_the_op_never_makes_the_host_wait(step, variant):
+@pytest.mark.parametrize(
+    'step, variants',
+    [
+        (FORWARD, ['', 'cuda graph']),
+        (BACKWARD, ['', 'deterministic', 'cuda graph', 'cuda graph, deterministic']),
+    ],
+)
+def test_on_a_gpu_the_op_never_makes_the_host_wait_and_can_be_captured(step, variants):
     case = tiny(step=step, strides=FPN, peers=PYRAMID_PEERS[:1], dtypes=('float32', 'bfloat16'))
     record = measure.measure_case(case, torch.device('cuda'), ONCE)
     ours = [m for m in record['measurements'] if m['name'] == 'roi_plugins']
-    assert sum(m['variant'] == variant for m in ours) == 4
-    assert not any(m['synchronises'] for m in ours)
+    for variant in variants:
+        assert sum(m['variant'] == variant for m in ours) == 4, record['left_out']
+    assert len(ours) == 4 * len(variants)
+    for m in ours:
+        assert m['synchronises'] is (None if 'cuda graph' in m['variant'] else False)
+        assert min(m['seconds']) > 0
     peers = [m for m in record['measurements'] if m['name'] == PYRAMID_PEERS[0]]
     assert all(m['synchronises'] for m in peers)
     json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='torch sees no CUDA GPU here')
+def test_on_a_gpu_a_replay_computes_the_gradients():
+    device = torch.device('cuda')
+    case = tiny(step=BACKWARD, strides=FPN, num_rois=64, channels=64, image_size=(448, 672))
+    rois = case.make_rois().to(device)
+    features = case.make_features('channels_last', 'float32', device)
+    grads = []
+
+    def make_call():
+        call = measure.prepare(lambda maps: case.extract(maps, rois), features, BACKWARD)
+        return lambda: grads.append(call())
+
+    captured = cuda_graph.capture(make_call, device)
+    expected, replayed = grads[-2], grads[-1]  # the last warm-up, and what the graph writes
+    captured.replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(replayed, expected, rtol=1e-4, atol=1e-4)
+    seconds = cuda_graph.cold_seconds(captured.replay, cuda_graph.reading_flush(device))
+    assert 0 < min(seconds) and np.median(seconds) < 1e-2
+
+
+class FakeGPU:
+    """Stands for ``torch.cuda`` where there is none: keeps a log of what a GPU would be given, in order."""
+
+    def __init__(self, monkeypatch):
+        self.log = []
+        cuda = torch.cuda
+        monkeypatch.setattr(cuda, 'Event', self._event)
+        monkeypatch.setattr(cuda, 'Stream', lambda device: SimpleNamespace(wait_stream=lambda other: None))
+        monkeypatch.setattr(cuda, 'stream', self._scope('stream'))
+        monkeypatch.setattr(cuda, 'graph', lambda graph, stream: self._scope('capture')(stream))
+        monkeypatch.setattr(
+            cuda, 'CUDAGraph', lambda: SimpleNamespace(replay=lambda: self.log.append('replay'))
+        )
+        monkeypatch.setattr(cuda, 'current_stream', lambda device: None)
+        monkeypatch.setattr(cuda, 'synchronize', lambda *device: self.log.append('synchronize'))
+        monkeypatch.setattr(
+            cuda, 'get_device_properties', lambda device: SimpleNamespace(L2_cache_size=50 * 2**20)
+        )
+        monkeypatch.setattr(cuda, 'set_sync_debug_mode', lambda mode: None)
+        monkeypatch.setattr(measure, 'peak_extra_bytes', lambda call, device: call() and None)
+
+    def _event(self, enable_timing):
+        assert enable_timing
+        event = SimpleNamespace(elapsed_time=lambda end: 2.0)
+        event.record = lambda: self.log.append(event)
+        return event
+
+    def _scope(self, name):
+        @contextlib.contextmanager
+        def scope(stream):
+            self.log.append((name, stream))
+            yield
+            self.log.append((f'end of {name}', stream))
+
+        return scope
+
+
+def test_only_the_replay_is_timed_and_the_host_never_waits(monkeypatch):
+    gpu = FakeGPU(monkeypatch)
+    samples = cuda_graph.cold_seconds(
+        lambda: gpu.log.append('replay'), lambda: gpu.log.append('flush')
+    )
+    assert samples == [2e-3] * cuda_graph.SAMPLES
+    warm_up, timed = gpu.log[: -4 * cuda_graph.SAMPLES - 1], gpu.log[-4 * cuda_graph.SAMPLES - 1 : -1]
+    assert warm_up and set(warm_up) == {'flush', 'replay'}
+    assert gpu.log[-1] == 'synchronize'
+    events = timed[1::4] + timed[3::4]
+    assert len({id(event) for event in events}) == 2 * cuda_graph.SAMPLES
+    assert timed[0::4] == ['flush'] * cuda_graph.SAMPLES
+    assert timed[2::4] == ['replay'] * cuda_graph.SAMPLES
+
+
+def test_the_cache_is_flushed_by_reading(monkeypatch):
+    FakeGPU(monkeypatch)
+    calls = []
+
+    class Log(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            calls.append((func, args[0].nbytes, result.nbytes))
+            return result
+
+    flush = cuda_graph.reading_flush(CPU)
+    with Log():
+        flush()
+    ((func, read, written),) = calls
+    assert func is torch.ops.aten.sum.default
+    assert read >= 4 * 50 * 2**20 and written == 4
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_a_backward_pass_is_captured_on_the_stream_of_its_forward_pass(monkeypatch, deterministic):
+    gpu = FakeGPU(monkeypatch)
+
+    def extract(maps):
+        gpu.log.append('forward')
+        maps[0].register_hook(
+            lambda grad: gpu.log.append(('backward', torch.are_deterministic_algorithms_enabled()))
+        )
+        return 2 * maps[0]
+
+    case = tiny(step=BACKWARD)
+    monkeypatch.setattr(Case, 'extract', lambda self, maps, rois, levels: extract(maps))
+    left_out = {}
+    replays = list(measure._replay(case, case.make_rois(), left_out))
+    assert left_out == {}
+    assert [(c.layout, c.variant) for c, _ in replays] == [
+        (layout, variant)
+        for layout in measure.LAYOUTS
+        for variant in ('cuda graph', 'cuda graph, deterministic')
+    ]
+    end = gpu.log.index('replay')
+    if deterministic:
+        end, start = gpu.log.index('replay', gpu.log.index('forward', end)), gpu.log.index('forward', end) - 1
+    else:
+        start = 0
+    stream = gpu.log[start][1]
+    backward = ('backward', deterministic)
+    assert [entry for entry in gpu.log[start:end] if entry != 'flush'] == [
+        ('stream', stream), 'forward', backward, backward, backward, ('end of stream', stream),
+        ('capture', stream), backward, ('end of capture', stream),
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_captured_is_left_out_with_the_cause(monkeypatch):
+    gpu = FakeGPU(monkeypatch)
+
+    @contextlib.contextmanager
+    def graph(graph, stream):
+        try:
+            yield
+        finally:
+            if 'refused' in gpu.log:
+                raise RuntimeError('capture was invalidated')
+
+    def extract(self, maps, rois, levels):
+        if self.step == FORWARD and len(gpu.log) > 8 and maps[0].is_contiguous():
+            gpu.log.append('refused')
+            raise RuntimeError('operation not permitted when stream is capturing\nframes')
+
+    monkeypatch.setattr(torch.cuda, 'graph', graph)
+    monkeypatch.setattr(Case, 'extract', extract)
+    case, left_out = tiny(), {}
+    assert [c.layout for c, _ in measure._replay(case, case.make_rois(), left_out)] == ['channels_last']
+    reason = 'operation not permitted when stream is capturing'
+    assert left_out == {'roi_plugins NCHW float32, cuda graph': reason}
+
+
+@pytest.mark.parametrize('variant, deterministic', [('', False), ('deterministic', True)])
+def test_a_variant_is_inspected_under_its_own_algorithms(monkeypatch, variant, deterministic):
+    asked = []
+    FakeGPU(monkeypatch)
+    contender = measure.Contender(
+        'roi_plugins', 'NCHW', 'float32',
+        lambda: asked.append(torch.are_deterministic_algorithms_enabled()), variant,
+    )  # fmt: skip
+    measure._inspect(contender, torch.device('cuda'))
+    assert asked == [deterministic] * 2  # for the memory, and for whether the host waits
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_call_that_makes_the_host_wait_is_told_from_one_that_fails(monkeypatch):
@@ -211,7 +386,7 @@ def test_missing_peers_are_left_out_and_named(monkeypatch):
 
 @needs_report
 def test_what_is_left_out_is_listed():
-    case = {'name': 'tiny', 'command': 'c', 'copy_bytes_per_second': None, 'targets': [],
+    case = {'name': 'tiny', 'step': FORWARD, 'command': 'c', 'copy_bytes_per_second': None, 'targets': [],
             'measurements': [], 'left_out': {'mmcv.ops.RoIAlign': 'not installed (cause)'}}  # fmt: skip
     markdown = report.to_markdown({**start_record(CPU, False), 'cases': [case]})
     assert '- tiny: mmcv.ops.RoIAlign: not installed (cause)' in markdown
@@ -258,6 +433,7 @@ def measurement(name, seconds, layout='NCHW', dtype='float32', variant='', floor
 def test_ratios_aims_and_the_peers_fastest_dtype():
     case = {
         'name': 'c',
+        'step': FORWARD,
         'command': 'python tools/benchmark.py',
         'copy_bytes_per_second': 4e12,
         'left_out': {},
