@@ -90,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measures = {
         case.name: partial(measure_case, case, device, effort) for case in CASES[args.device]
     }
-    measures[train_step.NAME] = partial(train_step.measure_train_step, device, effort)
+    measures[train_step.MMDET] = partial(train_step.measure_mmdet_step, device, effort)
+    if device.type == 'cuda':  # a CPU takes minutes a step
+        measures[train_step.DETECTRON2] = partial(train_step.measure_detectron2_step, device, effort)
     patterns = args.cases or ['*']
     for pattern in patterns:
         if not fnmatch.filter(measures, pattern):
