@@ -283,10 +283,16 @@ def prepare(
     return lambda: grad_of(extract(features), inputs, grad)
 
 
-@contextlib.contextmanager
-def _algorithms(variant: str) -> Iterator[None]:
+def _algorithms(variant: str) -> contextlib.AbstractContextManager[None]:
     """The algorithms of a variant. Entered outside of what is timed: the switch costs the host some time."""
-    torch.use_deterministic_algorithms(variant in (DETERMINISTIC, GRAPH_DETERMINISTIC))
+    if variant in (DETERMINISTIC, GRAPH_DETERMINISTIC):
+        return _deterministic()
+    return contextlib.nullcontext()  # and no call of the switch, which imports torch's compiler
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
