@@ -140,3 +140,18 @@ def test_kernels_agree_with_the_reference(package):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip() == f'{(6 * 2 + 1 + 3 * 2 + 20) * 3 * 2 * 2} cases agree'
+
+
+@pytest.mark.parametrize(
+    ('arch', 'cuda', 'vector'),
+    [(750, 13000, False), (860, 13000, False), (900, 11080, False), (900, 12000, False),
+     (900, 12010, True), (1200, 13000, True)],
+)  # fmt: skip
+def test_four_floats_are_added_whatever_the_code_is_compiled_for(arch, cuda, vector):
+    """As one vector from 9.0 and CUDA 12.1 on, whose headers have it first; else one by one."""
+    defines = ['-D__CUDACC__', f'-D__CUDA_ARCH__={arch}', f'-DCUDART_VERSION={cuda}']
+    command = [os.environ.get('CXX', 'c++'), '-E', '-P', '-x', 'c++', *defines, str(CSRC / 'cuda/atomics.h')]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    body = text[text.index('add_four') : text.index('struct FloatingSum')]
+    assert ('float4' in body) == vector
+    assert body.count('atomicAdd') == (1 if vector else 4)

@@ -333,7 +333,7 @@ struct BinMaximumBackward : BinsOfChannels<typename Sum::type, S, kVector<S>, fa
   }
 };
 
-// A grid constant as in launch.h.
+// A grid constant as in work.h.
 template <typename Work>
 __global__ void bins_kernel(const __grid_constant__ Work work, int64_t items) {
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
@@ -342,7 +342,7 @@ __global__ void bins_kernel(const __grid_constant__ Work work, int64_t items) {
 
 template <typename Work>
 void launch_bins(const Work& work) {
-  launch(bins_kernel<Work>, work.size(), work, work.size());
+  launch(bins_kernel<Work>, grid_of_elements(work.size()), work, work.size());
 }
 
 }  // namespace roi_plugins

@@ -1,47 +1,36 @@
-// How kernels are started. The tests have another file of this name, which runs the kernels on the host,
-// so that they are checked where there is no GPU.
+// What the kernels need of a device: how they are started, and the memory of a block. The tests have another file of
+// this name, which runs the kernels on the host, so that they are checked where there is no GPU.
 #pragma once
 
+#include <ATen/ATen.h>
+#include <ATen/cuda/EmptyTensor.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include <algorithm>
 #include <cstdint>
+
+#include "cuda/grid.h"
 
 namespace roi_plugins {
 
 using DeviceGuard = c10::cuda::CUDAGuard;
 
-// The kernel strides over the elements by the whole grid, so that their number may pass 2^31.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t elements, Arguments... arguments) {
-  constexpr int threads = 256;
-  const auto blocks = std::min<int64_t>((elements + threads - 1) / threads, 1 << 20);
-  kernel<<<int(blocks), threads, 0, c10::cuda::getCurrentCUDAStream()>>>(arguments...);
+void launch(void (*kernel)(Parameters...), Grid grid, Arguments... arguments) {
+  static_assert((sizeof(Parameters) + ...) <= kMaxArgumentBytes);
+  if (grid.is_empty()) return;
+  const dim3 blocks(unsigned(grid.x), unsigned(grid.y));
+  kernel<<<blocks, grid.threads, 0, c10::cuda::getCurrentCUDAStream()>>>(arguments...);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-constexpr int kThreads = 128;
-
-// A grid constant: indexed where it lies, not copied to every thread's stack.
-template <typename Work>
-__global__ void __launch_bounds__(kThreads) work_kernel(const __grid_constant__ Work work) {
-  __shared__ typename Work::Shared shared;
-  for (int64_t k = blockIdx.y; k < work.num_rois; k += gridDim.y) {
-    work.prepare(shared, k, blockIdx.x);
-    __syncthreads();
-    work.run(shared, k, blockIdx.x);
-    __syncthreads();
-  }
-}
-
-// Blocks of work: parts of RoIs.
-template <typename Work>
-void launch_work(const Work& work) {
-  const dim3 blocks(work.parts(), unsigned(std::min<int64_t>(work.num_rois, 65535)));
-  work_kernel<<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(work);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+// The memory that the threads of a block share.
+template <typename T>
+__device__ T& shared_memory() {
+  static_assert(sizeof(T) <= kMaxSharedBytes);
+  __shared__ T memory;
+  return memory;
 }
 
 // A pointer that was kept in shared memory might point anywhere, as far as the compiler knows; it would
@@ -52,12 +41,19 @@ __device__ T* in_global_memory(T* pointer) {
   return pointer;
 }
 
-// Whether the current device adds four floats to memory at once (compute capability 9.0).
+// Whether vector atomics pay on the current device: in older code they are four scalar ones, which do the same
+// (atomics.h).
 inline bool has_vector_atomics() {
   int device = 0, major = 0;
   C10_CUDA_CHECK(cudaGetDevice(&device));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  return major >= 9;
+  return CUDART_VERSION >= 12010 && major >= 9;
+}
+
+// For what is written whole: at::empty would fill it first under torch's deterministic algorithms.
+inline at::Tensor uninitialized(
+    at::IntArrayRef size, at::ScalarType type, at::Device device, at::MemoryFormat format) {
+  return at::detail::empty_cuda(size, type, device, format);
 }
 
 }  // namespace roi_plugins

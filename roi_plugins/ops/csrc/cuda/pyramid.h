@@ -1,10 +1,11 @@
-// What the kernels share: maps, groups of channels, and sums.
+// What the kernels share: maps and groups of channels.
 #pragma once
 
 #include <ATen/ATen.h>
 
 #include "accumulate.h"
 #include "cuda/launch.h"
+#include "cuda/atomics.h"
 #include "op.h"
 
 namespace roi_plugins {
@@ -78,31 +79,6 @@ struct Channels {
         if (has(v)) to[v * step * stride] = pack.values[v];
       }
     }
-  }
-};
-
-// Sums that atomics build in whatever order the threads come.
-template <typename A>
-struct FloatingSum {
-  using type = A;
-  __device__ void add(A* cell, A value) const { atomicAdd(cell, value); }
-};
-
-// Four neighbouring cells at once. The host starts nothing that comes here where the chip cannot.
-__device__ inline void add_four(float* cells, float a, float b, float c, float d) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  atomicAdd(reinterpret_cast<float4*>(cells), make_float4(a, b, c, d));
-#endif
-}
-
-// Sums that come out the same in any order: fixed point, eight bytes a cell. `scale` is a power of two
-// that leaves room for every contribution of a call; it is on the device, so the host need not wait.
-template <typename A>
-struct FixedPointSum {
-  using type = unsigned long long;
-  const double* scale;
-  __device__ void add(unsigned long long* cell, A value) const {
-    atomicAdd(cell, static_cast<unsigned long long>(__double2ll_rn(double(value) * __ldg(scale))));
   }
 };
 

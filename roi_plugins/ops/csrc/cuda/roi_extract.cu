@@ -6,16 +6,18 @@
 #include <ATen/cuda/detail/IntegerDivider.cuh>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <type_traits>
 
 #include "cuda/bins.h"
 #include "cuda/pyramid.h"
+#include "cuda/work.h"
 
 namespace roi_plugins {
 namespace {
 
-constexpr int kTile = 16;  // bins of an axis that a block resolves: those of both axes are a warp
+constexpr int kTile = 16;  // most bins of an axis that a block resolves: those of both axes are a warp
 constexpr int kTaps = 16;  // taps of a bin on an axis that it keeps; more are worked out where they are read
 constexpr int kBlockItems = 1024;  // bins times groups of channels, roughly: resolving has to pay
 
@@ -82,6 +84,7 @@ struct Resolved {
   RoiState state;
   T* map;  // of the image, channel 0
   int64_t channel_stride, row_stride, column_stride;
+  int first_row, first_column;  // of the tile
   Axis<A> y, x;
   Bin<A> rows[kTile], columns[kTile];
 };
@@ -104,10 +107,11 @@ struct Work {
   const int64_t* levels;
   const int64_t* seed;
   int64_t num_rois, images, channels, num_levels, groups;
-  int pooled_height, pooled_width, tile_height, tile_width;
+  int pooled_height, pooled_width;
+  int tiles_x, tiles_y, tile_height, tile_width;  // tiles as even as they go: 17 bins are 9 and 8, not 16 and 1
   Method method;
   bool channels_last;
-  unsigned tiles_x, tiles_y, chunks, items;
+  unsigned chunks, items;
   Divider chunk, bins, row;  // groups of a chunk, bins of a tile and of one of its rows
 
   Work(const Call& call, at::TensorList maps)
@@ -116,10 +120,10 @@ struct Work {
         num_rois(call.num_rois()),
         images(call.images()), channels(call.channels()), num_levels(call.num_levels()),
         groups((channels + V - 1) / V), pooled_height(call.options.pooled_height),
-        pooled_width(call.options.pooled_width), tile_height(std::min(pooled_height, kTile)),
-        tile_width(std::min(pooled_width, kTile)), method(call.options.method),
-        channels_last(call.channels_last), tiles_x((pooled_width - 1) / kTile + 1),
-        tiles_y((pooled_height - 1) / kTile + 1), bins(tile_height * tile_width), row(tile_width) {
+        pooled_width(call.options.pooled_width), tiles_x((pooled_width - 1) / kTile + 1),
+        tiles_y((pooled_height - 1) / kTile + 1), tile_height((pooled_height - 1) / tiles_y + 1),
+        tile_width((pooled_width - 1) / tiles_x + 1), method(call.options.method),
+        channels_last(call.channels_last), bins(tile_height * tile_width), row(tile_width) {
     unsigned width = 8;
     while (2 * width * bins.divisor <= kBlockItems) width *= 2;
     width = unsigned(std::min<int64_t>(width, groups));
@@ -128,13 +132,13 @@ struct Work {
     items = bins.divisor * width;
   }
 
-  unsigned parts() const { return chunks * tiles_x * tiles_y; }  // blocks a RoI
+  int64_t parts() const { return int64_t(chunks) * tiles_x * tiles_y; }  // blocks a RoI
 
   __device__ int first_row(unsigned part) const {
-    return int(part / chunks / tiles_x) * kTile;
+    return int(part / chunks / tiles_x) * tile_height;
   }
   __device__ int first_column(unsigned part) const {
-    return int(part / chunks % tiles_x) * kTile;
+    return int(part / chunks % tiles_x) * tile_width;
   }
 
   __device__ void prepare(Shared& shared, int64_t k, unsigned part) const {
@@ -150,6 +154,8 @@ struct Work {
         shared.channel_stride = stride[1];
         shared.row_stride = stride[2];
         shared.column_stride = stride[3];
+        shared.first_row = first_row(part);
+        shared.first_column = first_column(part);
       }
       const bool is_row = t < kTile;
       const int i = t % kTile;
@@ -160,7 +166,7 @@ struct Work {
           jitter_from(seed).axis(k, !is_row));
       if (i == 0) (is_row ? shared.y : shared.x) = axis;
       const int p = (is_row ? first_row(part) : first_column(part)) + i;
-      if (p < pooled) {
+      if (i < (is_row ? tile_height : tile_width) && p < pooled) {
         (is_row ? shared.rows : shared.columns)[i].resolve(method, axis, p, average);
       }
     }
@@ -192,10 +198,10 @@ struct Work {
   }
 
   __device__ const Bin<A>& row_bin(const Shared& shared, const Item& item) const {
-    return shared.rows[item.p % kTile];
+    return shared.rows[item.p - shared.first_row];
   }
   __device__ const Bin<A>& column_bin(const Shared& shared, const Item& item) const {
-    return shared.columns[item.q % kTile];
+    return shared.columns[item.q - shared.first_column];
   }
   __device__ Taps<A> row_pair(const Shared& shared, const Item& item, int64_t i) const {
     return row_bin(shared, item).pair(method, shared.y, item.p, i, average);
@@ -441,19 +447,21 @@ template <typename S>
 __global__ void from_fixed_point(
     const int64_t* sums, S* grads, int64_t count, const double* scale) {
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  const double inverse = 1 / *scale;  // exact, of a power of two
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    grads[i] = S(static_cast<accumulation_t<S>>(double(sums[i]) / *scale));
+    grads[i] = S(static_cast<accumulation_t<S>>(double(sums[i]) * inverse));
   }
 }
 
-std::vector<at::Tensor> zeroed(const Call& call, at::TensorOptions options) {
+at::Tensor unfilled_map(const Call& call, int64_t level, at::ScalarType type) {
+  return uninitialized(
+      {call.images(), call.channels(), call.height(level), call.width(level)}, type,
+      call.rois.device(), call.format());
+}
+
+std::vector<at::Tensor> zeroed_maps(const Call& call, at::ScalarType type) {
   std::vector<at::Tensor> maps;
-  for (int64_t l = 0; l < call.num_levels(); ++l) {
-    // Not at::zeros, which knows no memory format.
-    maps.push_back(at::empty(
-        {call.images(), call.channels(), call.height(l), call.width(l)},
-        options.memory_format(call.format())).zero_());
-  }
+  for (int64_t l = 0; l < call.num_levels(); ++l) maps.push_back(unfilled_map(call, l, type).zero_());
   return maps;
 }
 
@@ -526,7 +534,8 @@ at::Tensor fixed_point_scale(const at::Tensor& grad) {
   const at::Tensor largest =
       at::linalg_vector_norm(grad, std::numeric_limits<double>::infinity()).to(at::kDouble);
   const double outputs = double(grad.numel()) / double(std::max<int64_t>(grad.size(1), 1));
-  const at::Tensor bits = at::ceil(at::log2(largest * outputs));
+  // Logarithms are added: the product itself may overflow.
+  const at::Tensor bits = at::ceil(at::log2(largest)) + std::ceil(std::log2(outputs));
   // A gradient of zeros needs no room; 2^512 and its inverse are finite.
   const at::Tensor scale = at::exp2(61 - at::clamp(bits, -451));
   return at::where(
@@ -560,7 +569,7 @@ std::vector<at::Tensor> backward_cuda(
   const DeviceGuard guard(grad.device());
   const at::ScalarType type = grad.scalar_type();
   if (!at::globalContext().deterministicAlgorithms()) {
-    auto sums = zeroed(call, grad.options().dtype(accumulation_type(type)));
+    auto sums = zeroed_maps(call, accumulation_type(type));
     ROI_DISPATCH_TYPES(type, {
       launch_backward<scalar_t, index_t>(
           call, grad, winner, sums, FloatingSum<accumulation_t<scalar_t>>{});
@@ -569,17 +578,18 @@ std::vector<at::Tensor> backward_cuda(
     return sums;
   }
   const at::Tensor scale = fixed_point_scale(grad);
-  const auto sums = zeroed(call, grad.options().dtype(at::kLong));
+  const auto sums = zeroed_maps(call, at::kLong);
   std::vector<at::Tensor> grads;
   ROI_DISPATCH_TYPES(type, {
     launch_backward<scalar_t, index_t>(
         call, grad, winner, sums,
         FixedPointSum<accumulation_t<scalar_t>>{scale.const_data_ptr<double>()});
-    for (const at::Tensor& sum : sums) {
-      grads.push_back(at::empty_like(sum, grad.options()));
+    for (int64_t l = 0; l < call.num_levels(); ++l) {
+      const int64_t count = sums[l].numel();
+      grads.push_back(unfilled_map(call, l, type));
       launch(
-          from_fixed_point<scalar_t>, sum.numel(), sum.const_data_ptr<int64_t>(),
-          grads.back().data_ptr<scalar_t>(), sum.numel(), scale.const_data_ptr<double>());
+          from_fixed_point<scalar_t>, grid_of_elements(count), sums[l].const_data_ptr<int64_t>(),
+          grads.back().data_ptr<scalar_t>(), count, scale.const_data_ptr<double>());
     }
   });
   return grads;

@@ -1,0 +1,29 @@
+// How many blocks and threads a kernel is started with, and the limits of every card that we build for.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace roi_plugins {
+
+constexpr int64_t kMaxGridX = (int64_t(1) << 31) - 1;
+constexpr int64_t kMaxGridY = 65535;
+constexpr int kMaxThreads = 1024;
+constexpr size_t kMaxSharedBytes = 48 << 10;  // of a block, static
+constexpr size_t kMaxArgumentBytes = 4096;    // of a kernel; 32,764 from CUDA 12.1 on
+
+struct Grid {
+  int64_t x, y;
+  int threads;     // a block
+  bool strides_x;  // whether fewer blocks along x would do the same; along y they always would
+
+  bool is_empty() const { return x == 0 || y == 0; }
+};
+
+// One thread an element, up to where striding pays more than another block.
+inline Grid grid_of_elements(int64_t elements) {
+  constexpr int threads = 256;
+  return {std::min<int64_t>((elements + threads - 1) / threads, 1 << 20), 1, threads, true};
+}
+
+}  // namespace roi_plugins
