@@ -1,18 +1,16 @@
-// Sums that many threads add to.
+// Sums that many threads add to. Comes after launch.h, which on the host defines the atomics.
 #pragma once
 
 namespace roi_plugins {
 
 // Whether this compilation may add four floats at once: for compute capability 9.0 or newer, by CUDA 12.1 or newer,
 // whose headers have it first. What counts is what the code is compiled for: a newer card also runs older PTX.
-#ifndef ROI_VECTOR_ATOMICS
 #if !defined(__CUDACC__)
 #define ROI_VECTOR_ATOMICS 1  // on the host, in the tests
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
 #define ROI_VECTOR_ATOMICS 1
 #else
 #define ROI_VECTOR_ATOMICS 0
-#endif
 #endif
 
 // Adds to four neighbouring cells, on a boundary of 16 bytes.
