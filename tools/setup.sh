@@ -30,6 +30,7 @@ step() {
     echo "The whole log is in $LOGS/$name.log; repeat the command to go on from here." >&2
     exit 1
   fi
+  grep '^ *roi_plugins: ' "$LOGS/$name.log" || true
   mkdir -p "$STAMPS"
   echo "$key" >"$STAMPS/$name"
 }
@@ -78,7 +79,11 @@ install_detectron2() {
 }
 
 install_package() {
-  PATH="$PWD/$VENV/bin:$PATH" ROI_PLUGINS_REQUIRE_EXTENSION=1 "$PY" -m pip install \
+  # The CUDA kernels take minutes to compile, and are of no use without a card.
+  local cuda
+  cuda=$("$PY" -c 'import torch; print("" if torch.cuda.is_available() else 0)')
+  # -v: or pip keeps to itself what the build says.
+  PATH="$PWD/$VENV/bin:$PATH" ROI_PLUGINS_CUDA=${ROI_PLUGINS_CUDA-$cuda} "$PY" -m pip install -v \
     --no-build-isolation --no-deps -e .
   "$PY" -c 'import roi_plugins.integrations.detectron2
 import roi_plugins.integrations.mmdet
@@ -99,6 +104,7 @@ fi
 
 network='see whether the package index can be reached, and that about 8 GB are free on the disk.'
 headers='apt-get install g++ python3-dev; 4 GB of memory are needed.'
+cards=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | tr '\n' ' ' || true)
 sources=$(digest setup.py setup.cfg pyproject.toml $(find roi_plugins/ops/csrc -type f | sort))
 
 step venv 'making a virtual environment' 'apt-get install python3-venv' \
@@ -109,4 +115,4 @@ step mmcv "compiling MMCV's operators, about 11 minutes on two cores (kept for o
   "$headers" "$(digest requirements.txt)" install_mmcv
 step detectron2 'installing Detectron2' "$network" "$(digest requirements.txt)" install_detectron2
 step package 'compiling the RoI op and installing the package, one to three minutes' "$headers" \
-  "$sources-$(digest requirements.txt)" install_package
+  "$sources-$(digest requirements.txt)-$cards" install_package

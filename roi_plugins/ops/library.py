@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +16,7 @@ from .reference import is_channels_last, memory_format
 
 _EXTENSION = Path(__file__).with_name('_C.so')
 _BUILD = "pip install -U 'setuptools<81' && pip install --no-build-isolation --no-deps -v ."
+_BUILD_CUDA = _BUILD.replace('pip install --no-build', 'ROI_PLUGINS_CUDA=1 pip install --no-build')
 
 # As in csrc/op.cpp, which defines it where the extension can be loaded. No argument has a default: with
 # one, the derivative that is registered from Python breaks in TorchScript.
@@ -44,23 +46,61 @@ def extension_is_loaded() -> bool:
     return _loaded
 
 
-def _built_for_another_torch() -> str | None:
-    """The torch that the library was built for, if not this one. The file itself says so, and is read before
-    it is loaded: under another torch that ends in an undefined symbol, or worse, in none.
+class _Build(NamedTuple):
+    """What the library was built for. The file itself says so, and is read before it is loaded: under another
+    torch that ends in an undefined symbol, or worse, in none.
     """
-    built = re.search(
-        rb'roi_plugins for (torch [\d.]+(?: \(pre-cxx11 ABI\))?)( with CUDA (\d+))?\0',
-        _EXTENSION.read_bytes(),
-    )
-    if built is None:
-        return 'another torch'
-    torch_, with_cuda, cuda = (part and part.decode() for part in built.groups())
-    here = 'torch ' + '.'.join(torch.__version__.split('.')[:2])
-    if not torch.compiled_with_cxx11_abi():
-        here += ' (pre-cxx11 ABI)'
-    if torch_ == here and cuda in (None, (torch.version.cuda or '').split('.')[0]):
-        return None
-    return torch_ + (with_cuda or '')
+
+    torch: str
+    cuda: str | None  # major version
+    cards: list[str]  # as in TORCH_CUDA_ARCH_LIST
+
+    @classmethod
+    def read(cls) -> '_Build | None':
+        """None if it does not say."""
+        built = re.search(
+            rb'roi_plugins for (torch [\d.]+(?: \(pre-cxx11 ABI\))?)(?: with CUDA (\d+) for ([\w.+,]+))?\0',
+            _EXTENSION.read_bytes(),
+        )
+        if built is None:
+            return None
+        torch_, cuda, cards = (part and part.decode() for part in built.groups())
+        return cls(torch_, cuda, cards.split(',') if cards else [])
+
+    def is_for_this_torch(self) -> bool:
+        here = 'torch ' + '.'.join(torch.__version__.split('.')[:2])
+        if not torch.compiled_with_cxx11_abi():
+            here += ' (pre-cxx11 ABI)'
+        return self.torch == here and self.cuda in (None, (torch.version.cuda or '').split('.')[0])
+
+    def serves(self, capability: tuple[int, int]) -> bool:
+        """Whether a card can run it: code of its own major version and no newer, or any older PTX."""
+        for card in self.cards:
+            major, minor, family, ptx = re.fullmatch(r'(\d+)\.(\d)([af]?)(\+PTX)?', card).groups()
+            built = int(major), int(minor)
+            if family == 'a':  # of this one alone
+                fits = capability == built
+            else:
+                fits = capability >= built and (capability[0] == built[0] or (ptx and not family))
+            if fits:
+                return True
+        return False
+
+    def __str__(self) -> str:
+        return self.torch + (f' with CUDA {self.cuda}' if self.cuda else '')
+
+
+def _warn_of_cards(build: _Build) -> None:
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if not build.serves(capability):
+            warnings.warn(
+                f'roi_plugins cannot run on cuda:{index}: {torch.cuda.get_device_name(index)} has compute '
+                f'capability {capability[0]}.{capability[1]}, and the CUDA kernels were built for '
+                f'{", ".join(build.cards)}; build them again here, in a checkout of roi_plugins, with: '
+                f'{_BUILD_CUDA}',
+                stacklevel=2,
+            )
 
 
 def _load_extension() -> bool:
@@ -68,14 +108,17 @@ def _load_extension() -> bool:
         reason = 'it is disabled by ROI_PLUGINS_DISABLE_EXTENSION=1'
     elif not _EXTENSION.exists():
         reason = f'it was not built; build it, in a checkout of roi_plugins, with: {_BUILD}'
-    elif built_for := _built_for_another_torch():
+    elif not ((build := _Build.read()) and build.is_for_this_torch()):
         reason = (
-            f'it was built for {built_for}, and this is torch {torch.__version__}; '
+            f'it was built for {build or "another torch"}, and this is torch {torch.__version__}; '
             f'build it again, in a checkout of roi_plugins, with: {_BUILD}'
         )
     else:
         try:
             torch.ops.load_library(str(_EXTENSION))
+            if build.cards:
+                # When CUDA is first used, or now if it is: asking for the cards would start it.
+                torch.cuda._lazy_call(lambda: _warn_of_cards(build))
             return True
         except OSError as error:
             reason = (
@@ -91,9 +134,12 @@ def _load_extension() -> bool:
 def _warn_of_reference(device: torch.device) -> None:
     if _loaded and device.type not in _warned:
         _warned.add(device.type)
+        build = ''
+        if device.type == 'cuda':
+            build = f'; build it, in a checkout of roi_plugins, with: {_BUILD_CUDA}'
         warnings.warn(
             f'roi_plugins has no kernel for device type {device.type!r} in this build; '
-            'the slower PyTorch reference runs instead',
+            f'the slower PyTorch reference runs instead{build}',
             stacklevel=3,
         )
 

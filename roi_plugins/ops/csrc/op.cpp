@@ -12,8 +12,8 @@
 namespace roi_plugins {
 namespace {
 
-#define ROI_STRING_OF(x) #x
-#define ROI_STRING(x) ROI_STRING_OF(x)
+#define ROI_STRING_OF(...) #__VA_ARGS__
+#define ROI_STRING(...) ROI_STRING_OF(__VA_ARGS__)
 
 // What this can be loaded into; library.py reads it out of the file before it loads that.
 __attribute__((used)) const char kBuiltFor[] =
@@ -22,7 +22,7 @@ __attribute__((used)) const char kBuiltFor[] =
     " (pre-cxx11 ABI)"
 #endif
 #ifdef ROI_PLUGINS_WITH_CUDA
-    " with CUDA " ROI_STRING(ROI_PLUGINS_WITH_CUDA)
+    " with CUDA " ROI_STRING(ROI_PLUGINS_WITH_CUDA) " for " ROI_STRING(ROI_PLUGINS_CARDS)
 #endif
     ;
 
