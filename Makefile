@@ -1,7 +1,7 @@
 # make demo   sets up what is missing, then trains and compares the extractors on generated images
 # make test   sets up what is missing, then runs all tests
 # make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
-# make sanitize   the op's tests with the address and undefined-behaviour sanitizers
+# make sanitize   the op's tests with the address, undefined-behaviour and thread sanitizers
 # make faults   kills a shortened ablation at 20 random moments and checks that nothing is lost
 # make fuzz   random calls of the op with the same sanitizers, against the reference
 # make soak   10,000 calls of the op, forward and backward, whose memory has to stay where it was
@@ -32,7 +32,7 @@ demo: setup
 test: setup
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
-# Five to ten minutes on two cores; the library in use is left as it is.
+# Ten to twenty minutes on two cores; the library in use is left as it is.
 sanitize: setup
 	@VENV=$(VENV) bash tools/sanitize.sh
 

@@ -93,8 +93,8 @@ def test_where_the_op_does_not_compile(source):
 
 @pytest.fixture
 def toolkit(source, tmp_path, monkeypatch):
-    """A CUDA toolkit whose nvcc is of a release, knows some architectures, and compiles by a shell command, that
-    of the C++ compiler if none is given.
+    """A CUDA toolkit: an nvcc of some release that knows some architectures, and compiles by a command; by
+    default, the C++ compiler.
     """
     (source / 'roi_plugins/ops/csrc/cuda').mkdir()
     (source / 'roi_plugins/ops/csrc/cuda/kernels.cu').write_text('int kernels() { return 0; }')
@@ -168,7 +168,7 @@ def calls(tmp_path):
     ids=['no nvcc', 'an old nvcc', 'an unknown arch', 'a name', 'an old card', 'a failed compilation'],
 )  # fmt: skip
 def test_where_cuda_kernels_cannot_be_built(source, toolkit, nvcc, environ, reason):
-    """The CPU's are built, and one sentence says why and what helps; it ends a build that needs the others."""
+    """The CPU's are built, and one sentence says why and what helps; a build that needs the others ends."""
     if nvcc:
         toolkit(*nvcc)
     said, wheel = build(source, ROI_PLUGINS_CUDA='', **environ)

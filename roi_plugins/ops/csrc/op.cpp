@@ -252,6 +252,12 @@ void check_grad(const Call& call, const at::Tensor& grad, const at::Tensor& winn
       !options.max || (winner.sizes() == size && winner.scalar_type() == options.winner_type()),
       "winner: got shape ", winner.sizes(), " and dtype ", winner.scalar_type(),
       ", expected what forward returned");
+  TORCH_CHECK_VALUE(
+      grad.device() == call.rois.device(), "grad: got device ", grad.device(),
+      ", expected that of rois, ", call.rois.device());
+  TORCH_CHECK_VALUE(
+      !options.max || winner.device() == call.rois.device(), "winner: got device ", winner.device(),
+      ", expected that of rois, ", call.rois.device());
 }
 
 // The options of the schema, in its order, and their names.
