@@ -2,6 +2,7 @@
 # make test   sets up what is missing, then runs all tests
 # make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
 # make sanitize   the op's tests with the address, undefined-behaviour and thread sanitizers
+# make kernels   compiles the CUDA kernels for all cards and looks at what came of it (docs/kernels.md); no card needed
 # make faults   kills a shortened ablation at 20 random moments and checks that nothing is lost
 # make fuzz   random calls of the op with the same sanitizers, against the reference
 # make soak   10,000 calls of the op, forward and backward, whose memory has to stay where it was
@@ -19,7 +20,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test benchmark sanitize faults fuzz soak wheel matrix setup lint clean
+.PHONY: demo test benchmark sanitize kernels faults fuzz soak wheel matrix setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -35,6 +36,10 @@ test: setup
 # Ten to twenty minutes on two cores; the library in use is left as it is.
 sanitize: setup
 	@VENV=$(VENV) bash tools/sanitize.sh
+
+# Five minutes on two cores. KERNELS=--write puts the table of registers into docs/kernels.md.
+kernels: setup
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) tools/kernels.py $(KERNELS)
 
 # Half an hour on two cores.
 faults: setup

@@ -20,6 +20,13 @@ struct Grid {
   bool is_empty() const { return x == 0 || y == 0; }
 };
 
+// The size of parts of at most `most` that are as even as they go.
+constexpr int even_part(int whole, int most) {
+  const int parts = (whole - 1) / most + 1;
+  return (whole - 1) / parts + 1;
+}
+static_assert(even_part(7, 16) == 7 && even_part(17, 16) == 9 && even_part(28, 16) == 14);
+
 // One thread an element, up to where striding pays more than another block.
 inline Grid grid_of_elements(int64_t elements) {
   constexpr int threads = 256;

@@ -108,7 +108,7 @@ struct Work {
   const int64_t* seed;
   int64_t num_rois, images, channels, num_levels, groups;
   int pooled_height, pooled_width;
-  int tiles_x, tiles_y, tile_height, tile_width;  // tiles as even as they go: 17 bins are 9 and 8, not 16 and 1
+  int tile_height, tile_width, tiles_x;
   Method method;
   bool channels_last;
   unsigned chunks, items;
@@ -120,9 +120,8 @@ struct Work {
         num_rois(call.num_rois()),
         images(call.images()), channels(call.channels()), num_levels(call.num_levels()),
         groups((channels + V - 1) / V), pooled_height(call.options.pooled_height),
-        pooled_width(call.options.pooled_width), tiles_x((pooled_width - 1) / kTile + 1),
-        tiles_y((pooled_height - 1) / kTile + 1), tile_height((pooled_height - 1) / tiles_y + 1),
-        tile_width((pooled_width - 1) / tiles_x + 1), method(call.options.method),
+        pooled_width(call.options.pooled_width), tile_height(even_part(pooled_height, kTile)),
+        tile_width(even_part(pooled_width, kTile)), tiles_x((pooled_width - 1) / tile_width + 1), method(call.options.method),
         channels_last(call.channels_last), bins(tile_height * tile_width), row(tile_width) {
     unsigned width = 8;
     while (2 * width * bins.divisor <= kBlockItems) width *= 2;
@@ -132,7 +131,9 @@ struct Work {
     items = bins.divisor * width;
   }
 
-  int64_t parts() const { return int64_t(chunks) * tiles_x * tiles_y; }  // blocks a RoI
+  int64_t parts() const {  // blocks a RoI
+    return int64_t(chunks) * tiles_x * ((pooled_height - 1) / tile_height + 1);
+  }
 
   __device__ int first_row(unsigned part) const {
     return int(part / chunks / tiles_x) * tile_height;
