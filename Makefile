@@ -3,6 +3,7 @@
 # make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
 # make sanitize   the op's tests with the address, undefined-behaviour and thread sanitizers
 # make kernels   compiles the CUDA kernels for all cards and looks at what came of it (docs/kernels.md); no card needed
+# make gpu OUT=DIR   all that a machine with a card is asked; needs no set-up (docs/gpu.md)
 # make faults   kills a shortened ablation at 20 random moments and checks that nothing is lost
 # make fuzz   random calls of the op with the same sanitizers, against the reference
 # make soak   10,000 calls of the op, forward and backward, whose memory has to stay where it was
@@ -20,7 +21,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test benchmark sanitize kernels faults fuzz soak wheel matrix setup lint clean
+.PHONY: demo test benchmark sanitize kernels gpu faults fuzz soak wheel matrix setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -40,6 +41,10 @@ sanitize: setup
 # Five minutes on two cores. KERNELS=--write puts the table of registers into docs/kernels.md.
 kernels: setup
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) tools/kernels.py $(KERNELS)
+
+# STEPS='build smoke' for some alone.
+gpu:
+	@PYTHON=$(or $(wildcard $(PY)),$(PYTHON)) bash tools/gpu.sh $(or $(OUT),$(error OUT names a directory for the logs: make gpu OUT=DIR)) $(STEPS)
 
 # Half an hour on two cores.
 faults: setup

@@ -197,6 +197,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not extension_is_loaded():
         sys.exit('kernel_check: the compiled op is not loaded; there is nothing to check')
+    if args.device == 'cuda' and not torch._C._dispatch_has_kernel_for_dispatch_key(
+        'roi_plugins::roi_extract', 'CUDA'
+    ):
+        sys.exit('kernel_check: the op was built without CUDA kernels; build with ROI_PLUGINS_CUDA=1')
     torch.manual_seed(0)
     got = Implementation(args.device, OPS)
     expected = Implementation('cpu', OPS if args.device == 'cuda' else reference)
