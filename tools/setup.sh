@@ -115,4 +115,4 @@ step mmcv "compiling MMCV's operators, about 11 minutes on two cores (kept for o
   "$headers" "$(digest requirements.txt)" install_mmcv
 step detectron2 'installing Detectron2' "$network" "$(digest requirements.txt)" install_detectron2
 step package 'compiling the RoI op and installing the package, one to three minutes' "$headers" \
-  "$sources-$(digest requirements.txt)-$cards" install_package
+  "$sources-$(digest requirements.txt)-$cards${ROI_PLUGINS_CUDA-}" install_package
