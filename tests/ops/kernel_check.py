@@ -9,6 +9,7 @@ import argparse
 import functools
 import itertools
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -69,14 +70,16 @@ class Boxes:
         self.levels[2] = 0
 
 
-class Implementation:
-    """The op on a device; the reference in its place where the device has only what is to be checked."""
+KERNELS = (OPS.roi_extract, OPS.roi_extract_backward, OPS.roi_extract_backward_rois)
+REFERENCE = (reference.extract, reference.extract_backward, reference.extract_backward_rois)
 
-    def __init__(self, device, ops):
+
+class Implementation:
+    """The op on a device, its kernels or the reference."""
+
+    def __init__(self, device, functions):
         self.device = device
-        self.extract = getattr(ops, 'extract', None) or ops.roi_extract
-        self.backward = getattr(ops, 'extract_backward', None) or ops.roi_extract_backward
-        self.backward_rois = getattr(ops, 'extract_backward_rois', None) or ops.roi_extract_backward_rois
+        self.extract, self.backward, self.backward_rois = functions
 
     def there(self, value):
         """A tensor, or a list or tuple of what may be one, on this device."""
@@ -187,6 +190,16 @@ def check_launches(got: Implementation):
     assert grad.shape == (0, 1, 1, 1)
 
 
+def check_bad_index(got: Implementation):
+    """An image that is not there: NaN, and no gradient. On the CPU it is an error."""
+    torch.use_deterministic_algorithms(False)
+    where = (torch.tensor([[0.0, 1, 1, 6, 6], [3, 1, 1, 6, 6], [-1, 1, 1, 6, 6]]), None, None, None)
+    output, winner = got.run('extract', [torch.ones(2, 1, 8, 8)], *where, *ONE_SAMPLE)
+    assert (output[0] == 1).all() and output[1:].isnan().all()
+    grads = got.run('backward', torch.ones_like(output), winner, *where, [2, 1, 8, 8], False, *ONE_SAMPLE)
+    assert grads[0][0].sum() == 4 and grads[0][1].sum() == 0
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda', help='default: %(default)s')
@@ -202,8 +215,8 @@ def main(argv=None):
     ):
         sys.exit('kernel_check: the op was built without CUDA kernels; build with ROI_PLUGINS_CUDA=1')
     torch.manual_seed(0)
-    got = Implementation(args.device, OPS)
-    expected = Implementation('cpu', OPS if args.device == 'cuda' else reference)
+    got = Implementation(args.device, KERNELS)
+    expected = Implementation('cpu', KERNELS if args.device == 'cuda' else REFERENCE)
     boxes = Boxes()
     aligned = itertools.cycle((True, False, False, True, True))
     cases = itertools.product(methods(), DTYPES, LAYOUTS, (False, True))
@@ -214,14 +227,15 @@ def main(argv=None):
     ]
     checks += [functools.partial(check_large_gradients, got), functools.partial(check_fills, got)]
     if args.device == 'cuda':
-        checks.append(functools.partial(check_launches, got))
+        checks += [functools.partial(check_launches, got), functools.partial(check_bad_index, got)]
     failed = 0
     for one in checks:
         try:
             one()
-        except AssertionError as error:
+        except AssertionError:
             failed += 1
-            print('FAILED', one.func.__name__, *one.args[3:], error, file=sys.stderr)
+            print('FAILED', one.func.__name__, *one.args[3:], file=sys.stderr)
+            traceback.print_exc(limit=-1)
     count = len(checks)
     print(f'{count - failed} of {count} cases agree')
     sys.exit(failed > 0)

@@ -5,7 +5,9 @@ checked where there is no GPU (in CI there never is). What runs on a GPU is in t
 import subprocess
 
 import pytest
+import torch
 from host_kernels import CSRC, build, check, compiler
+from kernel_check import KERNELS, Implementation, check_fills
 
 
 @pytest.fixture(scope='module')
@@ -18,6 +20,13 @@ def test_kernels_agree_with_the_reference(package):
     assert run.returncode == 0, run.stderr[-3000:]
     # methods x dtypes x layouts x deterministic, and two more
     assert run.stdout.strip() == f'{39 * 4 * 2 * 2 + 2} of 626 cases agree'
+
+
+def test_the_cpu_kernels_fill_no_memory_twice_either():
+    try:
+        check_fills(Implementation('cpu', KERNELS))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(

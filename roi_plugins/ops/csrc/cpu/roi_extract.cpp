@@ -5,6 +5,7 @@
 // transposed back: all else is the same code. Backward sums in patches too, and runs in parallel over
 // channels, so that no two threads meet in a cell and the sums do not depend on how many threads there are.
 #include <ATen/Dispatch.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 
 #include "bins.h"
@@ -341,12 +342,10 @@ std::vector<at::Tensor> backward_cpu(
   const at::Tensor read = grad.contiguous(call.format());
   std::vector<at::Tensor> maps;
   for (int64_t l = 0; l < call.num_levels(); ++l) {
-    // Not at::zeros, which knows no memory format.
-    maps.push_back(at::empty(
+    // Not at::zeros, which knows no memory format, nor at::empty, which fills under deterministic algorithms.
+    maps.push_back(at::detail::empty_cpu(
         {call.images(), call.channels(), call.height(l), call.width(l)},
-        grad.options()
-            .dtype(accumulation_type(grad.scalar_type()))
-            .memory_format(call.format())));
+        accumulation_type(grad.scalar_type()), /*pin_memory=*/false, call.format()));
     populate(maps.back());
     maps.back().zero_();
   }
