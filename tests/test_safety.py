@@ -88,9 +88,9 @@ class TestDetectron2:
     @pytest.fixture(autouse=True)
     def runs(self):
         pytest.importorskip('detectron2', reason='Detectron2 is not installed')
-        from roi_plugins.integrations.detectron2 import runs
+        from roi_plugins.integrations.detectron2 import checkpoints, runs
 
-        self.runs = runs
+        self.checkpoints, self.runs = checkpoints, runs
 
     @pytest.mark.parametrize('suffix', ['pth', 'pkl', 'pyth'])
     def test_a_checkpoint_that_runs_code_is_refused(self, tmp_path, trap, suffix):
@@ -101,13 +101,13 @@ class TestDetectron2:
         else:
             torch.save(content, path)
         with pytest.raises(self.runs.RunError, match=rf'bad\.{suffix} was not loaded'):
-            self.runs.DataCheckpointer(torch.nn.Linear(2, 2)).load(str(path))
+            self.checkpoints.DataCheckpointer(torch.nn.Linear(2, 2)).load(str(path))
 
     def test_weights_of_the_model_zoo_are_read(self, tmp_path):
         model = torch.nn.Linear(2, 2)
         weights = {'weight': np.full((2, 2), 3, 'float32'), 'bias': np.zeros(2, 'float32')}
         (tmp_path / 'R-50.pkl').write_bytes(pickle.dumps({'model': weights, '__author__': 'zoo'}, 2))
-        self.runs.DataCheckpointer(model).load(str(tmp_path / 'R-50.pkl'))
+        self.checkpoints.DataCheckpointer(model).load(str(tmp_path / 'R-50.pkl'))
         assert model.weight.tolist() == [[3, 3], [3, 3]]
 
     def test_a_yaml_config_that_runs_code_is_refused(self, tmp_path, trap):

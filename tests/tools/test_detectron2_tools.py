@@ -145,6 +145,25 @@ def test_an_earlier_run_is_not_overwritten(trained, capsys):
     assert before == {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
 
 
+@pytest.mark.parametrize('last', [None, 'model_0000009.pth'], ids=['no last_checkpoint', 'one that is gone'])
+def test_checkpoints_count_without_their_list(trained, tmp_path, capsys, last):
+    """They were replaced where ``last_checkpoint`` was gone, by a training from the start."""
+    for name in ('model_0000001.pth', 'model_0000003.pth'):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    os.utime(tmp_path / 'model_0000001.pth', (0, 0))
+    if last:
+        (tmp_path / 'last_checkpoint').write_text(last)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(arguments(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert 'holds the checkpoint model_0000003.pth of an earlier training: give --resume' in error
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(arguments(tmp_path, 'stock', '--resume')) == 0
+    assert steps(tmp_path) == []  # nothing is left to train
+    written = json.loads((tmp_path / 'metrics.json').read_text())
+    assert written['checkpoint'] == str(tmp_path / 'model_0000003.pth')
+
+
 def test_resume_goes_on_and_evaluates_what_is_trained(trained, tmp_path):
     for name in ('model_0000001.pth', 'last_checkpoint'):
         (tmp_path / name).write_bytes((trained / name).read_bytes())

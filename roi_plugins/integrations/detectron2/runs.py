@@ -16,7 +16,6 @@ import copy
 import itertools
 import json
 import os
-import pickle
 import re
 import shutil
 import sys
@@ -28,7 +27,6 @@ from typing import Any
 
 import torch
 import yaml
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import (
     DatasetMapper,
@@ -56,15 +54,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, write_run
 from roi_plugins.evaluation import evaluate as compute_metrics
-from roi_plugins.files import DataError, write_json, written_aside
-from roi_plugins.integrations.weights import (
-    check_pickle,
-    describe_misfit,
-    first_whole,
-    is_whole,
-    only_data,
-    saving,
-)
+from roi_plugins.files import DataError, write_json
 
 from . import (
     POOLER_TYPES,
@@ -75,16 +65,11 @@ from . import (
     add_roi_plugins_config,
     datasets,  # noqa: F401  registers the shapes
 )
+from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
+from .errors import RunError
 from .poolers import STOCK_POOLER_TYPES
 
 MODULE = 'roi_plugins.integrations.detectron2.runs'
-
-_PARTIAL = '.partial.'  # the start of the name of a checkpoint that is being written
-
-
-class RunError(RuntimeError):
-    """A run that cannot be started as asked; the message names the cause and what to do."""
-
 
 @dataclass
 class Run:
@@ -118,75 +103,10 @@ class Run:
     log_period: int
     eval_period: int
 
-
-class DataCheckpointer(DetectionCheckpointer):
-    """Detectron2's, but a checkpoint that is damaged or holds more than data is a RunError."""
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        try:
-            if filename.endswith('.pkl'):
-                check_pickle(filename)
-            elif not is_whole(filename):
-                raise RunError(f'the checkpoint {filename} is damaged: it is not as torch.save wrote it')
-            with only_data():
-                return super()._load_file(filename)
-        except pickle.UnpicklingError as error:
-            raise RunError(
-                f'the checkpoint {filename} was not loaded, for it is damaged or holds objects that could '
-                f'run code: {error}'
-            ) from error
-
-
-class Checkpointer(DataCheckpointer):
-    """Detectron2's, but no file is ever half-written, and damaged ones are passed over."""
-
-    def save(self, name: str, **kwargs: Any) -> None:
-        folder = Path(self.save_dir)
-        try:
-            with saving(folder / f'{name}.pth'):
-                super().save(f'{_PARTIAL}{name}', **kwargs)
-        finally:
-            (folder / f'{_PARTIAL}{name}.pth').unlink(missing_ok=True)
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Of :meth:`save`, which has written the file."""
-        folder = Path(self.save_dir)
-        name = last_filename_basename.removeprefix(_PARTIAL)
-        with written_aside(folder / name) as aside:
-            os.replace(folder / last_filename_basename, aside)
-        with written_aside(folder / 'last_checkpoint') as aside:
-            aside.write_text(name, encoding='utf-8')
-
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        if not (resume and self.has_checkpoint()):
-            return super().resume_or_load(path, resume=resume)
-        named = Path(self.get_checkpoint_file())
-        saved = Path(self.save_dir).glob('model_*.pth')
-        older = sorted(saved, key=lambda path: path.stat().st_mtime, reverse=True)
-        try:
-            return self.load(str(first_whole(dict.fromkeys([named, *older]))))
-        except ValueError as error:
-            raise RunError(str(error)) from None
-
-
-class StrictCheckpointer(DataCheckpointer):
-    """Detectron2's, but weights that are not the model's are a RunError."""
-
-    def load(self, path: str) -> dict[str, Any]:
-        rest = super().load(path)
-        if self._misfit:
-            raise RunError(
-                f'--eval-only: the checkpoint {path} does not fit the config: {self._misfit}. Give the '
-                'config of the detector that it was trained for'
-            )
-        return rest
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        found = super()._load_model(checkpoint)
-        self._misfit = describe_misfit(
-            found.missing_keys, found.unexpected_keys, [name for name, *_ in found.incorrect_shapes]
-        )
-        return found
+    @property
+    def prefix(self) -> str:
+        """The start of the names of its checkpoints."""
+        return self.checkpoints.get('file_prefix', 'model')
 
 
 class NamedImages:
@@ -355,12 +275,13 @@ def _describe_lazy(cfg: DictConfig) -> Run:
 
 def train(run: Run, resume: bool) -> torch.nn.Module:
     """Trains up to ``run.max_iter``; with ``resume``, from the last checkpoint, if there is one."""
+    saved = saved_checkpoints(run.output_dir, run.prefix) if resume else []
     model = _build(run)
     optimizer = run.optimizer(model)
     loader = run.train_loader()
     wrapped = _distributed(model, run.ddp)
     trainer = (AMPTrainer if run.amp else SimpleTrainer)(wrapped, loader, optimizer)
-    checkpointer = Checkpointer(wrapped, str(run.output_dir), trainer=trainer)
+    checkpointer = Checkpointer(wrapped, str(run.output_dir), prefix=run.prefix, trainer=trainer)
     trainer.register_hooks(
         [hooks.IterationTimer(), hooks.LRScheduler(optimizer, run.scheduler(optimizer))]
     )
@@ -382,13 +303,13 @@ def train(run: Run, resume: bool) -> torch.nn.Module:
                 hooks.PeriodicWriter(writers, period=run.log_period),
             ]
         )
-    if resume and len(set(comm.all_gather(checkpointer.has_checkpoint()))) > 1:
+    if len(set(comm.all_gather(bool(saved)))) > 1:
         raise RunError(
             f'--resume: not every machine sees the last checkpoint in {run.output_dir}, which has to '
             'be on storage that they share'
         )
     checkpointer.resume_or_load(run.weights, resume=resume)
-    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    start = trainer.iter + 1 if saved else 0
     if start < run.max_iter:
         trainer.train(start, run.max_iter)
     return model
@@ -560,10 +481,10 @@ def _check(run: Run, args: argparse.Namespace) -> None:
             raise RunError('--eval-only: MODEL.WEIGHTS (train.init_checkpoint) names no checkpoint')
         if '://' not in run.weights and not os.path.isfile(run.weights):
             raise RunError(f'--eval-only: the checkpoint {run.weights} does not exist')
-    elif not args.resume and (run.output_dir / 'last_checkpoint').exists():
+    elif not args.resume and (saved := saved_checkpoints(run.output_dir, run.prefix)):
         raise RunError(
-            f'{run.output_dir} holds the checkpoints of an earlier training: give --resume to '
-            'continue it, or another OUTPUT_DIR (train.output_dir)'
+            f'{run.output_dir} holds the checkpoint {saved[0].name} of an earlier training: give --resume '
+            'to continue it, or another OUTPUT_DIR (train.output_dir)'
         )
     try:
         found = json.loads((run.output_dir / METRICS_FILE).read_text(encoding='utf-8'))
@@ -598,8 +519,7 @@ def _work(args: argparse.Namespace) -> None:
         model = train(run, args.resume)
         checkpoint = ''  # the first process alone names it: it has written it, maybe elsewhere
         if comm.is_main_process():
-            last = (run.output_dir / 'last_checkpoint').read_text(encoding='utf-8').strip()
-            checkpoint = str(run.output_dir / last)
+            checkpoint = str(saved_checkpoints(run.output_dir, run.prefix)[0])
     result = evaluate(
         run, model, config=args.config_file, checkpoint=checkpoint, command=_command(args)
     )

@@ -11,8 +11,9 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from .checkpoints import DataCheckpointer
 from .poolers import RoIPluginsPooler
-from .runs import DataCheckpointer, describe, read_config
+from .runs import describe, read_config
 
 EXTRACTOR_TYPES = (ROIPooler, RoIPluginsPooler)
 
