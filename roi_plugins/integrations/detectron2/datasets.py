@@ -1,23 +1,130 @@
-"""The generated images in Detectron2's catalogue, as ``shapes_train`` and ``shapes_val``.
+"""Datasets in Detectron2's catalogue: the generated images, COCO files by their paths, modules with more.
 
-They are looked for in the folder ``ROI_PLUGINS_SHAPES``, by default ``data/shapes``.
+The generated images are ``shapes_train`` and ``shapes_val``. They are looked for in the folder
+``ROI_PLUGINS_SHAPES``, by default ``data/shapes``.
+
+COCO files of one's own need no Python: ``ANNOTATIONS.json@IMAGES``, the annotation file and the folder of the
+images, is the name of a dataset wherever a config takes one.
 """
 
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
 import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+
+from .errors import RunError
+
+_FILES = '.json@'
 
 
 def register_shapes(root: str) -> None:
     """Registers both halves of a folder that ``tools/make_shapes.py`` has made or will make."""
     for split in ('train', 'val'):
-        name = f'shapes_{split}'
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
         annotations = os.path.join(root, 'annotations', f'instances_{split}.json')
-        register_coco_instances(name, {}, annotations, os.path.join(root, split))
+        _register_coco(f'shapes_{split}', annotations, os.path.join(root, split))
+
+
+def coco_files(annotations: str | Path, images: str | Path) -> str:
+    """The name of a dataset of COCO files, which :func:`register_coco_files` understands.
+
+    Args:
+        annotations: COCO instance annotations, a ``.json`` file.
+        images: the folder that the file names of the annotations are relative to.
+
+    Raises:
+        RunError: the annotations are not in a ``.json`` file.
+    """
+    if not str(annotations).endswith('.json'):
+        raise RunError(f'the annotations {annotations} are not a .json file of COCO annotations')
+    # Absolute, for the config that a run leaves is read from other folders too.
+    return f'{os.path.abspath(annotations)}@{os.path.abspath(images)}'
+
+
+def register_coco_files(names: Sequence[str]) -> None:
+    """Registers those of the names that are ``ANNOTATIONS.json@IMAGES`` and leaves the others alone."""
+    for name in names:
+        start, files, images = name.partition(_FILES)
+        if files and name not in DatasetCatalog:
+            _register_coco(name, f'{start}.json', images)
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Imports modules that register datasets or parts of models: what ``--import`` names.
+
+    Args:
+        modules: each a dotted name, also of a module in the current folder, or the path of a ``.py`` file.
+            One that is imported already is left alone.
+
+    Raises:
+        RunError: a module is not found, or imports one that is not.
+    """
+    # A tool has its own folder on the path, ``python -m`` the current one: the same modules for both.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for module in modules:
+        try:
+            with registering_again():
+                if module.endswith('.py'):
+                    _import_file(module)
+                else:
+                    importlib.import_module(module)
+        except (ImportError, FileNotFoundError) as error:
+            raise RunError(
+                f'--import: {module} cannot be imported: {error}. Give the name of a module that Python '
+                'finds from here, or the path of a .py file'
+            ) from error
+
+
+@contextlib.contextmanager
+def registering_again() -> Iterator[None]:
+    """Lets a config or module that registers datasets be read more than once in a process.
+
+    Detectron2 asserts that no dataset is registered twice. Metadata still has to stay the same.
+    """
+
+    def register(name: str, func: Callable[[], list[dict]]) -> None:
+        DatasetCatalog.pop(name, None)
+        type(DatasetCatalog).register(DatasetCatalog, name, func)
+
+    DatasetCatalog.register = register  # of the instance, over the method
+    try:
+        yield
+    finally:
+        del DatasetCatalog.register
+
+
+def _register_coco(name: str, annotations: str, images: str) -> None:
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_coco_instances(name, {}, annotations, images)
+
+
+def _import_file(path: str) -> ModuleType:
+    file = Path(path).resolve()
+    known = sys.modules.get(file.stem)
+    if known is not None:
+        if Path(getattr(known, '__file__', None) or '').resolve() == file:
+            return known
+        raise ImportError(f'there is another module {file.stem} already; rename the file')
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # before it runs, as of any import: what it defines can be pickled
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[file.stem]
+        raise
+    return module
 
 
 register_shapes(os.environ.get('ROI_PLUGINS_SHAPES', 'data/shapes'))
