@@ -278,6 +278,18 @@ def test_aligns_as_an_average_of_grid_sample(sampling_ratio):
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('type_', ['AlignAvg', 'AlignMax', 'RandomSampling'])
+@pytest.mark.parametrize('sampling_ratio', [-1, -1.0])
+def test_a_sampling_ratio_below_0_is_the_adaptive_grid(type_, sampling_ratio):
+    """Of ROIAlign any number that is not positive is; MMCV's and torchvision's -1 came from there."""
+    given, zero = (pooler(type_, sampling_ratio=ratio).eval() for ratio in (sampling_ratio, 0))
+    boxes = [Boxes(torch.tensor([[10.0, 20.0, 190.0, 150.0]]))] * 2
+    assert torch.equal(given(maps(), boxes), zero(maps(), boxes))
+    if type_ == 'AlignAvg':
+        theirs = ROIPooler(7, PYRAMID, -1, 'ROIAlignV2')
+        torch.testing.assert_close(given(maps(), boxes), theirs(maps(), boxes))
+
+
 def test_a_whole_sampling_ratio_may_be_a_float():
     """As in Detectron2's test of a batch without images."""
     output = build_pooler(14, (1.0,), 0.0, 'AlignAvg')([torch.rand(0, 32, 32, 32)], [])
@@ -327,7 +339,6 @@ def test_an_unknown_option_is_named(type_, known):
 @pytest.mark.parametrize(
     ('argument', 'value'),
     [
-        ('sampling_ratio', -1),
         ('sampling_ratio', '2'),
         ('sampling_ratio', 0.5),
         ('output_size', 0),
@@ -583,6 +594,10 @@ def test_a_wrong_type_or_option_in_a_config_is_named(kind):
     cfg = config(kind, type_='QuantizedPool')
     cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.REGION = 'ceil'
     with pytest.raises(ValueError, match=r"MODEL\.ROI_BOX_HEAD\.POOLER_OPTIONS: region: got 'ceil'"):
+        build_roi_heads(cfg, shapes)
+    cfg = config(kind, type_='AlignMax')
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = '2'
+    with pytest.raises(ValueError, match=r"^MODEL\.ROI_BOX_HEAD\.POOLER_SAMPLING_RATIO: got '2'"):
         build_roi_heads(cfg, shapes)
 
 

@@ -55,7 +55,7 @@ class RoIPluginsPooler(nn.Module):
         output_size: bins ``(height, width)``, or one number for both.
         scales: cells per input pixel of each map, ``1 / stride``, finest first: powers of two, each half
             of the one before.
-        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI. ``QuantizedPool``,
+        sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI. ``QuantizedPool``,
             ``AdaptiveSampling`` and ``Precise`` have no use for it, as ``ROIPool`` has none.
         pooler_type: one of ``POOLER_TYPES``.
         canonical_box_size: sqrt(area), in pixels, of a box that reads ``canonical_level``.
@@ -83,9 +83,10 @@ class RoIPluginsPooler(nn.Module):
         check_pooler_type(pooler_type)
         check_options(pooler_type, options)
         if 'sampling_ratio' in _parameters(pooler_type):
-            # As ROIPooler does, take a whole number that is written as a float.
+            # As ROIPooler does, take a whole number that is written as a float, and any below 0 as 0.
             whole = isinstance(sampling_ratio, float) and sampling_ratio.is_integer()
-            options['sampling_ratio'] = int(sampling_ratio) if whole else sampling_ratio
+            number = int(sampling_ratio) if whole else sampling_ratio
+            options['sampling_ratio'] = max(number, 0) if isinstance(number, int) else number
         # An omegaconf list is none of the sequences that the extractors know.
         size = output_size if isinstance(output_size, int) else list(output_size)
         self.min_level, self.max_level = _pyramid_levels(scales)
