@@ -40,8 +40,6 @@ def _as_ours(module: nn.Module) -> RoIExtractor | None:
     return RoIExtractor(
         module.output_size,
         [1 / layer.spatial_scale for layer in module.level_poolers],
-        level_rule=Detectron2LevelRule(
-            module.min_level, module.canonical_box_size, module.canonical_level
-        ),
+        level_rule=Detectron2LevelRule(module.min_level, module.canonical_box_size, module.canonical_level),
         **method,
     )

@@ -44,7 +44,7 @@ class _AnyPooler:
             # There is none without masks or keypoints, or where a head reads the maps itself.
             if arguments.get(name) is None:
                 continue
-            pooler = _replaced(arguments[name], cfg.MODEL[head], channels, f'MODEL.{head}.')
+            pooler = _replaced(arguments[name], cfg.MODEL[head], channels, f'MODEL.{head}')
             given = _out_channels(pooler, channels)
             if given != channels:
                 arguments.update(cls._rebuilt(name, stock, input_shape, given))
@@ -95,6 +95,27 @@ class RoIPluginsRROIHeads(_AnyPooler, RROIHeads):
     _stand_in = 'ROIAlignRotated'
 
 
+OUR_HEADS = tuple(
+    heads.__name__
+    for heads in (
+        RoIPluginsStandardROIHeads,
+        RoIPluginsCascadeROIHeads,
+        RoIPluginsRes5ROIHeads,
+        RoIPluginsRROIHeads,
+    )
+)
+"""What ``MODEL.ROI_HEADS.NAME`` has to be for poolers of ours."""
+
+
+# What a head's node calls the arguments of its pooler that are no options of a type.
+_KEYS = {'sampling_ratio': 'POOLER_SAMPLING_RATIO', 'output_size': 'POOLER_RESOLUTION'}
+
+
+def pooler_nodes(heads: type) -> list[str]:
+    """The config nodes whose ``POOLER_OPTIONS`` RoI heads read: none, of heads that are not made of ours."""
+    return list(heads._poolers.values()) if issubclass(heads, _AnyPooler) else []
+
+
 def _with_stock_poolers(cfg: CfgNode, stand_in: str) -> CfgNode:
     """A copy in which Detectron2 knows every ``POOLER_TYPE``."""
     cfg = cfg.clone()
@@ -130,7 +151,9 @@ def _replaced(pooler: ROIPooler, node: CfgNode, channels: int, name: str) -> nn.
             **options,
         )
     except (TypeError, ValueError) as error:
-        raise type(error)(f'{name}POOLER_OPTIONS: {error}') from None
+        argument, _, reason = str(error).partition(': ')
+        key = _KEYS.get(argument, 'POOLER_OPTIONS')
+        raise type(error)(f'{name}.{key}: {reason if argument in _KEYS else error}') from None
 
 
 def _out_channels(pooler: nn.Module, channels: int) -> int:

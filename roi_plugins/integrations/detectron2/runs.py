@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.data import (
     DatasetMapper,
     MetadataCatalog,
@@ -46,30 +45,53 @@ from detectron2.engine import (
 )
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import build_model
+from detectron2.modeling import build_model as build_yaml_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
+from torch.multiprocessing import ProcessExitedException
 
 from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, write_run
 from roi_plugins.evaluation import evaluate as compute_metrics
 from roi_plugins.files import DataError, write_json
 
-from . import (
-    POOLER_TYPES,
-    RoIPluginsCascadeROIHeads,
-    RoIPluginsRes5ROIHeads,
-    RoIPluginsRROIHeads,
-    RoIPluginsStandardROIHeads,
-    add_roi_plugins_config,
-    datasets,  # noqa: F401  registers the shapes
-)
 from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
+from .checks import build_model, check_run, check_writable
+from .datasets import coco_files, import_modules, register_coco_files
 from .errors import RunError
-from .poolers import STOCK_POOLER_TYPES
+from .reading import read_config
 
 MODULE = 'roi_plugins.integrations.detectron2.runs'
+
+# The parts of a LazyConfig's node `train` that there has to be.
+_TRAIN = (
+    *('output_dir', 'init_checkpoint', 'max_iter', 'amp.enabled', 'ddp', 'checkpointer.period'),
+    *('eval_period', 'log_period'),
+)
+_YAML_SETTINGS = {
+    'train': 'DATASETS.TRAIN',
+    'test': 'DATASETS.TEST',
+    'classes': 'MODEL.ROI_HEADS.NUM_CLASSES',
+    'heads': 'MODEL.ROI_HEADS.NAME',
+    'model': 'MODEL.META_ARCHITECTURE',
+    'weights': 'MODEL.WEIGHTS',
+    'output': 'OUTPUT_DIR',
+    'max_iter': 'SOLVER.MAX_ITER',
+    'period': 'SOLVER.CHECKPOINT_PERIOD',
+}
+_LAZY_SETTINGS = {
+    'train': 'dataloader.train.dataset.names',
+    'test': 'dataloader.test.dataset.names',
+    'classes': 'model.roi_heads.num_classes',
+    'heads': 'model.roi_heads',
+    'model': 'model',
+    'weights': 'train.init_checkpoint',
+    'output': 'train.output_dir',
+    'max_iter': 'train.max_iter',
+    'period': 'train.checkpointer.period, max_to_keep',
+}
+
 
 @dataclass
 class Run:
@@ -79,7 +101,8 @@ class Run:
         cfg: the config as Detectron2 knows it.
         output_dir: where everything goes.
         weights: what the model starts from, or is evaluated with; ``''``: random weights.
-        test_datasets: names of the datasets to evaluate on.
+        train_datasets, test_datasets: names of the datasets to train and to evaluate on.
+        settings: what the config calls what an error may be about.
         model, train_loader, test_loader: build them.
         optimizer, scheduler: ``(model) ->`` and ``(optimizer) ->`` what Detectron2's trainers take.
         max_iter, checkpoints: the steps of the training; options of ``PeriodicCheckpointer``.
@@ -90,7 +113,9 @@ class Run:
     cfg: CfgNode | DictConfig
     output_dir: Path
     weights: str
+    train_datasets: Sequence[str]
     test_datasets: Sequence[str]
+    settings: Mapping[str, str]
     model: Callable[[], torch.nn.Module]
     train_loader: Callable[[], Any]
     test_loader: Callable[[], Any]
@@ -159,69 +184,33 @@ class Predictions(DatasetEvaluator):
         }
 
 
-def read_config(path: str | Path, options: Sequence[str] = ()) -> CfgNode | DictConfig:
-    """A config with the options of a command line: ``KEY VALUE`` pairs for YAML, ``key=value`` for Python.
+def describe(cfg: CfgNode | DictConfig, device: str | None = None) -> Run:
+    """The run that a config says.
+
+    COCO files that it names as datasets are registered, so that every process can read them.
+
+    Args:
+        device: where, in place of what the config says; without a GPU it is the CPU anyway.
 
     Raises:
-        RunError: the file is missing or cannot be read; or an option does not exist.
+        RunError: a LazyConfig lacks what Detectron2's own tool needs of it.
     """
-    path = str(path)
-    if not os.path.isfile(path):
-        raise RunError(f'--config-file: the config {path!r} does not exist')
-    try:
-        return _read_lazy(path, options) if path.endswith('.py') else _read_yaml(path, options)
-    except (AssertionError, KeyError, ValueError, FileNotFoundError, ImportError, yaml.YAMLError) as error:
-        message = error.args[0] if len(error.args) == 1 else error
-        raise RunError(f'the config {path} cannot be read: {message}') from error
+    run = _describe_yaml(cfg, device) if isinstance(cfg, CfgNode) else _describe_lazy(cfg, device)
+    register_coco_files([*run.train_datasets, *run.test_datasets])
+    return run
 
 
-def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
-    cfg = get_cfg()
-    add_roi_plugins_config(cfg)
-    cfg.merge_from_file(path, allow_unsafe=False)
-    if len(options) % 2:
-        raise RunError(f'options: got {" ".join(options)!r}, expected pairs KEY VALUE')
-    for key in options[::2]:
-        node = cfg
-        for part in key.split('.'):
-            if not isinstance(node, CfgNode) or part not in node:
-                known = ', '.join(sorted(node)) if isinstance(node, CfgNode) else 'no parts'
-                raise RunError(f'options: there is no {key}; where {part} stands there is {known}')
-            node = node[part]
-    cfg.merge_from_list(list(options))
-    return cfg
-
-
-def _read_lazy(path: str, options: Sequence[str]) -> DictConfig:
-    cfg = LazyConfig.load(path)
-    for option in options:
-        key, equals, _ = option.partition('=')
-        if not equals:
-            raise RunError(f'options: got {option!r}, expected key=value for a LazyConfig')
-        # A new leaf is fine: it is how a LazyConfig is given an argument that its callable has.
-        parent = key.lstrip('+').rpartition('.')[0]
-        if parent and OmegaConf.select(cfg, parent) is None:
-            raise RunError(f'options: there is no {parent} in the config for {option!r}')
-    return LazyConfig.apply_overrides(cfg, list(options))
-
-
-def describe(cfg: CfgNode | DictConfig) -> Run:
-    """The run that a config says; without a GPU, on the CPU."""
-    return _describe_yaml(cfg) if isinstance(cfg, CfgNode) else _describe_lazy(cfg)
-
-
-def _describe_yaml(cfg: CfgNode) -> Run:
-    for name, node in (('TEST.AUG', cfg.TEST.AUG), ('TEST.PRECISE_BN', cfg.TEST.PRECISE_BN)):
-        if node.ENABLED:
-            raise RunError(f"{name}.ENABLED is True, which this tool cannot do; Detectron2's can")
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = 'cpu'
+def _describe_yaml(cfg: CfgNode, device: str | None) -> Run:
+    if device or not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = device or 'cpu'
     return Run(
         cfg=cfg,
         output_dir=Path(cfg.OUTPUT_DIR),
         weights=cfg.MODEL.WEIGHTS,
+        train_datasets=cfg.DATASETS.TRAIN,
         test_datasets=cfg.DATASETS.TEST,
-        model=lambda: build_model(cfg),
+        settings=_YAML_SETTINGS,
+        model=lambda: build_yaml_model(cfg),
         train_loader=lambda: build_detection_train_loader(cfg, mapper=NamedImages(DatasetMapper(cfg, True))),
         test_loader=lambda: build_detection_test_loader(
             cfg, cfg.DATASETS.TEST[0], mapper=NamedImages(DatasetMapper(cfg, False))
@@ -237,7 +226,15 @@ def _describe_yaml(cfg: CfgNode) -> Run:
     )
 
 
-def _describe_lazy(cfg: DictConfig) -> Run:
+def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
+    # Detectron2's own tool reads them too. What a training needs besides is looked at before it.
+    for key in ('model', *(f'train.{name}' for name in _TRAIN)):
+        if OmegaConf.select(cfg, key, default=...) is ...:
+            raise RunError(
+                f'the LazyConfig has no {key}; it needs model, dataloader, optimizer, lr_multiplier and '
+                "train, of which model_zoo.get_config('common/train.py').train has all"
+            )
+
     def optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
         cfg.optimizer.params.model = model
         return instantiate(cfg.optimizer)
@@ -250,14 +247,19 @@ def _describe_lazy(cfg: DictConfig) -> Run:
         node.mapper = mapper
         return instantiate(node)
 
-    if not torch.cuda.is_available():
-        cfg.train.device = 'cpu'
-    names = OmegaConf.select(cfg, 'dataloader.test.dataset.names', default=[])
+    def names(half: str) -> list[str]:
+        found = OmegaConf.select(cfg, f'dataloader.{half}.dataset.names', default=[])
+        return [found] if isinstance(found, str) else list(found)
+
+    if device or not torch.cuda.is_available():
+        cfg.train.device = device or 'cpu'
     return Run(
         cfg=cfg,
         output_dir=Path(cfg.train.output_dir),
-        weights=cfg.train.init_checkpoint,
-        test_datasets=[names] if isinstance(names, str) else list(names),
+        weights=cfg.train.init_checkpoint or '',
+        train_datasets=names('train'),
+        test_datasets=names('test'),
+        settings=_LAZY_SETTINGS,
         model=lambda: instantiate(cfg.model).to(cfg.train.device),
         train_loader=lambda: loader(cfg.dataloader.train),
         test_loader=lambda: loader(cfg.dataloader.test),
@@ -276,15 +278,13 @@ def _describe_lazy(cfg: DictConfig) -> Run:
 def train(run: Run, resume: bool) -> torch.nn.Module:
     """Trains up to ``run.max_iter``; with ``resume``, from the last checkpoint, if there is one."""
     saved = saved_checkpoints(run.output_dir, run.prefix) if resume else []
-    model = _build(run)
+    model = build_model(run)
     optimizer = run.optimizer(model)
     loader = run.train_loader()
     wrapped = _distributed(model, run.ddp)
     trainer = (AMPTrainer if run.amp else SimpleTrainer)(wrapped, loader, optimizer)
     checkpointer = Checkpointer(wrapped, str(run.output_dir), prefix=run.prefix, trainer=trainer)
-    trainer.register_hooks(
-        [hooks.IterationTimer(), hooks.LRScheduler(optimizer, run.scheduler(optimizer))]
-    )
+    trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, run.scheduler(optimizer))])
     # Of all processes, and before the figures are written, so that those of an evaluation are.
     trainer.register_hooks(
         [hooks.EvalHook(run.eval_period, lambda: _metrics(run, model), eval_after_train=False)]
@@ -349,27 +349,6 @@ def evaluate(
     )
 
 
-def _build(run: Run) -> torch.nn.Module:
-    """The model of a run; a ``POOLER_TYPE`` that Detectron2's own heads do not know is a RunError."""
-    try:
-        return run.model()
-    except ValueError as error:
-        # It names the type, but neither those that there are, nor that ours need heads of ours.
-        if 'Unknown pooler type' not in str(error):
-            raise
-        heads = [
-            RoIPluginsStandardROIHeads,
-            RoIPluginsCascadeROIHeads,
-            RoIPluginsRes5ROIHeads,
-            RoIPluginsRROIHeads,
-        ]
-        raise RunError(
-            f"{error}. Detectron2's own are {', '.join(STOCK_POOLER_TYPES)}; {', '.join(POOLER_TYPES)} "
-            f'work with MODEL.ROI_HEADS.NAME {" or ".join(head.__name__ for head in heads)}, '
-            'and in a LazyConfig with L(build_pooler)'
-        ) from error
-
-
 def _predict(run: Run, model: torch.nn.Module) -> dict[str, list[dict]]:
     """What :class:`Predictions` gathers; nothing in processes other than the first."""
     (dataset,) = run.test_datasets
@@ -416,9 +395,7 @@ def _check_processes(args: argparse.Namespace) -> None:
             'is no GPU it is the number of processes on the CPU'
         )
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
-        raise RunError(
-            f'--num-gpus: got {args.num_gpus}, but this machine has {torch.cuda.device_count()}'
-        )
+        raise RunError(f'--num-gpus: got {args.num_gpus}, but this machine has {torch.cuda.device_count()}')
     if not 0 <= args.machine_rank < args.num_machines:
         raise RunError(
             f'--machine-rank: got {args.machine_rank}, expected 0 to {args.num_machines - 1}, for '
@@ -460,28 +437,42 @@ def _work_under_torchrun(args: argparse.Namespace) -> None:
         torch.distributed.destroy_process_group()
 
 
+def _configure(args: argparse.Namespace) -> CfgNode | DictConfig:
+    """The config of a command line, with what it imports imported and the data that it names."""
+    import_modules(args.imports)
+    cfg = read_config(args.config_file, args.opts)
+    for half in ('train', 'test'):
+        files = getattr(args, f'{half}_data')
+        if files is None:
+            continue
+        name = coco_files(*files)
+        if isinstance(cfg, CfgNode):
+            cfg.DATASETS[half.upper()] = (name,)
+        elif OmegaConf.select(cfg, f'dataloader.{half}.dataset.names') is None:
+            raise RunError(
+                f'--{half}-data: the LazyConfig has no dataloader.{half}.dataset.names to be replaced'
+            )
+        else:
+            cfg.dataloader[half].dataset.names = name
+    return cfg
+
+
 def _check(run: Run, args: argparse.Namespace) -> None:
     """Raises RunError where the run cannot be, before any process is started."""
-    for name in run.test_datasets:
-        annotations = MetadataCatalog.get(name).get('json_file')
-        if annotations is None:
-            raise RunError(f'the test dataset {name!r} is not one in COCO format with annotations')
-        if not os.path.isfile(annotations):
-            raise RunError(
-                f'the test dataset {name} is not there: {annotations} does not exist. Put it there, or '
-                'say where it is: DETECTRON2_DATASETS is the folder of coco/, ROI_PLUGINS_SHAPES the '
-                'one of the generated images'
-            )
-    if len(run.test_datasets) != 1:
-        raise RunError(
-            f'DATASETS.TEST: got {list(run.test_datasets)}, expected one dataset, whose result it is'
-        )
-    if args.eval_only:
-        if not run.weights:
-            raise RunError('--eval-only: MODEL.WEIGHTS (train.init_checkpoint) names no checkpoint')
-        if '://' not in run.weights and not os.path.isfile(run.weights):
-            raise RunError(f'--eval-only: the checkpoint {run.weights} does not exist')
-    elif not args.resume and (saved := saved_checkpoints(run.output_dir, run.prefix)):
+    check_writable(run)
+    _check_output(run, args)
+    check_run(
+        run,
+        eval_only=args.eval_only,
+        resume=args.resume,
+        num_processes=max(args.num_gpus, 1) * args.num_machines,
+    )
+
+
+def _check_output(run: Run, args: argparse.Namespace) -> None:
+    """Raises RunError on an output folder that holds what would be replaced."""
+    saved = saved_checkpoints(run.output_dir, run.prefix)
+    if saved and not args.resume and not args.eval_only:
         raise RunError(
             f'{run.output_dir} holds the checkpoint {saved[0].name} of an earlier training: give --resume '
             'to continue it, or another OUTPUT_DIR (train.output_dir)'
@@ -500,6 +491,11 @@ def _check(run: Run, args: argparse.Namespace) -> None:
 def _command(args: argparse.Namespace) -> list[str]:
     command = ['python', '-m', MODULE, '--num-gpus', str(args.num_gpus)]
     command += ['--num-machines', str(args.num_machines), '--config-file', args.config_file]
+    for module in args.imports:
+        command += ['--import', module]
+    for half in ('train', 'test'):
+        if files := getattr(args, f'{half}_data'):
+            command += [f'--{half}-data', *files]
     return [*command, *(['--eval-only'] if args.eval_only else []), *args.opts]
 
 
@@ -510,38 +506,73 @@ def _identity(command: Sequence[str]) -> Sequence[str]:
 
 def _work(args: argparse.Namespace) -> None:
     """What each process does."""
-    run = describe(read_config(args.config_file, args.opts))
+    run = describe(_configure(args))
     default_setup(run.cfg, args)
     if args.eval_only:
-        model, checkpoint = _build(run), run.weights
+        model, checkpoint = build_model(run), run.weights
         StrictCheckpointer(model).load(checkpoint)
     else:
         model = train(run, args.resume)
         checkpoint = ''  # the first process alone names it: it has written it, maybe elsewhere
         if comm.is_main_process():
             checkpoint = str(saved_checkpoints(run.output_dir, run.prefix)[0])
-    result = evaluate(
-        run, model, config=args.config_file, checkpoint=checkpoint, command=_command(args)
-    )
+    result = evaluate(run, model, config=args.config_file, checkpoint=checkpoint, command=_command(args))
     if result is not None:
         _print(result['metrics'])
 
 
+def _work_of_process(args: argparse.Namespace) -> None:
+    """Of a process that Detectron2's ``launch`` has started, or of the only one."""
+    try:
+        _work(args)
+    except (RunError, DataError) as error:
+        if torch.multiprocessing.parent_process() is None:
+            raise
+        # What it raised would come out of the parent as a traceback.
+        print(f'error: {error}', file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line, which are those of Detectron2's tool and where one's own data is."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        '--import',
+        dest='imports',
+        action='append',
+        default=[],
+        metavar='MODULE',
+        help='import a module first, such as one that registers your datasets: its name, or a .py file; '
+        'may be given several times',
+    )
+    for half, what in (('train', 'train'), ('test', 'evaluate')):
+        parser.add_argument(
+            f'--{half}-data',
+            nargs=2,
+            metavar=('ANNOTATIONS', 'IMAGES'),
+            help=f'{what} on COCO files of your own, in place of the datasets of the config: instance '
+            'annotations (.json) and the folder of the images',
+        )
+    return parser.parse_args(argv)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: trains, then evaluates; with ``--eval-only``, evaluates."""
-    args = default_argument_parser().parse_args(argv)
+    args = parse_arguments(argv)
     under_torchrun = torch.distributed.is_torchelastic_launched()
     try:
         if under_torchrun:
             _take_processes_from_torchrun(args)
         else:
             _check_processes(args)
-        _check(describe(read_config(args.config_file, args.opts)), args)
+        # One process of each machine; the others wait for it to join them.
+        if not under_torchrun or os.environ['LOCAL_RANK'] == '0':
+            _check(describe(_configure(args), 'cpu'), args)
         if under_torchrun:
             _work_under_torchrun(args)
             return 0
         launch(
-            _work,
+            _work_of_process,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -551,6 +582,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RunError, DataError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except ProcessExitedException as error:
+        if error.exit_code != 2:  # killed, say
+            raise
+        return 2  # after it has said why
     return 0
 
 

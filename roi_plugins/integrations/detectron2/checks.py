@@ -1,0 +1,388 @@
+"""What a run needs, looked at before it starts: data, classes, evaluator, model, output folder, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import ProposalNetwork, SemanticSegmentor
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, RROIHeads
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from roi_plugins.evaluation import load_annotations
+
+from .checkpoints import saved_checkpoints
+from .config import HEADS
+from .errors import RunError
+from .poolers import POOLER_TYPES, STOCK_POOLER_TYPES
+from .reading import explain_unknown
+from .roi_heads import OUR_HEADS, pooler_nodes
+
+if TYPE_CHECKING:
+    from .runs import Run
+
+_WHERE = (
+    'Put it there, or say where it is: DETECTRON2_DATASETS is the folder of coco/, ROI_PLUGINS_SHAPES the '
+    'one of the generated images'
+)
+_OWN = (
+    'COCO files of your own are named by --{half}-data ANNOTATIONS.json IMAGES, a module that registers '
+    'datasets by --import MODULE'
+)
+
+
+def check_run(run: Run, *, eval_only: bool, resume: bool, num_processes: int) -> None:
+    """Raises RunError or DataError where a run could not come to its end.
+
+    Args:
+        run: made for the CPU, where its model is built and dropped again.
+        eval_only, resume: the options of that name.
+        num_processes: those that train together, on all machines.
+    """
+    _check_settings(run)
+    _check_weights(run, eval_only, resume)
+    if not eval_only:
+        _check_training(run, num_processes)
+        # A loader of a LazyConfig may have data that has no name.
+        if not run.train_datasets and isinstance(run.cfg, CfgNode):
+            raise RunError(f'{run.settings["train"]}: got none, expected at least one dataset')
+        for name in run.train_datasets:
+            check_registered(name, run.settings['train'], 'train')
+    test = _check_evaluator(run)
+    model = build_model(run)
+    _check_model(run, model)
+    masks = bool(getattr(getattr(model, 'roi_heads', None), 'mask_on', False))
+    classes = _test_classes(test)
+    _check_images(test, _records(test, run.settings['test']))
+    _check_num_classes(run, model, test, len(classes))
+    if not eval_only:
+        for name in run.train_datasets:
+            records = _records(name, run.settings['train'])
+            _check_training_set(name, records, masks)
+            found = _train_classes(name, records)
+            _check_num_classes(run, model, name, len(found))
+            _check_order(name, found, test, classes)
+    if not eval_only:
+        _check_space(run, model, resume)
+
+
+def build_model(run: Run) -> torch.nn.Module:
+    """The model of a run; a RunError where the config does not make one."""
+    try:
+        return run.model()
+    except RunError:
+        raise
+    except (AssertionError, AttributeError, KeyError, LookupError, TypeError, ValueError) as error:
+        message = str(error.args[0] if error.args else error) or type(error).__name__
+        if 'Unknown pooler type' in message:
+            # It names the type, but neither those that there are, nor that ours need heads of ours.
+            message = (
+                f"{message}. Detectron2's own are {', '.join(STOCK_POOLER_TYPES)}; {', '.join(POOLER_TYPES)} "
+                f'work with MODEL.ROI_HEADS.NAME {" or ".join(OUR_HEADS)}, '
+                'and in a LazyConfig with L(build_pooler)'
+            )
+        raise RunError(f'the config makes no model: {message}') from error
+
+
+def check_registered(name: str, setting: str, half: str) -> None:
+    """Raises RunError on a dataset that is not in Detectron2's catalogue, or whose annotations are not there.
+
+    Args:
+        setting: the config option that names it.
+        half: what it is for, ``'train'`` or ``'test'``.
+    """
+    own = _OWN.format(half=half)
+    if name not in DatasetCatalog:
+        known = explain_unknown(name, DatasetCatalog)
+        raise RunError(f'{setting}: the dataset {name!r} is not registered; {known}. {own}')
+    annotations = MetadataCatalog.get(name).get('json_file')
+    if annotations and '://' not in str(annotations) and not os.path.isfile(annotations):
+        raise RunError(
+            f'{setting}: the dataset {name} is not there: {annotations} does not exist. {_WHERE}. {own}'
+        )
+
+
+def _check_settings(run: Run) -> None:
+    """Settings that this tool would not do as Detectron2's own does."""
+    cfg = run.cfg
+    if not isinstance(cfg, CfgNode):
+        return
+    for name, node in (('TEST.AUG', cfg.TEST.AUG), ('TEST.PRECISE_BN', cfg.TEST.PRECISE_BN)):
+        if node.ENABLED:
+            raise RunError(f"{name}.ENABLED is True, which this tool cannot do; Detectron2's can")
+    if cfg.TEST.EXPECTED_RESULTS:
+        raise RunError("TEST.EXPECTED_RESULTS is set, which this tool does not verify; Detectron2's does")
+    _check_pooler_options(cfg)
+
+
+def _check_pooler_options(cfg: CfgNode) -> None:
+    """Options of poolers that no head would read."""
+    heads = cfg.MODEL.ROI_HEADS.NAME
+    if heads not in ROI_HEADS_REGISTRY:
+        known = [name for name, _ in ROI_HEADS_REGISTRY]
+        raise RunError(f'MODEL.ROI_HEADS.NAME: got {heads!r}; {explain_unknown(heads, known)}')
+    read = pooler_nodes(ROI_HEADS_REGISTRY.get(heads))
+    # What is off is as if it were not there, its other options too.
+    off = {'ROI_MASK_HEAD': not cfg.MODEL.MASK_ON, 'ROI_KEYPOINT_HEAD': not cfg.MODEL.KEYPOINT_ON}
+    for head in HEADS:
+        node = cfg.MODEL[head]
+        given = [key for key, value in node.POOLER_OPTIONS.items() if value is not None]
+        if not given or off.get(head) or (head in read and node.POOLER_TYPE):
+            continue
+        names = ', '.join(f'MODEL.{head}.POOLER_OPTIONS.{key}' for key in given)
+        if not read:
+            raise RunError(
+                f'{names}: MODEL.ROI_HEADS.NAME {heads} does not read it; {" or ".join(OUR_HEADS)} would'
+            )
+        if head not in read:
+            raise RunError(f'{names}: {heads} does not read it; its pooler is of MODEL.{" and ".join(read)}')
+        raise RunError(f'{names}: without a MODEL.{head}.POOLER_TYPE the head has no pooler to read it')
+
+
+def _check_weights(run: Run, eval_only: bool, resume: bool) -> None:
+    name = run.settings['weights']
+    if eval_only and not run.weights:
+        raise RunError(f'--eval-only: {name} names no checkpoint')
+    if not eval_only and resume and saved_checkpoints(run.output_dir, run.prefix):
+        return  # it starts from there
+    if run.weights and '://' not in run.weights and not os.path.isfile(run.weights):
+        raise RunError(
+            f'{"--eval-only: the checkpoint" if eval_only else f"{name}:"} {run.weights} does not exist'
+        )
+
+
+def _check_training(run: Run, num_processes: int) -> None:
+    if run.max_iter < 1:
+        raise RunError(f'{run.settings["max_iter"]}: got {run.max_iter}, expected at least 1')
+    if isinstance(run.cfg, CfgNode):
+        size = run.cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if size not in (0, num_processes):
+            raise RunError(
+                f'SOLVER.REFERENCE_WORLD_SIZE is {size} and there are {num_processes} processes, but this '
+                'tool does not scale batch and schedule: set them for that many, and it to 0'
+            )
+    else:
+        for key in ('dataloader.train', 'optimizer', 'lr_multiplier'):
+            if OmegaConf.select(run.cfg, key) is None:
+                raise RunError(f'the LazyConfig has no {key}, which a training needs')
+
+
+def _check_evaluator(run: Run) -> str:
+    """The test dataset, if its evaluation here gives what Detectron2's own would."""
+    setting, names = run.settings['test'], run.test_datasets
+    if len(names) != 1:
+        raise RunError(f'{setting}: got {list(names)}, expected one dataset, whose result it is')
+    (name,) = names
+    check_registered(name, setting, 'test')
+    metadata = MetadataCatalog.get(name)
+    if metadata.get('json_file') is None:
+        raise RunError(f'{setting}: the test dataset {name!r} is not one in COCO format with annotations')
+    kind = metadata.get('evaluator_type', 'coco')
+    if kind != 'coco':
+        raise RunError(
+            f'{setting}: {name} is evaluated by the rules of {kind}, and this tool computes those of COCO'
+        )
+    if isinstance(run.cfg, DictConfig):
+        if OmegaConf.select(run.cfg, 'dataloader.test') is None:
+            raise RunError('the LazyConfig has no dataloader.test, which the evaluation needs')
+        for where, evaluator in _lazy_evaluators(run.cfg):
+            _check_lazy_evaluator(where, evaluator, name)
+    return name
+
+
+def _lazy_evaluators(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+    found = OmegaConf.select(cfg, 'dataloader.evaluator')
+    if isinstance(found, ListConfig):
+        for index, evaluator in enumerate(found):
+            yield f'dataloader.evaluator.{index}', evaluator
+    elif found is not None:
+        yield 'dataloader.evaluator', found
+
+
+def _check_lazy_evaluator(where: str, evaluator: DictConfig, dataset: str) -> None:
+    target = evaluator.get('_target_')
+    own = f'{COCOEvaluator.__module__}.{COCOEvaluator.__qualname__}'
+    if target not in (COCOEvaluator, own, 'detectron2.evaluation.COCOEvaluator'):
+        raise RunError(f'{where} is {target}; this tool computes what COCOEvaluator does, and no other')
+    limit = evaluator.get('max_dets_per_image')
+    if limit not in (None, 100):
+        raise RunError(
+            f"{where}.max_dets_per_image is {limit}; this tool's AP is of the 100 best of each class and "
+            "image, COCO's own rule"
+        )
+    if evaluator.get('dataset_name', dataset) != dataset:
+        raise RunError(
+            f'{where}.dataset_name is {evaluator.dataset_name}, but the images are those of {dataset}, '
+            'dataloader.test.dataset.names'
+        )
+    if 'keypoints' in (evaluator.get('tasks') or ()):
+        raise RunError(f'{where}.tasks has keypoints, whose AP this tool does not compute')
+
+
+def _check_model(run: Run, model: torch.nn.Module) -> None:
+    """Models whose predictions cannot be evaluated here."""
+    if isinstance(model, (ProposalNetwork, SemanticSegmentor)):
+        raise RunError(
+            f'{run.settings["model"]} is {type(model).__name__}, which predicts no objects; this tool '
+            'computes AP of boxes and masks'
+        )
+    heads = getattr(model, 'roi_heads', None)
+    if isinstance(heads, RROIHeads):
+        raise RunError(
+            f'{run.settings["heads"]} is {type(heads).__name__}, of rotated boxes, which this tool cannot '
+            'evaluate'
+        )
+    if getattr(heads, 'keypoint_on', False):
+        print('warning: the keypoints are trained, but their AP is not computed', file=sys.stderr)
+
+
+def _test_classes(name: str) -> list[str]:
+    """Names of the categories that the evaluation is of, by rising id."""
+    categories = load_annotations(MetadataCatalog.get(name).json_file).dataset['categories']
+    return [category.get('name', '') for category in sorted(categories, key=lambda entry: entry['id'])]
+
+
+def _train_classes(name: str, records: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    found = MetadataCatalog.get(name).get('thing_classes')
+    if found is not None:
+        return found
+    labels = [a['category_id'] for record in records for a in record.get('annotations', ())]
+    return [''] * (max(labels, default=-1) + 1)
+
+
+def _records(name: str, setting: str) -> Sequence[Mapping[str, Any]]:
+    """What Detectron2 reads of a dataset; empty for one that is not a list of images."""
+    try:
+        found = DatasetCatalog.get(name)
+    except (AssertionError, KeyError, IndexError, OSError, TypeError, ValueError) as error:
+        source = MetadataCatalog.get(name).get('json_file', 'it')
+        message = error if isinstance(error, OSError) else error.args[0] if error.args else error
+        kind = type(error).__name__
+        raise RunError(
+            f'{setting}: the dataset {name} cannot be read from {source}: {kind}: {message}'
+        ) from error
+    if not isinstance(found, list):
+        return ()
+    if not found:
+        raise RunError(f'{setting}: the dataset {name} is empty: it has no images')
+    return found
+
+
+def _check_training_set(name: str, records: Sequence[Mapping[str, Any]], masks: bool) -> None:
+    annotated = [record for record in records if 'annotations' in record]
+    objects = [a for record in annotated for a in record['annotations'] if not a.get('iscrowd', 0)]
+    if annotated and not objects:
+        raise RunError(f'the dataset {name} has {len(records)} images, but no object to train on')
+    without = sum('segmentation' not in found for found in objects)
+    if masks and without:
+        raise RunError(
+            f'the dataset {name} has no segmentation for {without} of its {len(objects)} objects, which the '
+            'mask head is trained on'
+        )
+    _check_images(name, records)
+
+
+def _check_images(name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Raises RunError on images that are not there; each folder is listed once."""
+    folders: dict[str, set[str]] = {}
+    missing = []
+    for record in records:
+        path = str(record.get('file_name', ''))
+        if not path or '://' in path:
+            continue
+        folder, file = os.path.split(path)
+        if folder not in folders:
+            try:
+                folders[folder] = set(os.listdir(folder or '.'))
+            except OSError:
+                folders[folder] = set()
+        if file not in folders[folder]:
+            missing.append(path)
+    if missing:
+        raise RunError(
+            f'{len(missing)} of the {len(records)} images of the dataset {name} are not there, such as '
+            f'{missing[0]}'
+        )
+
+
+def _check_num_classes(run: Run, model: torch.nn.Module, dataset: str, expected: int) -> None:
+    heads = getattr(model, 'roi_heads', model)
+    predictors = getattr(heads, 'box_predictor', [])
+    if not isinstance(predictors, (list, torch.nn.ModuleList)):
+        predictors = [predictors]
+    for part in (heads, *predictors):
+        found = getattr(part, 'num_classes', expected)
+        if found != expected:
+            raise RunError(
+                f'{run.settings["classes"]}: got {found}, but the dataset {dataset} has {expected} classes'
+            )
+
+
+def _check_order(train: str, found: Sequence[str], test: str, expected: Sequence[str]) -> None:
+    """Labels are the places of the classes: a class in two places would be taken for another."""
+    for place, name in enumerate(found):
+        if name and name in expected and expected[place] != name:
+            raise RunError(
+                f'the datasets {train} and {test} number their classes differently: by rising category id, '
+                f'{name!r} is class {place} of the first and {list(expected).index(name)} of the second'
+            )
+
+
+def check_writable(run: Run) -> None:
+    """Raises RunError where the output folder is none, or cannot be written to."""
+    folder = _existing(run.output_dir)
+    if not folder.is_dir():
+        raise RunError(f'{run.settings["output"]}: {folder} is not a folder')
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(f'{run.settings["output"]}: {folder} cannot be written to')
+
+
+def _check_space(run: Run, model: torch.nn.Module, resume: bool) -> None:
+    """Raises RunError where the checkpoints of a training would fill the disk."""
+    size = _checkpoint_bytes(run, model)
+    saved = saved_checkpoints(run.output_dir, run.prefix) if resume else []
+    period, keep = run.checkpoints['period'], run.checkpoints.get('max_to_keep')
+    done = 0
+    if saved:
+        step = saved[0].stem.removeprefix(f'{run.prefix}_')
+        done = int(step) + 1 if step.isdecimal() else run.max_iter
+    if done >= run.max_iter:
+        return
+    count = run.max_iter // period - done // period if period > 0 else 0
+    # One more is written before the oldest goes, and the last is saved once more, as final.
+    count = (count if keep is None else min(count, keep + 1)) + 1
+    folder = _existing(run.output_dir)
+    free = shutil.disk_usage(folder).free
+    if size * count > free:
+        raise RunError(
+            f'{run.settings["output"]}: {count} checkpoints of about {_gigabytes(size)} are to be saved, but '
+            f'{folder} has {_gigabytes(free)} free. Make room, or save fewer: {run.settings["period"]}'
+        )
+
+
+def _checkpoint_bytes(run: Run, model: torch.nn.Module) -> int:
+    """Weights, and what the optimiser keeps of each that is trained."""
+    size = sum(value.nbytes for value in model.state_dict().values())
+    for group in run.optimizer(model).param_groups:
+        # SGD's momentum, or the two averages of Adam and its kin.
+        copies = 2 if 'betas' in group else int(bool(group.get('momentum')))
+        size += copies * sum(value.nbytes for value in group['params'])
+    return size
+
+
+def _gigabytes(size: int) -> str:
+    return f'{size / 1e9:.2f} GB'
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(found for found in (path, *path.parents) if found.exists())

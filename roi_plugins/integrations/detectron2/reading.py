@@ -1,0 +1,152 @@
+"""Configs of Detectron2 from files and options, YAML or LazyConfig, with a word for each key that is none."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import pydoc
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, LazyConfig, get_cfg
+from omegaconf import DictConfig, ListConfig
+from omegaconf.errors import OmegaConfBaseException
+from torch.nn.parallel import DistributedDataParallel
+
+from .config import add_roi_plugins_config
+from .datasets import registering_again
+from .errors import RunError
+
+# What Detectron2's own tool takes from these nodes of a LazyConfig besides what common/train.py has.
+_OPTIONAL = {
+    'train': {'seed', 'cudnn_benchmark'},
+    'train.amp': {'enabled'},
+    'train.ddp': {'fp16_compression', *inspect.signature(DistributedDataParallel).parameters} - {'module'},
+    'train.checkpointer': {'period', 'max_to_keep', 'file_prefix'},
+}
+
+
+def read_config(path: str | Path, options: Sequence[str] = ()) -> CfgNode | DictConfig:
+    """A config with the options of a command line: ``KEY VALUE`` pairs for YAML, ``key=value`` for Python.
+
+    Raises:
+        RunError: the file is missing or cannot be read; or an option does not exist.
+    """
+    path = str(path)
+    if not os.path.isfile(path):
+        raise RunError(f'--config-file: the config {path!r} does not exist')
+    try:
+        return _read_lazy(path, options) if path.endswith('.py') else _read_yaml(path, options)
+    except (
+        *(AssertionError, KeyError, ValueError, SyntaxError, FileNotFoundError, ImportError),
+        *(OmegaConfBaseException, yaml.YAMLError),
+    ) as error:
+        message = error.args[0] if len(error.args) == 1 else error
+        raise RunError(f'the config {path} cannot be read: {message}') from error
+
+
+def explain_unknown(name: str, known: Iterable[Any]) -> str:
+    """For messages: the names that are near to one that does not exist, then all that do."""
+    known = sorted(map(str, known))
+    near = difflib.get_close_matches(name, known)
+    if not near:
+        near = [other for other in known if other.lower() == name.lower()]
+    ask = f'did you mean {" or ".join(near)}? ' if near else ''
+    return f'{ask}There is {", ".join(known) or "none"}'
+
+
+def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
+    cfg = get_cfg()
+    add_roi_plugins_config(cfg)
+    cfg.merge_from_file(path, allow_unsafe=False)
+    if len(options) % 2:
+        raise RunError(f'options: got {" ".join(options)!r}, expected pairs KEY VALUE')
+    for key in options[::2]:
+        node = cfg
+        for part in key.split('.'):
+            if not isinstance(node, CfgNode):
+                raise RunError(f'options: there is no {key}; where {part} stands there are no parts')
+            if part not in node:
+                raise RunError(f'options: there is no {key}; for {part}, {explain_unknown(part, node)}')
+            node = node[part]
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def _read_lazy(path: str, options: Sequence[str]) -> DictConfig:
+    with registering_again():  # its own data, which each process reads more than once
+        cfg = LazyConfig.load(path)
+    for option in options:
+        key, equals, _ = option.partition('=')
+        if not equals:
+            raise RunError(f'options: got {option!r}, expected key=value for a LazyConfig')
+        _check_lazy_key(cfg, key)
+    try:
+        return LazyConfig.apply_overrides(cfg, list(options))
+    except Exception as error:  # of a grammar that is in a package that need not be there
+        raise RunError(f'options: {" ".join(options)!r} cannot be read: {error}') from error
+
+
+def _check_lazy_key(cfg: DictConfig, key: str) -> None:
+    """Raises RunError on an option that nothing would read.
+
+    A leaf that is not in the config may be new: it is how a callable is given an argument. A ``+`` before
+    a key says that it is meant to be new, and helps where nothing tells what there may be.
+    """
+    is_new = key.startswith('+')
+    key = key.lstrip('+')
+    node: Any = cfg
+    above: list[str] = []
+    is_argument = False  # of a callable above: what keys it may have is for that to say
+    for part in key.split('.'):
+        where = '.'.join(above)
+        if isinstance(node, ListConfig):
+            if not part.isdecimal() or int(part) >= len(node):
+                raise RunError(f'options: there is no {key}; {where} is a list of {len(node)}')
+            node = node[int(part)]
+        elif not isinstance(node, DictConfig):
+            raise RunError(f'options: there is no {key}; {where} is {node!r} and has no parts')
+        elif part in node:
+            is_argument |= '_target_' in node
+            node = node[part]
+        else:
+            _check_new_key(node, part, key, where, is_argument, is_new)
+            return
+        above.append(part)
+
+
+def _check_new_key(
+    node: DictConfig, part: str, key: str, where: str, is_argument: bool, is_new: bool
+) -> None:
+    """Of :func:`_check_lazy_key`: ``part``, of ``key``, is not in ``node``, which is under ``where``."""
+    is_open = is_argument or is_new
+    known = {*node, *_OPTIONAL.get(where, ())}
+    if '_target_' in node:
+        parameters, is_open = _parameters(node['_target_'])
+        known |= parameters
+    # What takes any argument hands it on, to one that most likely has no other of nearly the same name.
+    if part not in known and (not is_open or difflib.get_close_matches(part, known, cutoff=0.9)):
+        raise RunError(f'options: there is no {key}; for {part}, {explain_unknown(part, known)}')
+
+
+def _parameters(target: Any) -> tuple[set[str], bool]:
+    """The parameters of a callable, and whether it takes others as well."""
+    # A path, where it was read from YAML or given as an option.
+    target = pydoc.locate(target) if isinstance(target, str) else target
+    # A class with **kwargs hands them on to the one that it is made of.
+    functions = [target]
+    if inspect.isclass(target):
+        functions = [vars(type_)['__init__'] for type_ in target.__mro__ if '__init__' in vars(type_)]
+    names: set[str] = set()
+    for function in functions:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # not a callable, or one of C
+            return names, True
+        names |= {parameter.name for parameter in parameters}
+        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+            return names - {'self'}, False
+    return names - {'self'}, True

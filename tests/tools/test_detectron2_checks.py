@@ -1,0 +1,377 @@
+"""What keeps a Detectron2 run from its end is said before it starts, in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('detectron2', reason='Detectron2 is not installed')
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
+from roi_plugins.integrations.detectron2 import checks
+from roi_plugins.integrations.detectron2.datasets import register_shapes
+from roi_plugins.integrations.detectron2.runs import main
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / 'tools/detectron2/train_net.py'
+YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_{extractor}_shapes.yaml'
+LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_stock_shapes.py'
+OPTIONS = {
+    'SOLVER.MAX_ITER': 2,
+    'SOLVER.IMS_PER_BATCH': 2,
+    'SOLVER.WARMUP_ITERS': 0,
+    'DATALOADER.NUM_WORKERS': 0,
+    'INPUT.MIN_SIZE_TRAIN': '(64,)',
+    'INPUT.MIN_SIZE_TEST': 64,
+    'MODEL.RPN.POST_NMS_TOPK_TEST': 20,
+    'MODEL.ROI_HEADS.SCORE_THRESH_TEST': 0.0,
+    'SEED': 0,
+}
+LAZY_OPTIONS = {
+    'train.max_iter': 2,
+    'train.seed': 0,
+    'dataloader.train.total_batch_size': 2,
+    'dataloader.train.num_workers': 0,
+    'dataloader.test.num_workers': 0,
+    'model.proposal_generator.post_nms_topk': '[150,20]',
+    'model.roi_heads.box_predictor.test_score_thresh': 0.0,
+}
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp('shapes')
+    generate_shapes(root, ShapesSpec(num_train=4, num_val=3, image_size=64))
+    register_shapes(str(root))
+    return root
+
+
+def yaml_run(output_dir, *flags, extractor='stock', **changes):
+    options = {**OPTIONS, 'OUTPUT_DIR': output_dir, **changes}
+    pairs = [str(part) for pair in options.items() for part in pair]
+    return ['--config-file', str(YAML).format(extractor=extractor), *map(str, flags), *pairs]
+
+
+def lazy_run(output_dir, *flags, config=LAZY, **changes):
+    options = {**LAZY_OPTIONS, 'train.output_dir': f'"{output_dir}"', **changes}
+    return ['--config-file', str(config), *map(str, flags), *(f'{k}={v}' for k, v in options.items())]
+
+
+@pytest.fixture
+def refused(data, tmp_path, capfd):
+    """Runs a command line that is to be refused before anything is written; returns what it says."""
+
+    def run(argv):
+        assert main(argv) == 2
+        error = capfd.readouterr().err
+        assert error.startswith('error: ') and 'Traceback' not in error
+        assert len(error.splitlines()) == 1
+        assert not (tmp_path / 'out').exists()
+        return error
+
+    return run
+
+
+@pytest.fixture
+def own(data, tmp_path):
+    """Makes COCO files of one's own, the two options that name them."""
+
+    def make(half='train', change=lambda found: None, images=None):
+        split = {'train': 'train', 'test': 'val'}[half]
+        found = json.loads((data / f'annotations/instances_{split}.json').read_text())
+        change(found)
+        path = tmp_path / f'own_{half}.json'
+        path.write_text(json.dumps(found))
+        return f'--{half}-data', str(path), str(images or data / split)
+
+    return make
+
+
+def keep_classes(number):
+    def change(found):
+        found['categories'] = found['categories'][:number]
+        kept = {category['id'] for category in found['categories']}
+        found['annotations'] = [a for a in found['annotations'] if a['category_id'] in kept]
+
+    return change
+
+
+# ------------------------------------------------------------------------ data
+
+
+@pytest.mark.parametrize('half', ['train', 'test'])
+@pytest.mark.parametrize('language', ['yaml', 'lazy'])
+def test_a_dataset_that_is_not_registered(refused, tmp_path, language, half):
+    if language == 'yaml':
+        setting = f'DATASETS.{half.upper()}'
+        argv = yaml_run(tmp_path / 'out', **{setting: "('shapes_trian',)"})
+    else:
+        setting = f'dataloader.{half}.dataset.names'
+        argv = lazy_run(tmp_path / 'out', **{setting: 'shapes_trian'})
+    error = refused(argv)
+    assert f"{setting}: the dataset 'shapes_trian' is not registered; did you mean shapes_train" in error
+    assert 'coco_2017_train' in error and 'There is' in error
+    assert f'--{half}-data ANNOTATIONS.json IMAGES' in error and '--import MODULE' in error
+
+
+@pytest.mark.parametrize('half', ['train', 'test'])
+def test_files_that_are_not_there(refused, tmp_path, data, half):
+    files = [f'--{half}-data', str(tmp_path / 'none.json'), str(data)]
+    assert f'{tmp_path}/none.json does not exist' in refused(yaml_run(tmp_path / 'out', *files))
+
+
+@pytest.mark.parametrize(
+    ('half', 'change', 'message'),
+    [
+        ('train', lambda found: found.update(images=[], annotations=[]), 'is empty: it has no images'),
+        ('test', lambda found: found.update(images=[], annotations=[]), 'is empty: it has no images'),
+        ('train', lambda found: found.update(annotations=[]), 'has 4 images, but no object to train on'),
+        ('train', lambda found: found.pop('categories'), 'KeyError: categories'),
+        ('test', lambda found: found.pop('categories'), 'not COCO annotations'),
+        ('train', lambda found: found['annotations'][0].pop('segmentation'), 'no segmentation for 1 of'),
+        ('train', lambda found: found['images'][1].update(file_name='no.jpg'), '1 of the 4 images of'),
+        ('test', lambda found: found['images'][1].update(file_name='no.jpg'), '1 of the 3 images of'),
+        ('test', lambda found: found['annotations'][0].update(category_id=77), 'category_id 77'),
+        ('train', lambda found: found['annotations'][0].update(category_id=77), 'category_id=77'),
+    ],
+)
+def test_data_that_cannot_be_used(refused, own, tmp_path, half, change, message):
+    error = refused(yaml_run(tmp_path / 'out', *own(half, change)))
+    assert message in error and f'own_{half}.json' in error
+
+
+def test_a_folder_of_images_that_is_not_there(refused, own, tmp_path):
+    error = refused(yaml_run(tmp_path / 'out', *own(images=tmp_path / 'none')))
+    assert '4 of the 4 images of' in error and f'{tmp_path}/none/' in error
+
+
+@pytest.mark.parametrize('given', [1, 80])
+@pytest.mark.parametrize('language', ['yaml', 'lazy'])
+def test_a_number_of_classes_that_is_not_the_datas(refused, own, tmp_path, language, given):
+    files = [*own('train', keep_classes(2)), *own('test', keep_classes(2))]
+    if language == 'yaml':
+        setting = 'MODEL.ROI_HEADS.NUM_CLASSES'
+        argv = yaml_run(tmp_path / 'out', *files, **{setting: given})
+    else:
+        setting = 'model.roi_heads.num_classes'
+        argv = lazy_run(tmp_path / 'out', *files, **{setting: given})
+    error = refused(argv)
+    assert f'{setting}: got {given}, but the dataset' in error and 'has 2 classes' in error
+
+
+def test_classes_in_another_order(refused, own, tmp_path):
+    def turn(found):
+        names = [category['name'] for category in found['categories']]
+        for category, name in zip(found['categories'], names[1:] + names[:1], strict=True):
+            category['name'] = name
+
+    error = refused(yaml_run(tmp_path / 'out', *own('train', turn)))
+    assert 'number their classes differently' in error
+
+
+def test_lazy_predictor_of_other_classes(refused, tmp_path):
+    error = refused(lazy_run(tmp_path / 'out', **{'model.roi_heads.box_predictor.num_classes': 7}))
+    assert 'got 7' in error and 'has 5 classes' in error
+
+
+@pytest.mark.parametrize('language', ['yaml', 'lazy'])
+def test_trains_on_coco_files_of_ones_own(own, tmp_path, language):
+    files = [*own('train', keep_classes(2)), *own('test', keep_classes(2))]
+    if language == 'yaml':
+        argv = yaml_run(tmp_path / 'out', *files, **{'MODEL.ROI_HEADS.NUM_CLASSES': 2})
+    else:
+        argv = lazy_run(tmp_path / 'out', *files, **{'model.roi_heads.num_classes': 2})
+    assert main(argv) == 0
+    written = json.loads((tmp_path / 'out/metrics.json').read_text())
+    assert written['ann_file'] == str(tmp_path / 'own_test.json')
+    assert ' '.join(files) in ' '.join(written['command'])
+    # Another half of the data is another result.
+    other = [*files[:3], '--test-data', str(tmp_path / 'own_train.json'), str(tmp_path)]
+    assert main([*argv[:2], '--resume', *other, *argv[8:]]) == 2
+
+
+def test_a_module_that_registers_data_reaches_every_process(data, tmp_path):
+    module = tmp_path / 'data_of_the_test.py'
+    module.write_text(
+        'from detectron2.data.datasets import register_coco_instances\n'
+        f'annotations = {str(data / "annotations/instances_val.json")!r}\n'
+        f"register_coco_instances('of_the_test', {{}}, annotations, {str(data / 'val')!r})\n"
+    )
+    options = {'DATASETS.TEST': "('of_the_test',)", 'SOLVER.MAX_ITER': 1}
+    argv = yaml_run(tmp_path / 'out', '--num-gpus', 2, '--import', 'data_of_the_test', **options)
+    environment = {'ROI_PLUGINS_SHAPES': str(data), 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    subprocess.run([sys.executable, TOOL, *argv], cwd=tmp_path, env=os.environ | environment, check=True)
+    command = json.loads((tmp_path / 'out/metrics.json').read_text())['command']
+    assert command[command.index('--import') + 1] == 'data_of_the_test'
+
+
+# --------------------------------------------------------------- model, options
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'MODEL.ROI_BOX_HEAD.POOLER_TYPE': 'AlignMin'},
+            "MODEL.ROI_BOX_HEAD.POOLER_TYPE: got 'AlignMin', expected one of",
+        ),
+        ({'MODEL.ROI_HEADS.NAME': 'StandardRoIHeads'}, "got 'StandardRoIHeads'; did you mean"),
+        ({'MODEL.ROI_BOX_HEAD.NAME': 'FastHead'}, "No object named 'FastHead'"),
+        (
+            {
+                'MODEL.ROI_HEADS.NAME': 'StandardROIHeads',
+                'MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.ALIGNED': 'False',
+            },
+            'POOLER_OPTIONS.ALIGNED: MODEL.ROI_HEADS.NAME StandardROIHeads does not read it; '
+            'RoIPluginsStandardROIHeads or',
+        ),
+        (
+            {
+                'MODEL.ROI_HEADS.NAME': 'RoIPluginsRes5ROIHeads',
+                'MODEL.ROI_MASK_HEAD.POOLER_OPTIONS.ALIGNED': 'False',
+            },
+            'ALIGNED: RoIPluginsRes5ROIHeads does not read it; its pooler is of MODEL.ROI_BOX_HEAD',
+        ),
+        ({'MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO': 0.5}, 'POOLER_SAMPLING_RATIO'),
+        ({'MODEL.WEIGHTS': 'none.pth'}, 'MODEL.WEIGHTS: none.pth does not exist'),
+        ({'SOLVER.MAX_ITER': 0}, 'SOLVER.MAX_ITER: got 0'),
+        ({'DATASETS.TRAIN': '()'}, 'DATASETS.TRAIN: got none'),
+    ],
+)
+def test_a_config_that_makes_no_run(refused, tmp_path, changes, message):
+    assert message in refused(yaml_run(tmp_path / 'out', extractor='align-max', **changes))
+
+
+def test_options_of_a_head_that_is_off(data, tmp_path):
+    """As its other options, they may be inherited."""
+    changes = {'MODEL.MASK_ON': False, 'MODEL.ROI_MASK_HEAD.POOLER_OPTIONS.ALIGNED': True}
+    assert main(yaml_run(tmp_path / 'out', extractor='align-max', **changes)) == 0
+
+
+def lazy_config(tmp_path, *lines):
+    path = tmp_path / 'config.py'
+    text = f'from detectron2.config import LazyConfig\n_base = LazyConfig.load({str(LAZY)!r})\n'
+    names = ('model', 'dataloader', 'optimizer', 'lr_multiplier', 'train')
+    path.write_text(text + ''.join(f'{name} = _base.{name}\n' for name in names) + '\n'.join(lines) + '\n')
+    return path
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('del train', 'the LazyConfig has no train.output_dir'),
+        ('del train.max_iter', 'has no train.max_iter'),
+        ('del model', 'has no model'),
+        ('del optimizer', 'has no optimizer, which a training needs'),
+        ('del dataloader.train', 'has no dataloader.train, which a training needs'),
+        ('del dataloader.test', 'dataloader.test.dataset.names: got []'),
+        ("model.roi_heads.box_pooler.pooler_type = 'AlignMin'", "got 'AlignMin', expected one of"),
+        ('model.roi_heads.nms = 3', "the config makes no model: .*'nms'"),
+    ],
+)
+def test_a_lazy_config_that_makes_no_run(data, tmp_path, capfd, line, message):
+    assert main(['--config-file', str(lazy_config(tmp_path, line))]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: ') and (message in error or ('.*' in message and "'nms'" in error))
+
+
+def test_what_a_process_of_several_says_is_no_traceback(data, tmp_path):
+    torch.save({'model': {}}, tmp_path / 'other.pth')
+    argv = yaml_run(
+        tmp_path / 'out', '--eval-only', '--num-gpus', 2, **{'MODEL.WEIGHTS': tmp_path / 'other.pth'}
+    )
+    environment = {'ROI_PLUGINS_SHAPES': str(data), 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(
+        [sys.executable, TOOL, *argv], env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert 'error: --eval-only: the checkpoint' in done.stderr and 'Traceback' not in done.stderr
+
+
+# ------------------------------------------------------------ folder and disk
+
+
+def test_an_output_folder_that_cannot_be(refused, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    assert 'file is not a folder' in refused(yaml_run(tmp_path / 'file/out'))
+    # The tests may run as root, whom no permission stops.
+    monkeypatch.setattr(checks.os, 'access', lambda path, mode: False)
+    assert f'OUTPUT_DIR: {tmp_path} cannot be written to' in refused(yaml_run(tmp_path / 'out'))
+
+
+@pytest.mark.parametrize('language', ['yaml', 'lazy'])
+def test_a_disk_that_checkpoints_would_fill(refused, data, tmp_path, monkeypatch, language):
+    usage = namedtuple('usage', 'free')
+    monkeypatch.setattr(checks.shutil, 'disk_usage', lambda path: usage(300_000_000))
+    if language == 'yaml':
+        argv = yaml_run(tmp_path / 'out', **{'SOLVER.CHECKPOINT_PERIOD': 1, 'SOLVER.MAX_ITER': 90})
+        assert 'OUTPUT_DIR: 91 checkpoints of about 0.0' in (error := refused(argv))
+        assert 'save fewer: SOLVER.CHECKPOINT_PERIOD' in error and '0.30 GB free' in error
+    else:
+        options = {'train.checkpointer.period': 1, 'train.checkpointer.max_to_keep': 70, 'train.max_iter': 90}
+        argv = lazy_run(tmp_path / 'out', **options)
+        assert 'train.output_dir: 72 checkpoints of about 0.0' in refused(argv)
+
+
+def test_the_size_of_a_checkpoint(data, tmp_path):
+    from roi_plugins.integrations.detectron2.runs import describe, parse_arguments, read_config
+
+    for argv in (yaml_run(tmp_path / 'yaml'), lazy_run(tmp_path / 'lazy')):
+        args = parse_arguments(argv)
+        run = describe(read_config(args.config_file, args.opts), 'cpu')
+        expected = checks._checkpoint_bytes(run, run.model())
+        assert main(argv) == 0
+        size = (run.output_dir / 'model_final.pth').stat().st_size
+        assert 0.97 * size < expected < 1.03 * size
+
+
+# ----------------------------------------------------------------- evaluation
+
+
+def test_a_dataset_of_other_rules(refused, data, tmp_path):
+    name = 'other_rules'
+    DatasetCatalog.register(name, list)
+    files = {'json_file': str(data / 'annotations/instances_val.json'), 'evaluator_type': 'lvis'}
+    MetadataCatalog.get(name).set(**files)
+    try:
+        error = refused(yaml_run(tmp_path / 'out', **{'DATASETS.TEST': f"('{name}',)"}))
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert 'DATASETS.TEST: other_rules is evaluated by the rules of lvis' in error
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'TEST.AUG.ENABLED': True}, 'TEST.AUG.ENABLED is True'),
+        ({'TEST.PRECISE_BN.ENABLED': True}, 'TEST.PRECISE_BN.ENABLED is True'),
+        ({'TEST.EXPECTED_RESULTS': "[['bbox', 'AP', 1, 1]]"}, 'TEST.EXPECTED_RESULTS'),
+        ({'SOLVER.REFERENCE_WORLD_SIZE': 8}, 'SOLVER.REFERENCE_WORLD_SIZE is 8 and there are 1'),
+        ({'DATASETS.TEST': "('shapes_val', 'shapes_train')"}, "DATASETS.TEST: got ['shapes_val', 'shapes_"),
+        ({'MODEL.META_ARCHITECTURE': 'ProposalNetwork'}, 'ProposalNetwork, which predicts no objects'),
+    ],
+)
+def test_what_detectron2_would_evaluate_otherwise(refused, tmp_path, changes, message):
+    assert message in refused(yaml_run(tmp_path / 'out', **changes))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'dataloader.evaluator.max_dets_per_image': 300}, 'evaluator.max_dets_per_image is 300'),
+        ({'dataloader.evaluator.dataset_name': 'shapes_train'}, 'dataset_name is shapes_train'),
+        ({'dataloader.evaluator._target_': 'detectron2.evaluation.LVISEvaluator'}, 'LVISEvaluator'),
+        ({'dataloader.evaluator.tasks': '[bbox,keypoints]'}, 'tasks has keypoints'),
+        ({'dataloader.test.dataset.names': '[shapes_val,shapes_train]'}, 'dataset.names: got ['),
+    ],
+)
+def test_what_a_lazy_evaluator_would_do_otherwise(refused, tmp_path, changes, message):
+    assert message in refused(lazy_run(tmp_path / 'out', **changes))
