@@ -62,7 +62,8 @@ from .datasets import coco_files, import_modules, register_coco_files
 from .errors import RunError
 from .reading import read_config
 
-MODULE = 'roi_plugins.integrations.detectron2.runs'
+COMMAND = ['python', '-m', 'roi_plugins.integrations.detectron2.runs']
+"""The start of the command that ``metrics.json`` has."""
 
 # The parts of a LazyConfig's node `train` that there has to be.
 _TRAIN = (
@@ -489,10 +490,11 @@ def _check_output(run: Run, args: argparse.Namespace) -> None:
 
 
 def _command(args: argparse.Namespace) -> list[str]:
-    command = ['python', '-m', MODULE, '--num-gpus', str(args.num_gpus)]
+    command = [*COMMAND, '--num-gpus', str(args.num_gpus)]
     command += ['--num-machines', str(args.num_machines), '--config-file', args.config_file]
     for module in args.imports:
-        command += ['--import', module]
+        # A file is found from any folder, when the training is looked at again.
+        command += ['--import', os.path.abspath(module) if module.endswith('.py') else module]
     for half in ('train', 'test'):
         if files := getattr(args, f'{half}_data'):
             command += [f'--{half}-data', *files]

@@ -11,9 +11,15 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from roi_plugins.evaluation import METRICS_FILE
+from roi_plugins.files import read_json
+
 from .checkpoints import DataCheckpointer
+from .checks import check_registered
+from .datasets import import_modules
 from .poolers import RoIPluginsPooler
-from .runs import describe, read_config
+from .reading import read_config
+from .runs import COMMAND, describe, parse_arguments
 
 EXTRACTOR_TYPES = (ROIPooler, RoIPluginsPooler)
 
@@ -26,7 +32,11 @@ def load_step(
 
     Args:
         config: the ``config.yaml`` that the training left, or what it was made of.
+
+    Raises:
+        RunError: the training data is not registered, or not there.
     """
+    _register_data(Path(config).parent)
     cfg = _read(Path(config))
     if isinstance(cfg, CfgNode):
         cfg.MODEL.DEVICE = str(device)
@@ -35,6 +45,8 @@ def load_step(
         cfg.train.device = str(device)
         cfg.dataloader.train.num_workers = 0
     run = describe(cfg)
+    for name in run.train_datasets:
+        check_registered(name, run.settings['train'], 'train')
     torch.manual_seed(0)
     model = run.model()
     DataCheckpointer(model).load(str(checkpoint))
@@ -52,6 +64,19 @@ def load_step(
         optimizer.step()
 
     return model, step
+
+
+def _register_data(run_dir: Path) -> None:
+    """Does again what registered the data of a finished run: its imports, and its LazyConfig."""
+    if not (run_dir / METRICS_FILE).is_file():
+        return
+    command = read_json(run_dir / METRICS_FILE, 'record').get('command', [])
+    if command[: len(COMMAND)] != COMMAND:
+        return
+    args = parse_arguments(command[len(COMMAND) :])
+    import_modules(args.imports)
+    if args.config_file.endswith('.py') and Path(args.config_file).is_file():
+        read_config(args.config_file)
 
 
 def _read(config: Path):
