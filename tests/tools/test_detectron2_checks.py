@@ -139,6 +139,8 @@ def test_files_that_are_not_there(refused, tmp_path, data, half):
         ('train', lambda found: found['images'][1].update(file_name='no.jpg'), '1 of the 4 images of'),
         ('test', lambda found: found['images'][1].update(file_name='no.jpg'), '1 of the 3 images of'),
         ('test', lambda found: found['annotations'][0].update(category_id=77), 'category_id 77'),
+        ('test', lambda found: found['annotations'][0].pop('segmentation'), 'has the segmentation None'),
+        ('test', lambda found: found['annotations'][0].pop('area'), 'annotations[0] lacks area'),
         ('train', lambda found: found['annotations'][0].update(category_id=77), 'category_id=77'),
     ],
 )
@@ -174,6 +176,16 @@ def test_classes_in_another_order(refused, own, tmp_path):
 
     error = refused(yaml_run(tmp_path / 'out', *own('train', turn)))
     assert 'number their classes differently' in error
+
+
+def test_training_sets_of_other_classes(refused, own, tmp_path, data):
+    def rename(found):
+        found['categories'][0]['name'] = 'other'
+
+    _, annotations, images = own('train', rename)
+    names = f"('shapes_train', '{annotations}@{images}')"
+    error = refused(yaml_run(tmp_path / 'out', **{'DATASETS.TRAIN': names}))
+    assert error.startswith('error: DATASETS.TRAIN: ') and 'and shapes_train have other names' in error
 
 
 def test_lazy_predictor_of_other_classes(refused, tmp_path):

@@ -17,7 +17,7 @@ from detectron2.modeling import ProposalNetwork, SemanticSegmentor
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, RROIHeads
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from roi_plugins.evaluation import load_annotations
+from roi_plugins.evaluation import IOU_TYPES, evaluate, load_annotations
 
 from .checkpoints import saved_checkpoints
 from .config import HEADS
@@ -60,16 +60,22 @@ def check_run(run: Run, *, eval_only: bool, resume: bool, num_processes: int) ->
     model = build_model(run)
     _check_model(run, model)
     masks = bool(getattr(getattr(model, 'roi_heads', None), 'mask_on', False))
-    classes = _test_classes(test)
-    _check_images(test, _records(test, run.settings['test']))
+    classes = _check_test_set(run, test, masks)
     _check_num_classes(run, model, test, len(classes))
     if not eval_only:
+        trained = {}
         for name in run.train_datasets:
             records = _records(name, run.settings['train'])
             _check_training_set(name, records, masks)
-            found = _train_classes(name, records)
-            _check_num_classes(run, model, name, len(found))
-            _check_order(name, found, test, classes)
+            trained[name] = _train_classes(name, records)
+            _check_num_classes(run, model, name, len(trained[name]))
+            _check_order(name, trained[name], test, classes)
+        for name, found in trained.items():
+            if list(found) != list(trained[run.train_datasets[0]]):
+                raise RunError(
+                    f'{run.settings["train"]}: the classes of {name} and {run.train_datasets[0]} have other '
+                    'names, but they are trained as one'
+                )
     if not eval_only:
         _check_space(run, model, resume)
 
@@ -244,10 +250,15 @@ def _check_model(run: Run, model: torch.nn.Module) -> None:
         print('warning: the keypoints are trained, but their AP is not computed', file=sys.stderr)
 
 
-def _test_classes(name: str) -> list[str]:
-    """Names of the categories that the evaluation is of, by rising id."""
-    categories = load_annotations(MetadataCatalog.get(name).json_file).dataset['categories']
-    return [category.get('name', '') for category in sorted(categories, key=lambda entry: entry['id'])]
+def _check_test_set(run: Run, name: str, masks: bool) -> list[str]:
+    """Names of the categories that the evaluation is of, by rising id, if the dataset can be evaluated."""
+    coco = load_annotations(MetadataCatalog.get(name).json_file)
+    # Of no predictions, but it looks at all that the one after the training needs of the annotations.
+    for iou_type in IOU_TYPES if masks else IOU_TYPES[:1]:
+        evaluate(coco, [], iou_type)
+    _check_images(name, _records(name, run.settings['test']))
+    categories = sorted(coco.dataset['categories'], key=lambda entry: entry['id'])
+    return [category.get('name', '') for category in categories]
 
 
 def _train_classes(name: str, records: Sequence[Mapping[str, Any]]) -> Sequence[str]:
