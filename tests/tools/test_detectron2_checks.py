@@ -1,6 +1,7 @@
 """What keeps a Detectron2 run from its end is said before it starts, in one line."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import setup_logger
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.integrations.detectron2 import checks
@@ -51,6 +53,14 @@ def data(tmp_path_factory):
     generate_shapes(root, ShapesSpec(num_train=4, num_val=3, image_size=64))
     register_shapes(str(root))
     return root
+
+
+@pytest.fixture(autouse=True)
+def no_loggers():
+    """Those of earlier runs, which write to what pytest had in place of stdout and has closed."""
+    for name in ('detectron2', 'fvcore'):
+        logging.getLogger(name).handlers.clear()
+    setup_logger.cache_clear()
 
 
 def yaml_run(output_dir, *flags, extractor='stock', **changes):
@@ -292,6 +302,14 @@ def test_a_lazy_config_that_makes_no_run(data, tmp_path, capfd, line, message):
     assert main(['--config-file', str(lazy_config(tmp_path, line))]) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith('error: ') and (message in error or ('.*' in message and "'nms'" in error))
+
+
+@pytest.mark.parametrize('flags', [[], ['--eval-only']])
+def test_weights_that_the_network_does_not_give(data, tmp_path, capfd, flags):
+    url = 'http://127.0.0.1:9/weights_that_are_nowhere.pth'
+    assert main(yaml_run(tmp_path / 'out', *flags, **{'MODEL.WEIGHTS': url})) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith(f'error: the checkpoint {url} cannot be read: ')
 
 
 def test_what_a_process_of_several_says_is_no_traceback(data, tmp_path):

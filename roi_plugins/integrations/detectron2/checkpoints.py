@@ -46,7 +46,13 @@ def saved_checkpoints(folder: str | Path, prefix: str = 'model') -> list[Path]:
 
 
 class DataCheckpointer(DetectionCheckpointer):
-    """Detectron2's, but a checkpoint that is damaged or holds more than data is a RunError."""
+    """Detectron2's, but a checkpoint that is not to be had, damaged or holds more than data is a RunError."""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return super().load(path, *args, **kwargs)
+        except OSError as error:  # of the network too
+            raise RunError(f'the checkpoint {path} cannot be read: {error}') from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
@@ -106,8 +112,8 @@ class Checkpointer(DataCheckpointer):
 class StrictCheckpointer(DataCheckpointer):
     """Detectron2's, but weights that are not the model's are a RunError."""
 
-    def load(self, path: str) -> dict[str, Any]:
-        rest = super().load(path)
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        rest = super().load(path, *args, **kwargs)
         if self._misfit:
             raise RunError(
                 f'--eval-only: the checkpoint {path} does not fit the config: {self._misfit}. Give the '

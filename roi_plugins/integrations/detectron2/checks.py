@@ -39,13 +39,14 @@ _OWN = (
 )
 
 
-def check_run(run: Run, *, eval_only: bool, resume: bool, num_processes: int) -> None:
+def check_run(run: Run, *, eval_only: bool, resume: bool, num_processes: int, saves: bool) -> None:
     """Raises RunError or DataError where a run could not come to its end.
 
     Args:
         run: made for the CPU, where its model is built and dropped again.
         eval_only, resume: the options of that name.
         num_processes: those that train together, on all machines.
+        saves: whether this machine saves the checkpoints.
     """
     _check_settings(run)
     _check_weights(run, eval_only, resume)
@@ -76,7 +77,7 @@ def check_run(run: Run, *, eval_only: bool, resume: bool, num_processes: int) ->
                     f'{run.settings["train"]}: the classes of {name} and {run.train_datasets[0]} have other '
                     'names, but they are trained as one'
                 )
-    if not eval_only:
+    if saves and not eval_only:
         _check_space(run, model, resume)
 
 

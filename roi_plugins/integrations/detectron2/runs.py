@@ -467,6 +467,7 @@ def _check(run: Run, args: argparse.Namespace) -> None:
         eval_only=args.eval_only,
         resume=args.resume,
         num_processes=max(args.num_gpus, 1) * args.num_machines,
+        saves=args.machine_rank == 0,
     )
 
 
