@@ -78,6 +78,34 @@ def test_a_lazy_config_that_registers_its_data_is_read_again(tmp_path):
     assert 'mine_by_config' in DatasetCatalog
 
 
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('train.max_itr = 4', r'has train\.max_itr: did you mean max_iter'),
+        ('train.checkpointer.keep = 4', r'has train\.checkpointer\.keep: .*max_to_keep'),
+        ('train.ddp.find_unused = True', r'has train\.ddp\.find_unused: .*find_unused_parameters'),
+    ],
+)
+def test_keys_in_a_lazy_config_that_nothing_reads(tmp_path, line, message):
+    config = tmp_path / 'config.py'
+    start = "from detectron2 import model_zoo\ntrain = model_zoo.get_config('common/train.py').train\n"
+    config.write_text(f'{start}train.mine = dict(any=1)\n')
+    read_config(config)  # of a program of the user's own
+    config.write_text(f'{start}{line}\n')
+    with pytest.raises(RunError, match=message):
+        read_config(config)
+
+
+def test_keys_in_a_yaml_config_that_nothing_reads(tmp_path):
+    config = tmp_path / 'config.yaml'
+    config.write_text('SOLVER: {MAX_ITR: 4}\n')
+    with pytest.raises(RunError, match=r'config\.yaml has SOLVER\.MAX_ITR: did you mean MAX_ITER'):
+        read_config(config)
+    config.write_text('_BASE_: nowhere.yaml\n')
+    with pytest.raises(RunError, match=r'cannot be read: .*nowhere\.yaml'):
+        read_config(config)
+
+
 def test_a_lazy_config_that_is_no_python(tmp_path):
     config = tmp_path / 'config.py'
     config.write_text('train = dict(\n')

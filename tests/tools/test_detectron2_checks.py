@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
+from detectron2 import model_zoo
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
@@ -176,6 +177,35 @@ def test_a_number_of_classes_that_is_not_the_datas(refused, own, tmp_path, langu
         argv = lazy_run(tmp_path / 'out', *files, **{setting: given})
     error = refused(argv)
     assert f'{setting}: got {given}, but the dataset' in error and 'has 2 classes' in error
+
+
+@pytest.mark.parametrize('language', ['yaml', 'lazy'])
+def test_classes_of_a_detector_without_roi_heads(refused, own, tmp_path, language):
+    # The zoo's YAML evaluates Python, which is not read here.
+    config = tmp_path / 'retinanet.yaml'
+    config.write_text(
+        'MODEL:\n'
+        '  META_ARCHITECTURE: RetinaNet\n'
+        '  BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}\n'
+        '  RESNETS: {OUT_FEATURES: [res3, res4, res5]}\n'
+        '  FPN: {IN_FEATURES: [res3, res4, res5]}\n'
+        '  ANCHOR_GENERATOR: {SIZES: [[32], [64], [128], [256], [512]]}\n'
+        f'OUTPUT_DIR: {tmp_path}/out\n'
+    )
+    options = []
+    if language == 'lazy':
+        config = model_zoo.get_config_file('COCO-Detection/retinanet_R_50_FPN_1x.py')
+        options = [f'train.output_dir="{tmp_path}/out"', 'train.init_checkpoint=""']
+    argv = [*own('train'), *own('test'), '--config-file', str(config), *options]
+    setting = 'MODEL.RETINANET.NUM_CLASSES' if language == 'yaml' else 'model.num_classes'
+    assert f'{setting}: got 80, but the dataset' in refused(argv)
+
+
+def test_keypoints_that_the_data_does_not_have(data, tmp_path, capfd):
+    assert main(yaml_run(tmp_path / 'out', **{'MODEL.KEYPOINT_ON': True})) == 2
+    warning, error = capfd.readouterr().err.splitlines()
+    assert warning == 'warning: the keypoints are trained, but their AP is not computed'
+    assert error == 'error: the dataset shapes_train has no keypoints, which the keypoint head is trained on'
 
 
 def test_classes_in_another_order(refused, own, tmp_path):

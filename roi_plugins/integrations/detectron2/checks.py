@@ -21,6 +21,7 @@ from roi_plugins.evaluation import IOU_TYPES, evaluate, load_annotations
 
 from .checkpoints import saved_checkpoints
 from .config import HEADS
+from .datasets import is_coco_files
 from .errors import RunError
 from .poolers import POOLER_TYPES, STOCK_POOLER_TYPES
 from .reading import explain_unknown
@@ -60,14 +61,13 @@ def check_run(run: Run, *, eval_only: bool, resume: bool, num_processes: int, sa
     test = _check_evaluator(run)
     model = build_model(run)
     _check_model(run, model)
-    masks = bool(getattr(getattr(model, 'roi_heads', None), 'mask_on', False))
-    classes = _check_test_set(run, test, masks)
+    classes = _check_test_set(run, test, _has(model, 'mask'))
     _check_num_classes(run, model, test, len(classes))
     if not eval_only:
         trained = {}
         for name in run.train_datasets:
             records = _records(name, run.settings['train'])
-            _check_training_set(name, records, masks)
+            _check_training_set(name, records, model)
             trained[name] = _train_classes(name, records)
             _check_num_classes(run, model, name, len(trained[name]))
             _check_order(name, trained[name], test, classes)
@@ -112,9 +112,8 @@ def check_registered(name: str, setting: str, half: str) -> None:
         raise RunError(f'{setting}: the dataset {name!r} is not registered; {known}. {own}')
     annotations = MetadataCatalog.get(name).get('json_file')
     if annotations and '://' not in str(annotations) and not os.path.isfile(annotations):
-        raise RunError(
-            f'{setting}: the dataset {name} is not there: {annotations} does not exist. {_WHERE}. {own}'
-        )
+        where = '' if is_coco_files(name) else f'. {_WHERE}. {own}'
+        raise RunError(f'{setting}: the dataset {name} is not there: {annotations} does not exist{where}')
 
 
 def _check_settings(run: Run) -> None:
@@ -247,8 +246,13 @@ def _check_model(run: Run, model: torch.nn.Module) -> None:
             f'{run.settings["heads"]} is {type(heads).__name__}, of rotated boxes, which this tool cannot '
             'evaluate'
         )
-    if getattr(heads, 'keypoint_on', False):
+    if _has(model, 'keypoint'):
         print('warning: the keypoints are trained, but their AP is not computed', file=sys.stderr)
+
+
+def _has(model: torch.nn.Module, what: str) -> bool:
+    """Whether a model has a head of masks (``'mask'``) or keypoints (``'keypoint'``)."""
+    return bool(getattr(getattr(model, 'roi_heads', None), f'{what}_on', False))
 
 
 def _check_test_set(run: Run, name: str, masks: bool) -> list[str]:
@@ -288,13 +292,15 @@ def _records(name: str, setting: str) -> Sequence[Mapping[str, Any]]:
     return found
 
 
-def _check_training_set(name: str, records: Sequence[Mapping[str, Any]], masks: bool) -> None:
+def _check_training_set(name: str, records: Sequence[Mapping[str, Any]], model: torch.nn.Module) -> None:
     annotated = [record for record in records if 'annotations' in record]
     objects = [a for record in annotated for a in record['annotations'] if not a.get('iscrowd', 0)]
     if annotated and not objects:
         raise RunError(f'the dataset {name} has {len(records)} images, but no object to train on')
+    if objects and _has(model, 'keypoint') and not any('keypoints' in found for found in objects):
+        raise RunError(f'the dataset {name} has no keypoints, which the keypoint head is trained on')
     without = sum('segmentation' not in found for found in objects)
-    if masks and without:
+    if _has(model, 'mask') and without:
         raise RunError(
             f'the dataset {name} has no segmentation for {without} of its {len(objects)} objects, which the '
             'mask head is trained on'
@@ -326,16 +332,17 @@ def _check_images(name: str, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _check_num_classes(run: Run, model: torch.nn.Module, dataset: str, expected: int) -> None:
-    heads = getattr(model, 'roi_heads', model)
+    # A detector of one stage has its classes itself.
+    heads, setting = getattr(model, 'roi_heads', model), run.settings['classes']
+    if heads is model:
+        setting = run.settings['dense_classes']
     predictors = getattr(heads, 'box_predictor', [])
     if not isinstance(predictors, (list, torch.nn.ModuleList)):
         predictors = [predictors]
     for part in (heads, *predictors):
         found = getattr(part, 'num_classes', expected)
         if found != expected:
-            raise RunError(
-                f'{run.settings["classes"]}: got {found}, but the dataset {dataset} has {expected} classes'
-            )
+            raise RunError(f'{setting}: got {found}, but the dataset {dataset} has {expected} classes')
 
 
 def _check_order(train: str, found: Sequence[str], test: str, expected: Sequence[str]) -> None:

@@ -49,11 +49,16 @@ def coco_files(annotations: str | Path, images: str | Path) -> str:
     return f'{os.path.abspath(annotations)}@{os.path.abspath(images)}'
 
 
+def is_coco_files(name: str) -> bool:
+    """Whether the name of a dataset is ``ANNOTATIONS.json@IMAGES``."""
+    return _FILES in name
+
+
 def register_coco_files(names: Sequence[str]) -> None:
     """Registers those of the names that are ``ANNOTATIONS.json@IMAGES`` and leaves the others alone."""
     for name in names:
-        start, files, images = name.partition(_FILES)
-        if files and name not in DatasetCatalog:
+        if is_coco_files(name) and name not in DatasetCatalog:
+            start, _, images = name.partition(_FILES)
             _register_coco(name, f'{start}.json', images)
 
 

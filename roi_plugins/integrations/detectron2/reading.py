@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,9 +20,12 @@ from .config import add_roi_plugins_config
 from .datasets import registering_again
 from .errors import RunError
 
-# What Detectron2's own tool takes from these nodes of a LazyConfig besides what common/train.py has.
-_OPTIONAL = {
-    'train': {'seed', 'cudnn_benchmark'},
+# What Detectron2's own tool reads of these nodes of a LazyConfig.
+_READ = {
+    'train': {
+        *('output_dir', 'init_checkpoint', 'max_iter', 'amp', 'ddp', 'checkpointer', 'eval_period'),
+        *('log_period', 'device', 'seed', 'cudnn_benchmark'),
+    },
     'train.amp': {'enabled'},
     'train.ddp': {'fp16_compression', *inspect.signature(DistributedDataParallel).parameters} - {'module'},
     'train.checkpointer': {'period', 'max_to_keep', 'file_prefix'},
@@ -61,7 +64,16 @@ def explain_unknown(name: str, known: Iterable[Any]) -> str:
 def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     add_roi_plugins_config(cfg)
-    cfg.merge_from_file(path, allow_unsafe=False)
+    try:
+        cfg.merge_from_file(path, allow_unsafe=False)
+    except KeyError as error:
+        # yacs names the key, but not those that there are.
+        key = str(error.args[0]).rpartition('Non-existent config key: ')[2]
+        *above, last = key.split('.')
+        node = cfg
+        for part in above:
+            node = node[part]
+        raise RunError(f'the config {path} has {key}: {explain_unknown(last, node)}') from error
     if len(options) % 2:
         raise RunError(f'options: got {" ".join(options)!r}, expected pairs KEY VALUE')
     for key in options[::2]:
@@ -79,6 +91,7 @@ def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
 def _read_lazy(path: str, options: Sequence[str]) -> DictConfig:
     with registering_again():  # its own data, which each process reads more than once
         cfg = LazyConfig.load(path)
+    _check_nodes(cfg)
     for option in options:
         key, equals, _ = option.partition('=')
         if not equals:
@@ -88,6 +101,16 @@ def _read_lazy(path: str, options: Sequence[str]) -> DictConfig:
         return LazyConfig.apply_overrides(cfg, list(options))
     except Exception as error:  # of a grammar that is in a package that need not be there
         raise RunError(f'options: {" ".join(options)!r} cannot be read: {error}') from error
+
+
+def _check_nodes(cfg: DictConfig) -> None:
+    """Raises RunError on keys of a LazyConfig's node ``train`` that are misspelt ones of Detectron2's."""
+    for where, known in _READ.items():
+        node = OmegaConf.select(cfg, where)
+        for key in set(node) - known if isinstance(node, DictConfig) else ():
+            # `train` may hold what programs of the user's own read; the nodes in it are arguments.
+            if where != 'train' or difflib.get_close_matches(key, known, cutoff=0.8):
+                raise RunError(f'the LazyConfig has {where}.{key}: {explain_unknown(key, known)}')
 
 
 def _check_lazy_key(cfg: DictConfig, key: str) -> None:
@@ -123,7 +146,7 @@ def _check_new_key(
 ) -> None:
     """Of :func:`_check_lazy_key`: ``part``, of ``key``, is not in ``node``, which is under ``where``."""
     is_open = is_argument or is_new
-    known = {*node, *_OPTIONAL.get(where, ())}
+    known = {*node, *_READ.get(where, ())}
     if '_target_' in node:
         parameters, is_open = _parameters(node['_target_'])
         known |= parameters
