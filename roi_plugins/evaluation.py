@@ -164,6 +164,31 @@ def load_annotations(ann_file: str | Path) -> COCO:
     return coco
 
 
+def check_annotations(ann_file: str | Path, iou_types: Sequence[str] = IOU_TYPES) -> COCO:
+    """Reads a test set's annotations, and checks all that an evaluation needs of them.
+
+    Call it before a training, so that its test cannot fail on the annotations.
+
+    Args:
+        ann_file: COCO instance annotations.
+        iou_types: what will be evaluated, of ``EVALUATIONS``.
+
+    Returns:
+        What :func:`load_annotations` returns.
+
+    Raises:
+        DataError: the file is missing, cannot be evaluated, or has no images or no objects to find.
+    """
+    coco = load_annotations(ann_file)
+    if not coco.imgs:
+        raise DataError(f'{ann_file}: has no images')
+    if not any(annotation['image_id'] in coco.imgs for annotation in coco.anns.values()):
+        raise DataError(f'{ann_file}: no image has an object to find, so there is no AP')
+    if any(iou_type != 'bbox' for iou_type in iou_types):
+        _check_outlines(coco)
+    return coco
+
+
 def write_run(
     run_dir: str | Path,
     *,
@@ -233,6 +258,7 @@ def _check_annotations(dataset: dict, ann_file: str | Path) -> None:
             for key in keys:
                 if key.endswith('id') and not isinstance(entry[key], int):
                     raise DataError(f'{where} has {key} {_brief(entry[key])}; expected a whole number')
+        _check_ids(dataset[part], f'{ann_file}: {part}')
     for index, category in enumerate(dataset['categories']):
         if not isinstance(category.get('name', ''), str):
             name = _brief(category['name'])
@@ -240,6 +266,9 @@ def _check_annotations(dataset: dict, ann_file: str | Path) -> None:
     categories = {category['id'] for category in dataset['categories']}
     for index, annotation in enumerate(dataset['annotations']):
         where = f'{ann_file}: annotations[{index}]'
+        if annotation['id'] == 0:
+            # It stores the id of a match, and 0 for none.
+            raise DataError(f'{where} has id 0, which COCO\'s evaluation takes for no match; number from 1')
         if annotation['category_id'] not in categories:
             raise DataError(
                 f'{where} has category_id {annotation["category_id"]}, which is not among the categories'
@@ -253,6 +282,15 @@ def _check_annotations(dataset: dict, ann_file: str | Path) -> None:
             raise DataError(f'{where} has iscrowd {_brief(annotation["iscrowd"])}; expected 0 or 1')
 
 
+def _check_ids(entries: Sequence[dict], where: str) -> None:
+    """Of two entries with one id COCO's index keeps the last, while its evaluation may count both."""
+    seen: dict[int, int] = {}
+    for index, entry in enumerate(entries):
+        first = seen.setdefault(entry['id'], index)
+        if first != index:
+            raise DataError(f'{where}[{index}] has the id {entry["id"]} of {where.split()[-1]}[{first}]')
+
+
 def _check_outlines(coco: COCO) -> None:
     """What COCO's evaluation of masks needs of the objects, which that of boxes does not."""
     source = getattr(coco, 'source', 'annotations')
@@ -263,13 +301,23 @@ def _check_outlines(coco: COCO) -> None:
             valid = _is_size(size) and _cells_of_rle(outline.get('counts')) == size[0] * size[1]
         else:
             valid = isinstance(outline, list) and outline and all(map(_is_polygon, outline))
+            # pycocotools takes a first polygon of four numbers for a box, and then fails.
+            valid = valid and len(outline[0]) >= 6
         if not valid:
             raise DataError(
                 f'{source}: annotation {annotation["id"]} has the segmentation {_brief(outline)}; '
-                'expected polygons or RLE'
+                'expected polygons of at least three points, or RLE'
             )
-        if image is not None and not _is_size([image.get('height'), image.get('width')]):
+        if image is None:
+            continue
+        size = [image.get('height'), image.get('width')]
+        if not _is_size(size):
             raise DataError(f'{source}: image {image["id"]} has no height and width')
+        if isinstance(outline, dict) and outline['size'] != size:
+            raise DataError(
+                f'{source}: annotation {annotation["id"]} has a mask of size {outline["size"]}; image '
+                f'{image["id"]} has {size} (h, w)'
+            )
 
 
 def _check_predictions(
@@ -364,7 +412,8 @@ def _is_box(box: Any) -> bool:
 
 
 def _is_polygon(polygon: Any) -> bool:
-    return isinstance(polygon, list) and len(polygon) >= 4 and all(map(_is_finite, polygon))
+    coordinates = len(polygon) if isinstance(polygon, list) else 0
+    return coordinates >= 4 and coordinates % 2 == 0 and all(map(_is_finite, polygon))
 
 
 def _is_size(size: Any) -> bool:

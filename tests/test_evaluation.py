@@ -16,6 +16,7 @@ from roi_plugins.evaluation import (
     CURVE,
     IOU_THRESHOLDS,
     METRICS,
+    check_annotations,
     evaluate,
     load_annotations,
     write_run,
@@ -178,6 +179,71 @@ def test_a_bad_file_is_named(ann_file, tmp_path, text, message):
         evaluate(path, [], 'bbox')
     with pytest.raises(ValueError, match="iou_type is 'box'"):
         evaluate(ann_file, [], 'box')
+
+
+def double(part, index):
+    def change(dataset):
+        dataset[part].append(dict(dataset[part][index]))
+
+    return change
+
+
+def outline(value):
+    def change(dataset):
+        dataset['annotations'][2]['segmentation'] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda d: d['annotations'][2].update(id=0), r'annotations\[2\] has id 0.*no match'),
+        (double('annotations', 3), r'annotations\[30\] has the id 4 of annotations\[3\]'),
+        (double('images', 1), r'images\[6\] has the id 11 of images\[1\]'),
+        (double('categories', 1), r'categories\[2\] has the id 7 of categories\[1\]'),
+        (lambda d: d['annotations'][2].pop('iscrowd'), r'annotations\[2\] lacks iscrowd'),
+        (lambda d: d['annotations'][2].update(category_id=5), r'annotations\[2\] has category_id 5'),
+        (lambda d: d['annotations'][2].update(id='3'), r"annotations\[2\] has id '3'"),
+        (lambda d: d['images'].clear(), 'has no images'),
+        (lambda d: d['annotations'].clear(), 'no image has an object to find'),
+        (outline([[10, 10, 60, 50]]), r'annotation 3 has the segmentation \[\[10, 10, 60, 50\]\]'),
+        (outline([[10, 10, 60, 50, 7]]), 'annotation 3 has the segmentation'),
+        (outline([]), 'annotation 3 has the segmentation'),
+        (outline(None), 'annotation 3 has the segmentation None'),
+        (outline({'size': [2, 3], 'counts': [1, 4, 1]}), r'annotation 3 has a mask of size \[2, 3\]'),
+        (outline({'size': [2, 3], 'counts': '02'}), 'annotation 3 has the segmentation'),
+        (lambda d: d['images'][2].pop('height'), 'image 12 has no height and width'),
+    ],
+)
+def test_annotations_that_cannot_be_evaluated_are_named_before_there_are_predictions(
+    dataset, ann_file, change, message
+):
+    assert len(check_annotations(ann_file).anns) == 30
+    change(dataset)
+    write_json(ann_file, dataset)
+    with pytest.raises(DataError, match=rf'annotations\.json: {message}'):
+        check_annotations(ann_file)
+
+
+def test_boxes_need_no_outlines(dataset, ann_file):
+    for annotation in dataset['annotations']:
+        del annotation['segmentation']
+    write_json(ann_file, dataset)
+    check_annotations(ann_file, ['bbox'])
+    with pytest.raises(DataError, match='annotation 1 has the segmentation None'):
+        check_annotations(ann_file, ['bbox', 'segm'])
+
+
+def test_a_polygon_without_area_beside_another_is_as_pycocotools_has_it(dataset, ann_file):
+    for annotation in dataset['annotations']:
+        x, y, w, h = annotation['bbox']
+        annotation['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h], [x, y, x + w, y + h]]
+    write_json(ann_file, dataset)
+    check_annotations(ann_file)
+    predictions = detect(dataset, 'segm', 0.1)
+    expected = pycocotools_stats(ann_file, predictions, 'segm').stats[:6].tolist()
+    assert [evaluate(ann_file, predictions, 'segm')[metric] for metric in METRICS] == expected
 
 
 def test_write_run(dataset, ann_file, tmp_path):
