@@ -142,7 +142,8 @@ def test_files_that_are_not_there(refused, tmp_path, data, half):
     ('half', 'change', 'message'),
     [
         ('train', lambda found: found.update(images=[], annotations=[]), 'is empty: it has no images'),
-        ('test', lambda found: found.update(images=[], annotations=[]), 'is empty: it has no images'),
+        ('test', lambda found: found.update(images=[], annotations=[]), 'has no images'),
+        ('test', lambda found: found.update(annotations=[]), 'no image has an object to find'),
         ('train', lambda found: found.update(annotations=[]), 'has 4 images, but no object to train on'),
         ('train', lambda found: found.pop('categories'), 'KeyError: categories'),
         ('test', lambda found: found.pop('categories'), 'not COCO annotations'),

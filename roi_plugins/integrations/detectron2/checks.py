@@ -17,7 +17,7 @@ from detectron2.modeling import ProposalNetwork, SemanticSegmentor
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, RROIHeads
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from roi_plugins.evaluation import IOU_TYPES, evaluate, load_annotations
+from roi_plugins.evaluation import check_annotations
 
 from .checkpoints import saved_checkpoints
 from .config import HEADS
@@ -257,10 +257,7 @@ def _has(model: torch.nn.Module, what: str) -> bool:
 
 def _check_test_set(run: Run, name: str, masks: bool) -> list[str]:
     """Names of the categories that the evaluation is of, by rising id, if the dataset can be evaluated."""
-    coco = load_annotations(MetadataCatalog.get(name).json_file)
-    # Of no predictions, but it looks at all that the one after the training needs of the annotations.
-    for iou_type in IOU_TYPES if masks else IOU_TYPES[:1]:
-        evaluate(coco, [], iou_type)
+    coco = check_annotations(MetadataCatalog.get(name).json_file, ('bbox', 'segm') if masks else ('bbox',))
     _check_images(name, _records(name, run.settings['test']))
     categories = sorted(coco.dataset['categories'], key=lambda entry: entry['id'])
     return [category.get('name', '') for category in categories]
