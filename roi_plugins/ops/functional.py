@@ -79,7 +79,8 @@ def roi_extract(
         ``(K, C, height, width)`` in the order of the RoIs, in the dtype and layout of ``features``.
         A RoI with a coordinate that is NaN or infinite gives NaN and no gradient. The gradient goes to
         the features, to ``rois`` (zeros where the region is quantised) and to ``offsets``. It has no second
-        derivative, and rotated RoIs have none with ``'integral'``.
+        derivative, and rotated RoIs have none with ``'integral'``. Forward mode, and ``torch.func.grad`` and
+        its like, are errors; ``torch.func.vmap`` runs as a loop.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value; it is named.

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
 from .checks import check_gradient, check_inputs, check_options
@@ -238,6 +240,54 @@ def _no_second_derivative(ctx, *grads):
     )
 
 
+def _refuse_tangents(arguments: tuple) -> None:
+    if forward_ad._current_level < 0:  # as almost always, and this is asked in every call
+        return
+    for argument in arguments:
+        for value in argument if isinstance(argument, list) else (argument,):
+            if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+                raise NotImplementedError(
+                    'roi_extract: forward-mode derivatives are not supported (torch.func.jvp, '
+                    'torch.func.jacfwd, torch.autograd.forward_ad); use backward or torch.autograd.grad'
+                )
+
+
+class _ReverseModeLibrary(torch.library.Library):
+    """Registers derivatives that refuse forward mode.
+
+    What PyTorch makes of a derivative that is registered from Python drops the tangents of its inputs where
+    no input requires a gradient, and an output without a tangent counts as a constant.
+    """
+
+    def impl(self, op_name, fn, dispatch_key='', **options):
+        def checked(keyset, *arguments, **keywords):
+            _refuse_tangents(arguments)
+            return fn(keyset, *arguments, **keywords)
+
+        super().impl(op_name, checked, dispatch_key, **options)
+
+
+def _one_by_one(op):
+    """The rule of an op under `torch.func.vmap`: PyTorch's own fallback takes no lists of tensors."""
+
+    def pick(argument, dim, index):
+        if isinstance(argument, list):
+            return [pick(each, each_dim, index) for each, each_dim in zip(argument, dim, strict=True)]
+        return argument if dim is None else argument.select(dim, index)
+
+    def rule(info, in_dims, *arguments):
+        if info.batch_size == 0:
+            raise ValueError('roi_extract: got a dimension of size 0 for vmap, expected at least one')
+        results = []
+        for index in range(info.batch_size):
+            picked = [pick(each, dim, index) for each, dim in zip(arguments, in_dims, strict=True)]
+            results.append(op(*picked))
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return type(results[0])(stacked), 0
+
+    return rule
+
+
 _loaded = _load_extension()
 if not _loaded:
     for _name, _schema in SCHEMAS.items():
@@ -249,8 +299,15 @@ for _name, _kernel, _fake in (
 ):
     _fallback.impl(_name, _kernel, 'CompositeExplicitAutograd')
     torch.library.register_fake(f'roi_plugins::{_name}', _fake)
+_derivatives = _ReverseModeLibrary('roi_plugins', 'FRAGMENT')
 torch.library.register_autograd(
-    'roi_plugins::roi_extract', _derivative, setup_context=_setup_context
+    'roi_plugins::roi_extract', _derivative, setup_context=_setup_context, lib=_derivatives
 )
 for _name in ('roi_extract_backward', 'roi_extract_backward_rois'):
-    torch.library.register_autograd(f'roi_plugins::{_name}', _no_second_derivative)
+    torch.library.register_autograd(
+        f'roi_plugins::{_name}', _no_second_derivative, lib=_derivatives
+    )
+if hasattr(torch.library, 'register_vmap'):  # torch 2.5
+    for _name in SCHEMAS:
+        _op = getattr(torch.ops.roi_plugins, _name).default
+        torch.library.register_vmap(f'roi_plugins::{_name}', _one_by_one(_op), lib=_fallback)

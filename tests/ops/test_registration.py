@@ -550,10 +550,11 @@ def test_fallback_passes_the_tests_of_the_op():
     tests = Path(__file__).parent
     run = run_without_extension(
         '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider',
-        *(str(tests / f'test_{name}.py') for name in ('roi_extract', 'registration', 'positions')),
+        *(str(tests / f'test_{name}.py')
+          for name in ('roi_extract', 'registration', 'positions', 'transforms')),
         '-k', '(cpu-op and (test_every_method and float32 or every_level or scan_order and nchw'
               ' or half_features and float16 and not adaptive or of_the_oracle and not -max))'
-              ' or (TestOpcheck and (pyramid-max or pyramid-deformable)) or test_script',
+              ' or (TestOpcheck and (pyramid-max or pyramid-deformable)) or test_script or test_transforms',
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
     assert int(re.search(r'(\d+) passed', run.stdout)[1]) > 100, run.stdout
