@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import assign_levels_mmdet
-from ..ops.checks import check_options, expect
+from ..ops.checks import check_indices, check_options, expect
 from ..ops.functional import as_pair, as_whole
 
 LevelRule = Callable[[Tensor, int], Tensor]
@@ -118,6 +118,8 @@ class RoIExtractor(nn.Module):
                 f'features: got {len(features)} maps, expected at most one for each of '
                 f'featmap_strides {self.featmap_strides}'
             )
+        if len(features) > 0:
+            check_indices(rois, features[0].shape[0])
         if len(features) == 1:
             # No rule to ask, as in both frameworks: it would turn inverted boxes into zeros.
             levels = None

@@ -240,6 +240,22 @@ def check_inputs(
         expect(seed.device == rois.device, 'seed', seed.device, f'that of rois, {rois.device}')
 
 
+def check_indices(rois: Tensor, num_images: int) -> None:
+    """Raises ValueError on rows whose type has not a number for every image: some, which were rounded, would
+    read another image. Scriptable.
+    """
+    most = num_images
+    if rois.dtype == torch.bfloat16:
+        most = 257
+    elif rois.dtype == torch.float16:
+        most = 2049
+    if num_images > most:
+        raise ValueError(
+            f'rois: got dtype {rois.dtype} for {num_images} images, expected float32 or float64: the batch '
+            f'index is rounded, but for at most {most} images'
+        )
+
+
 def check_gradient(rois: Tensor, reduction: str) -> None:
     """Raises ValueError where a gradient is asked for that the op does not have."""
     expect(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from . import library  # noqa: F401  registers torch.ops.roi_plugins
+from .checks import check_indices
 
 
 def roi_extract(
@@ -104,6 +105,7 @@ def roi_extract(
         max_samples,
         position_sensitive,
     )
+    check_indices(rois, maps[0].shape[0])  # only now are they known to be tensors
     return output
 
 
@@ -130,6 +132,17 @@ def as_pyramid(
     if levels is not None:
         levels = as_whole(levels)
     return list(features), [float(scale) for scale in spatial_scale], levels
+
+
+def rows_of_image(boxes: Tensor, image: int) -> Tensor:
+    """Boxes of one image, upright or rotated, as rows of RoIs.
+
+    Half boxes become float32, as in the op: the number of the image stands in the same row, and not every
+    number is there in bfloat16 (no 257) or float16 (no 2049).
+    """
+    if boxes.is_floating_point() and boxes.element_size() < 4:
+        boxes = boxes.to(torch.float32)
+    return torch.cat([torch.full_like(boxes[:, :1], image), boxes], dim=1)
 
 
 def as_whole(levels: Tensor) -> Tensor:

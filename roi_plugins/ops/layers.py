@@ -14,7 +14,8 @@ import torch.fx
 from torch import Tensor, nn
 
 from . import library  # noqa: F401  registers torch.ops.roi_plugins
-from .functional import as_pair
+from .checks import check_indices
+from .functional import as_pair, rows_of_image
 
 __all__ = [
     'DeformRoIPool',
@@ -37,8 +38,7 @@ def _as_rois(boxes: List[Tensor]) -> Tensor:  # noqa: UP006
             raise ValueError(
                 f'rois[{i}]: got shape {boxes[i].shape}, expected (L, 4) boxes of image {i}'
             )
-        index = torch.full_like(boxes[i][:, :1], i)
-        rows.append(torch.cat([index, boxes[i]], dim=1))
+        rows.append(rows_of_image(boxes[i], i))
     return torch.cat(rows, dim=0)
 
 
@@ -62,6 +62,7 @@ def _pool(
     if rois.dim() != 2 or rois.shape[1] != numbers:
         kind = 'rotated' if rotated else 'upright'
         raise ValueError(f'rois: got shape {rois.shape}, expected (K, {numbers}) rows of {kind} boxes')
+    check_indices(rois, input.shape[0])
     if offsets is not None:
         offsets = gamma * offsets
     return torch.ops.roi_plugins.roi_extract(
@@ -82,8 +83,9 @@ def _pool(
     )[0]
 
 
-def _in_degrees(rois: Tensor, clockwise: bool) -> Tensor:
+def _in_degrees(rois: Tensor, clockwise: bool, num_images: int) -> Tensor:
     """Rotated RoIs as the op takes them, of those with radians."""
+    check_indices(rois, num_images)  # before they are widened, which hides it
     # Half boxes lose nothing here, as they do not in the op.
     rois = rois if rois.dtype == torch.float64 else rois.to(torch.float32)
     angle = torch.rad2deg(rois[:, 5:])
@@ -325,7 +327,7 @@ class RoIAlignRotated(_RoILayer):
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         return _pool(
             input,
-            _in_degrees(rois, self.clockwise),
+            _in_degrees(rois, self.clockwise, input.shape[0]),
             self._size,
             self.spatial_scale,
             'none',

@@ -14,6 +14,7 @@ import torch
 import torchvision
 from cases import METHODS, align, fitted, integral, pool, random_map, random_rois
 
+from roi_plugins.extractors import AlignAvg
 from roi_plugins.ops import layers, library, roi_extract
 
 # TorchScript is on its way out, but the peers' layers script, so these do.
@@ -419,6 +420,46 @@ def test_rotated_half_boxes_are_widened_before_their_angles_are(device):
     half = rois.bfloat16()
     layer = layers.RoIAlignRotated(3, 0.5, 2)
     assert torch.equal(layer(features, half), layer(features, half.float()))
+
+
+def numbered_images(num_images, channels, dtype, device):
+    """A map of one cell for each image, which holds the number of the image."""
+    numbers = torch.arange(num_images, device=device, dtype=torch.float32)
+    return numbers[:, None, None, None].expand(-1, channels, 2, 2).to(dtype).contiguous()
+
+
+@pytest.mark.parametrize('module', [lambda layer: layer, torch.jit.script], ids=['eager', 'script'])
+@pytest.mark.parametrize(
+    ('dtype', 'num_images'), [(torch.bfloat16, 301), (torch.float16, 2051), (torch.float32, 2051)], ids=str
+)
+def test_a_list_of_boxes_reads_its_own_images(device, module, dtype, num_images):
+    """bfloat16 has no 257, and float16 no 2049."""
+    box = torch.tensor([[0, 0, 2, 2]], dtype=dtype, device=device)
+    features = numbered_images(num_images, 4, torch.float32, device)
+    for layer in (layers.RoIAlign(1, 1.0, 1), layers.RoIPool(1, 1.0), layers.DeformRoIPool(1, 1.0)):
+        output = module(layer)(features, [box] * num_images)
+        assert torch.equal(output[:, 0], features[:, 0, :1, :1])
+
+
+@pytest.mark.parametrize(('dtype', 'most'), [(torch.bfloat16, 257), (torch.float16, 2049)], ids=str)
+@pytest.mark.parametrize('kind', ['op', 'layer', 'script', 'rotated', 'extractor', 'fake'])
+def test_rows_that_cannot_name_every_image_are_refused(device, kind, dtype, most):
+    """MMDetection's bbox2roi, for one, writes the number of the image in the type of the boxes."""
+    rotated = kind == 'rotated'
+    rois = torch.tensor([[0, 0, 0, 2, 2, 0][: 6 if rotated else 5]], dtype=dtype, device=device)
+    call = {
+        'op': lambda features: roi_extract(features, rois, 1, 1.0),
+        'layer': lambda features: layers.RoIAlign(1, 1.0, 1)(features, rois),
+        'script': lambda features: torch.jit.script(layers.RoIAlign(1, 1.0, 1))(features, rois),
+        'rotated': lambda features: layers.RoIAlignRotated(1, 1.0)(features, rois),
+        'extractor': lambda features: AlignAvg(1, [1])([features], rois),
+        'fake': lambda features: torch.export.export(
+            AlignAvg(1, [1]), ([features], rois)
+        ).module()([features], rois),
+    }[kind]
+    assert call(numbered_images(most, 1, torch.float32, device)).shape == (1, 1, 1, 1)
+    with pytest.raises(Exception, match=rf'rois: got dtype .*at most {most} images'):
+        call(numbered_images(most + 1, 1, torch.float32, device))
 
 
 def assert_same_layer(ours, theirs, device, lists=True, **kind):

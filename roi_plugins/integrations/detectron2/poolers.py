@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...extractors import EXTRACTORS, RoIExtractor, RoIWarp
 from ...ops import assign_levels_detectron2
+from ...ops.functional import rows_of_image
 
 POOLER_TYPES: dict[str, Callable[..., RoIExtractor]] = {
     **{name: type_ for name, type_ in EXTRACTORS.items() if type_ is not RoIWarp},
@@ -133,7 +134,7 @@ class RoIPluginsPooler(nn.Module):
                         f'box_lists[{i}]: got boxes of {numbers.shape[1]} numbers, expected upright ones '
                         'of 4 in all images, or rotated ones of 5'
                     )
-                rows.append(torch.cat([torch.full_like(numbers[:, :1], i), numbers], dim=1))
+                rows.append(rows_of_image(numbers, i))
         return self.extractor(x, torch.cat(rows, dim=0))
 
     def extra_repr(self) -> str:
