@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,16 +77,21 @@ def check_run(run: Run, *, eval_only: bool, resume: bool, num_processes: int, sa
                     f'{run.settings["train"]}: the classes of {name} and {run.train_datasets[0]} have other '
                     'names, but they are trained as one'
                 )
-    if saves and not eval_only:
-        _check_space(run, model, resume)
+    if not eval_only:
+        optimizer = _build('optimiser', lambda: run.optimizer(model))
+        _build('schedule', lambda: run.scheduler(optimizer))
+        if saves:
+            _check_space(run, model, optimizer, resume)
 
 
 def build_model(run: Run) -> torch.nn.Module:
     """The model of a run; a RunError where the config does not make one."""
+    return _build('model', run.model)
+
+
+def _build(what: str, make: Callable[[], Any]) -> Any:
     try:
-        return run.model()
-    except RunError:
-        raise
+        return make()
     except (AssertionError, AttributeError, KeyError, LookupError, TypeError, ValueError) as error:
         message = str(error.args[0] if error.args else error) or type(error).__name__
         if 'Unknown pooler type' in message:
@@ -96,7 +101,7 @@ def build_model(run: Run) -> torch.nn.Module:
                 f'work with MODEL.ROI_HEADS.NAME {" or ".join(OUR_HEADS)}, '
                 'and in a LazyConfig with L(build_pooler)'
             )
-        raise RunError(f'the config makes no model: {message}') from error
+        raise RunError(f'the config makes no {what}: {message}') from error
 
 
 def check_registered(name: str, setting: str, half: str) -> None:
@@ -168,7 +173,17 @@ def _check_weights(run: Run, eval_only: bool, resume: bool) -> None:
 def _check_training(run: Run, num_processes: int) -> None:
     if run.max_iter < 1:
         raise RunError(f'{run.settings["max_iter"]}: got {run.max_iter}, expected at least 1')
+    batch = run.batch_size
+    if batch is not None and (batch < num_processes or batch % num_processes):
+        raise RunError(
+            f'{run.settings["batch"]}: got {batch}, expected a multiple of the {num_processes} processes '
+            'that share it'
+        )
     if isinstance(run.cfg, CfgNode):
+        if run.cfg.MODEL.LOAD_PROPOSALS:
+            for path in run.cfg.DATASETS.PROPOSAL_FILES_TRAIN:
+                if '://' not in path and not os.path.isfile(path):
+                    raise RunError(f'DATASETS.PROPOSAL_FILES_TRAIN: {path} does not exist')
         size = run.cfg.SOLVER.REFERENCE_WORLD_SIZE
         if size not in (0, num_processes):
             raise RunError(
@@ -361,9 +376,9 @@ def check_writable(run: Run) -> None:
         raise RunError(f'{run.settings["output"]}: {folder} cannot be written to')
 
 
-def _check_space(run: Run, model: torch.nn.Module, resume: bool) -> None:
+def _check_space(run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer, resume: bool) -> None:
     """Raises RunError where the checkpoints of a training would fill the disk."""
-    size = _checkpoint_bytes(run, model)
+    size = _checkpoint_bytes(model, optimizer)
     saved = saved_checkpoints(run.output_dir, run.prefix) if resume else []
     period, keep = run.checkpoints['period'], run.checkpoints.get('max_to_keep')
     done = 0
@@ -384,10 +399,10 @@ def _check_space(run: Run, model: torch.nn.Module, resume: bool) -> None:
         )
 
 
-def _checkpoint_bytes(run: Run, model: torch.nn.Module) -> int:
+def _checkpoint_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Weights, and what the optimiser keeps of each that is trained."""
     size = sum(value.nbytes for value in model.state_dict().values())
-    for group in run.optimizer(model).param_groups:
+    for group in optimizer.param_groups:
         # SGD's momentum, or the two averages of Adam and its kin.
         copies = 2 if 'betas' in group else int(bool(group.get('momentum')))
         size += copies * sum(value.nbytes for value in group['params'])

@@ -100,11 +100,16 @@ def registering_again() -> Iterator[None]:
         DatasetCatalog.pop(name, None)
         type(DatasetCatalog).register(DatasetCatalog, name, func)
 
-    DatasetCatalog.register = register  # of the instance, over the method
+    # Of the instance, over the method; a config that is read may import modules that do the same.
+    before = vars(DatasetCatalog).get('register')
+    DatasetCatalog.register = register
     try:
         yield
     finally:
-        del DatasetCatalog.register
+        if before is None:
+            del DatasetCatalog.register
+        else:
+            DatasetCatalog.register = before
 
 
 def _register_coco(name: str, annotations: str, images: str) -> None:

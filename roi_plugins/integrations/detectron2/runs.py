@@ -78,6 +78,7 @@ _YAML_SETTINGS = {
     'heads': 'MODEL.ROI_HEADS.NAME',
     'model': 'MODEL.META_ARCHITECTURE',
     'weights': 'MODEL.WEIGHTS',
+    'batch': 'SOLVER.IMS_PER_BATCH',
     'output': 'OUTPUT_DIR',
     'max_iter': 'SOLVER.MAX_ITER',
     'period': 'SOLVER.CHECKPOINT_PERIOD',
@@ -90,6 +91,7 @@ _LAZY_SETTINGS = {
     'heads': 'model.roi_heads',
     'model': 'model',
     'weights': 'train.init_checkpoint',
+    'batch': 'dataloader.train.total_batch_size',
     'output': 'train.output_dir',
     'max_iter': 'train.max_iter',
     'period': 'train.checkpointer.period, max_to_keep',
@@ -108,6 +110,7 @@ class Run:
         settings: what the config calls what an error may be about.
         model, train_loader, test_loader: build them.
         optimizer, scheduler: ``(model) ->`` and ``(optimizer) ->`` what Detectron2's trainers take.
+        batch_size: images a step of all processes; None where a loader of the user's own knows it.
         max_iter, checkpoints: the steps of the training; options of ``PeriodicCheckpointer``.
         amp, ddp, log_period: mixed precision; options of DistributedDataParallel; steps a log line.
         eval_period: steps between evaluations during the training; ``0``: none.
@@ -124,6 +127,7 @@ class Run:
     test_loader: Callable[[], Any]
     optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer]
     scheduler: Callable[[torch.optim.Optimizer], Any]
+    batch_size: int | None
     max_iter: int
     checkpoints: Mapping[str, Any]
     amp: bool
@@ -220,6 +224,7 @@ def _describe_yaml(cfg: CfgNode, device: str | None) -> Run:
         ),
         optimizer=lambda model: build_optimizer(cfg, model),
         scheduler=lambda optimizer: build_lr_scheduler(cfg, optimizer),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
         max_iter=cfg.SOLVER.MAX_ITER,
         checkpoints={'period': cfg.SOLVER.CHECKPOINT_PERIOD},
         amp=cfg.SOLVER.AMP.ENABLED,
@@ -269,6 +274,7 @@ def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
         optimizer=optimizer,
         # The hook makes a schedule of it that knows where the training stands.
         scheduler=lambda optimizer: instantiate(cfg.lr_multiplier),
+        batch_size=OmegaConf.select(cfg, 'dataloader.train.total_batch_size'),
         max_iter=cfg.train.max_iter,
         checkpoints=cfg.train.checkpointer,
         amp=cfg.train.amp.enabled,
@@ -558,7 +564,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             help=f'{what} on COCO files of your own, in place of the datasets of the config: instance '
             'annotations (.json) and the folder of the images',
         )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for option in args.opts:
+        # argparse takes all that comes after the first config option for others.
+        if option.startswith('--'):
+            parser.error(f'{option} has to stand before the options of the config, {" ".join(args.opts)}')
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
