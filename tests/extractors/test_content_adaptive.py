@@ -142,6 +142,39 @@ def test_however_sure_the_weights_nothing_overflows(dtype):
     assert output.abs().max() <= feature.abs().max() * 1.01
 
 
+def in_half_and_in_full(weight, value, scale=1.0):
+    """Output and gradient of maps of one value, in float16 and in float64, `scale` the output's gradient."""
+    results = []
+    for dtype in (torch.float16, torch.float64):
+        extractor = ContentAdaptive(SIZE, [4], channels=CHANNELS).to(dtype)
+        with torch.no_grad():
+            extractor.importance.weight.fill_(weight)
+        feature = torch.full((2, CHANNELS, 16, 24), value, dtype=dtype, requires_grad=True)
+        output = extractor([feature], wild_rois())
+        output.backward(torch.full_like(output, scale))
+        results.append((output.double(), feature.grad.double()))
+    return results
+
+
+@pytest.mark.parametrize('weight', [-1.0, -1e-4, 0.0, 1e-4, 1.0])
+@pytest.mark.parametrize('value', [1300.0, -1300.0, 60000.0, 0.01])
+def test_float16_holds_what_it_weighs(weight, value):
+    """55 times 1300 is no float16, and 0.01 / 55 is a poor one."""
+    half, full = in_half_and_in_full(weight, value)
+    assert full[0].abs().max() > abs(value) * 0.99
+    torch.testing.assert_close(half[0], full[0], rtol=1e-3, atol=0)
+    # A convolution in float16 sums up to a few ulps, which exp() makes more of.
+    torch.testing.assert_close(half[1], full[1], rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize('weight', [-1.0, 1.0])
+def test_float16_holds_the_gradient_that_it_weighs(weight):
+    """Under a loss scale: where importance is low, the gradient of what was weighted is 55 times as large."""
+    half, full = in_half_and_in_full(weight, 1300.0, scale=3000.0)
+    assert full[1].abs().max() < 60000
+    torch.testing.assert_close(half[1], full[1], rtol=0.01, atol=1)
+
+
 def test_autocast():
     extractor = build_extractor('ContentAdaptive', SIZE, STRIDES, CHANNELS)
     features, rois = pyramid(torch.bfloat16), wild_rois()
