@@ -28,6 +28,7 @@ class Deformable(RoIExtractor):
     """
 
     GAMMA: Final[float] = 0.1
+    FARTHEST: Final[float] = 6e4
 
     def __init__(
         self,
@@ -64,7 +65,8 @@ class Deformable(RoIExtractor):
         levels: Optional[Tensor],  # noqa: UP045
     ) -> Tensor:
         # The convolution of what is read is what is read of the convolution: an average of few channels.
-        convolved = [self.offset(map_) for map_ in features]
+        # Further than any map is wide, and yet a float16: an infinite offset would give NaN.
+        convolved = [self.offset(map_).clamp(-self.FARTHEST, self.FARTHEST) for map_ in features]
         moves = self.pool(convolved, rois, levels) + self.bias[:, None, None]
         # A RoI that is no number gives NaN, by the reading below, but to the bias no gradient.
         moves = torch.where(rois.isfinite().all(dim=1)[:, None, None, None], moves, 0.0)

@@ -171,3 +171,21 @@ def test_learns_to_look_beside_the_box():
     assert loss() < before / 100
     moves = AlignAvg((2, 2), [4])([extractor.offset(map_)], rois) + extractor.bias[:, None, None]
     torch.testing.assert_close(moves[:, 0], torch.full((30, 2, 2), 10 / 3), rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize('modulated', [False, True])
+def test_an_offset_beyond_float16_is_a_large_one(modulated):
+    """The convolution overflows where float32 moves the bin off the map, which reads zeros and not NaN."""
+    outputs = []
+    for dtype in (torch.float16, torch.float32):
+        extractor = Deformable(2, [4], channels=4, modulated=modulated).to(dtype)
+        with torch.no_grad():
+            extractor.offset.weight.fill_(10)
+        map_ = torch.full((1, 4, 16, 16), 5000.0, dtype=dtype)
+        map_[:, :, :, 8:] = -5000  # both infinities in one bin
+        map_.requires_grad_()
+        rois = torch.tensor([[0.0, 2, 2, 60, 60], [0, 2, 2, 10, 10]])
+        outputs.append(extractor([map_], rois).float())
+        outputs[-1].sum().backward()
+        assert map_.grad.isfinite().all() and extractor.offset.weight.grad.isfinite().all()
+    assert torch.equal(*outputs)
