@@ -335,6 +335,7 @@ def lazy_config(tmp_path, *lines):
         ('del dataloader.train', 'has no dataloader.train, which a training needs'),
         ('del dataloader.test', r'dataloader\.test\.dataset\.names: got \[\]'),
         ("model.roi_heads.box_pooler.pooler_type = 'AlignMin'", "got 'AlignMin', expected one of"),
+        ("model.roi_heads._target_ = 'detectron2.Heads'", 'makes no model: .*Heads'),
         ('model.roi_heads.nms = 3', "the config makes no model: .*'nms'"),
     ],
 )

@@ -64,20 +64,7 @@ def check_run(run: Run, *, eval_only: bool, resume: bool, num_processes: int, sa
     classes = _check_test_set(run, test, _has(model, 'mask'))
     _check_num_classes(run, model, test, len(classes))
     if not eval_only:
-        trained = {}
-        for name in run.train_datasets:
-            records = _records(name, run.settings['train'])
-            _check_training_set(name, records, model)
-            trained[name] = _train_classes(name, records)
-            _check_num_classes(run, model, name, len(trained[name]))
-            _check_order(name, trained[name], test, classes)
-        for name, found in trained.items():
-            if list(found) != list(trained[run.train_datasets[0]]):
-                raise RunError(
-                    f'{run.settings["train"]}: the classes of {name} and {run.train_datasets[0]} have other '
-                    'names, but they are trained as one'
-                )
-    if not eval_only:
+        _check_training_sets(run, model, test, classes)
         optimizer = _build('optimiser', lambda: run.optimizer(model))
         _build('schedule', lambda: run.scheduler(optimizer))
         if saves:
@@ -92,7 +79,15 @@ def build_model(run: Run) -> torch.nn.Module:
 def _build(what: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
-    except (AssertionError, AttributeError, KeyError, LookupError, TypeError, ValueError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         message = str(error.args[0] if error.args else error) or type(error).__name__
         if 'Unknown pooler type' in message:
             # It names the type, but neither those that there are, nor that ours need heads of ours.
@@ -302,6 +297,23 @@ def _records(name: str, setting: str) -> Sequence[Mapping[str, Any]]:
     if not found:
         raise RunError(f'{setting}: the dataset {name} is empty: it has no images')
     return found
+
+
+def _check_training_sets(run: Run, model: torch.nn.Module, test: str, test_classes: Sequence[str]) -> None:
+    """Raises RunError on training data that is not whole, or of other classes than model and test."""
+    classes: dict[str, Sequence[str]] = {}
+    for name in run.train_datasets:
+        records = _records(name, run.settings['train'])
+        _check_training_set(name, records, model)
+        classes[name] = _train_classes(name, records)
+        _check_num_classes(run, model, name, len(classes[name]))
+        _check_order(name, classes[name], test, test_classes)
+    for name, found in classes.items():
+        if list(found) != list(classes[run.train_datasets[0]]):
+            raise RunError(
+                f'{run.settings["train"]}: the classes of {name} and {run.train_datasets[0]} have other '
+                'names, but they are trained as one'
+            )
 
 
 def _check_training_set(name: str, records: Sequence[Mapping[str, Any]], model: torch.nn.Module) -> None:

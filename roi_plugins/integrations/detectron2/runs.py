@@ -532,6 +532,11 @@ def _work(args: argparse.Namespace) -> None:
         _print(result['metrics'])
 
 
+def _print_error(error: Exception) -> None:
+    """In one line, also where the message of a library is in it."""
+    print('error:', ' '.join(map(str.strip, str(error).splitlines())), file=sys.stderr, flush=True)
+
+
 def _work_of_process(args: argparse.Namespace) -> None:
     """Of a process that Detectron2's ``launch`` has started, or of the only one."""
     try:
@@ -540,7 +545,7 @@ def _work_of_process(args: argparse.Namespace) -> None:
         if torch.multiprocessing.parent_process() is None:
             raise
         # What it raised would come out of the parent as a traceback.
-        print(f'error: {error}', file=sys.stderr, flush=True)
+        _print_error(error)
         sys.exit(2)
 
 
@@ -596,7 +601,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=(args,),
         )
     except (RunError, DataError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        _print_error(error)
         return 2
     except ProcessExitedException as error:
         if error.exit_code != 2:  # killed, say
