@@ -8,7 +8,7 @@ class AlignAvg(RoIExtractor):
     """RoIAlign with the average of a bin's samples.
 
     Args:
-        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI, both frameworks'
+        sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI, both frameworks'
             default.
         aligned: shift by half a cell, so that a cell's value sits at its centre; ``False`` is the legacy
             convention without.

@@ -27,7 +27,8 @@ class RoIExtractor(nn.Module):
         featmap_strides: input pixels per cell of each map, finest first.
         level_rule: ``(rois (K, 5) or (K, 6), number of maps) -> (K,)`` levels, e.g.
             :func:`roi_plugins.ops.assign_levels_mmdet`, the default.
-        method: the options of :func:`roi_plugins.ops.roi_extract` that a subclass states.
+        method: the options of :func:`roi_plugins.ops.roi_extract` that a subclass states. A
+            ``sampling_ratio`` below ``0`` is taken as ``0``, as the frameworks do.
 
     Raises:
         ValueError: an option that has no meaning, or two that have none together; they are named.
@@ -60,6 +61,10 @@ class RoIExtractor(nn.Module):
         _check_types(
             output_size, featmap_strides, sampling_ratio, aligned, min_samples, max_samples
         )
+        if sampling_ratio is not None:
+            # Stock configs may have -1, torchvision's default; torchvision, MMCV and Detectron2 take any
+            # number below 0 as 0. The op itself refuses it.
+            sampling_ratio = max(sampling_ratio, 0)
         self.output_size = tuple(as_pair(output_size))
         self.featmap_strides = list(featmap_strides)
         self.level_rule = level_rule

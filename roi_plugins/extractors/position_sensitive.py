@@ -17,7 +17,7 @@ class PositionSensitive(RoIExtractor):
 
     Args:
         mode: ``'align'``: bilinear samples of the box as it is; ``'pool'``: the cells of the rounded box.
-        sampling_ratio: samples per bin and axis of ``'align'``; ``0``: from the size of the RoI.
+        sampling_ratio: samples per bin and axis of ``'align'``; ``0`` or less: from the size of the RoI.
         depth: channels of the output; by default ``channels``, which are many.
         channels: of every map.
         level_rule: see :class:`RoIExtractor`.

@@ -10,7 +10,7 @@ class RoIWarp(RoIExtractor):
 
     Args:
         reduction: ``'avg'`` or ``'max'`` over the samples of a bin.
-        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI.
+        sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI.
         level_rule: see :class:`RoIExtractor`.
     """
 

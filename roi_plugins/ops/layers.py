@@ -216,7 +216,7 @@ class MMCVRoIAlign(_RoILayer):
     Args:
         output_size: bins ``(height, width)``, or one number for both.
         spatial_scale: cells per input pixel, ``1 / stride``.
-        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI.
+        sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI.
         pool_mode: ``'avg'`` or ``'max'``.
         aligned: shift by half a cell.
         use_torchvision: chooses an implementation in MMCV; there is one here, so it changes nothing.
@@ -305,7 +305,7 @@ class RoIAlignRotated(_RoILayer):
     Args:
         output_size: bins ``(height, width)``, or one number for both.
         spatial_scale: cells per input pixel, ``1 / stride``.
-        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI.
+        sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI.
         aligned: shift by half a cell.
         clockwise: the direction of a positive angle, as seen on the image.
     """
@@ -351,7 +351,7 @@ class DeformRoIPool(_RoILayer):
     Args:
         output_size: bins ``(height, width)``, or one number for both.
         spatial_scale: cells per input pixel, ``1 / stride``.
-        sampling_ratio: samples per bin and axis; ``0``: from the size of the RoI.
+        sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI.
         gamma: what offsets are multiplied by, before they are taken as shares of the RoI's size.
     """
 

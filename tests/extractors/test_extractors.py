@@ -1,11 +1,13 @@
 """The extractors: each is the method it is named after, and a module like any other."""
 
 import copy
+import inspect
 import math
 import pickle
 
 import pytest
 import torch
+import torchvision
 from building import STARTING_AS_ALIGN_AVG, WITH_WEIGHTS, build_extractor
 
 from roi_plugins.extractors import (
@@ -237,13 +239,12 @@ def test_no_rois(device, name, num_maps):
         (AlignAvg, 'featmap_strides', [4, -8]),
         (AlignAvg, 'featmap_strides', [4, math.inf]),
         (AlignAvg, 'featmap_strides', ['4']),
-        (AlignAvg, 'sampling_ratio', -1),
         (AlignAvg, 'sampling_ratio', 2.5),
         (AlignAvg, 'sampling_ratio', '2'),
         (AlignAvg, 'sampling_ratio', None),
         (AlignAvg, 'aligned', 'yes'),
         (RoIWarp, 'reduction', 'sum'),
-        (RoIWarp, 'sampling_ratio', -2),
+        (RoIWarp, 'sampling_ratio', 2**14 + 1),
         (QuantizedPool, 'region', 'nearest'),
         (QuantizedPool, 'region', 'none'),
         (QuantizedPool, 'reduction', None),
@@ -355,3 +356,28 @@ def test_one_of_your_own_is_a_class():
     )
     with pytest.raises(ValueError, match='reduction'):
         CentrePoint(OUTPUT_SIZE, STRIDES, reduction='median')
+
+
+@pytest.mark.parametrize('name', EXTRACTORS)
+@pytest.mark.parametrize('sampling_ratio', [-1, -7])
+def test_a_sampling_ratio_below_zero_is_the_adaptive_grid(name, sampling_ratio):
+    """As torchvision, MMCV and Detectron2 take it; torchvision's own default is -1."""
+    if 'sampling_ratio' not in inspect.signature(EXTRACTORS[name]).parameters:
+        pytest.skip('takes no sampling ratio')
+    features, rois = pyramid(), rois_on_every_level()
+    negative, zero = (
+        build_extractor(name, OUTPUT_SIZE, STRIDES, channels=features[0].shape[1], sampling_ratio=ratio)
+        for ratio in (sampling_ratio, 0)
+    )
+    assert torch.equal(negative(features, rois), zero(features, rois))
+    assert repr(negative) == repr(zero)
+    assert negative.sampling_ratio == 0
+
+
+def test_a_sampling_ratio_below_zero_is_torchvisions():
+    features, rois = pyramid(), rois_on_every_level()
+    output = AlignAvg(OUTPUT_SIZE, STRIDES[:1], sampling_ratio=-1)(features[:1], rois)
+    expected = torchvision.ops.roi_align(
+        features[0], rois, OUTPUT_SIZE, 1 / STRIDES[0], sampling_ratio=-1, aligned=True
+    )
+    torch.testing.assert_close(output, expected)

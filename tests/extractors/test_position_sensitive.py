@@ -95,7 +95,7 @@ def test_gradient(mode):
 
 
 @pytest.mark.parametrize(
-    ('option', 'value'), [('mode', 'max'), ('depth', 0), ('sampling_ratio', -1), ('sampling_ratio', None)]
+    ('option', 'value'), [('mode', 'max'), ('depth', 0), ('sampling_ratio', 0.5), ('sampling_ratio', None)]
 )
 def test_a_bad_value_is_named(option, value):
     with pytest.raises(ValueError, match=rf'^[\w, ]*\b{option}\b.*: '):

@@ -190,7 +190,7 @@ def test_an_output_of_other_channels_than_the_maps():
         ('QuantizedPoolRoIExtractor', 'region', 'nearest'),
         ('RoIWarpRoIExtractor', 'reduction', 'sum'),
         ('AlignMaxRoIExtractor', 'sampling_ratio', '2'),
-        ('AlignAvgRoIExtractor', 'sampling_ratio', -1),
+        ('AlignAvgRoIExtractor', 'sampling_ratio', 2.5),
         ('AlignAvgRoIExtractor', 'output_size', 0),
         ('AlignAvgRoIExtractor', 'featmap_strides', 4),
         ('AlignAvgRoIExtractor', 'finest_scale', 0),
