@@ -1,5 +1,6 @@
 """Which map of a pyramid a box is read from: the two published rules, kept exactly.
 
+Both are called as ``rule(rois, num_levels)``, as the extractors call their ``level_rule``.
 Both compute in float32, in their framework's order of operations, so that a box on a threshold lands on
 the level it lands on there. A box inverted on one axis has no size; it gets level -1, which
 :func:`roi_plugins.ops.roi_extract` answers with zeros, as both frameworks do.
@@ -26,27 +27,29 @@ def assign_levels_mmdet(rois: Tensor, num_levels: int, finest_scale: float = 56)
 
 
 def assign_levels_detectron2(
-    boxes: Tensor,
-    min_level: int,
-    max_level: int,
+    rois: Tensor,
+    num_levels: int,
     canonical_box_size: float = 224.0,
     canonical_level: int = 4,
+    min_level: int = 2,
 ) -> Tensor:
     """Detectron2's rule (FPN, equation 1): ``floor(canonical_level + log2(sqrt(area) /
     canonical_box_size + 1e-8))``, clamped.
 
     Args:
-        boxes: ``(K, 4)`` boxes ``(x1, y1, x2, y2)``, ``(K, 5)`` RoIs or rotated ones ``(K, 6)``, in input
-            pixels.
-        min_level, max_level: log2 of the finest and of the coarsest stride.
+        rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)``, ``(K, 4)`` boxes or rotated RoIs
+            ``(K, 6)``, in input pixels.
+        num_levels: number of maps.
         canonical_box_size: sqrt(area), in pixels, of a box that reads ``canonical_level``.
+        canonical_level: log2 of the stride of the map that such a box reads.
+        min_level: log2 of the finest stride.
 
     Returns:
-        ``(K,)`` int64 levels relative to ``min_level``; -1 where the area is negative or NaN.
+        ``(K,)`` int64 levels, 0 being the finest; -1 where the area is negative or NaN.
     """
-    size = torch.sqrt(_area(boxes))
+    size = torch.sqrt(_area(rois))
     levels = torch.floor(canonical_level + torch.log2(size / canonical_box_size + 1e-8))
-    return _clamped(levels, min_level, max_level)
+    return _clamped(levels, min_level, min_level + num_levels - 1)
 
 
 def _area(rois: Tensor) -> Tensor:

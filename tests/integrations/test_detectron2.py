@@ -182,7 +182,7 @@ def boxes_on_thresholds(canonical_box_size=224):
 @pytest.mark.parametrize('canonical', [(224, 4), (100, 3)])
 def test_levels_are_detectron2s(levels, canonical):
     boxes = boxes_on_thresholds(canonical[0])
-    ours = assign_levels_detectron2(boxes, *levels, *canonical)
+    ours = assign_levels_detectron2(boxes, levels[1] - levels[0] + 1, *canonical, levels[0])
     assert torch.equal(ours, assign_boxes_to_levels([Boxes(boxes)], *levels, *canonical))
     assert len(ours.unique()) == levels[1] - levels[0] + 1
 
@@ -214,7 +214,7 @@ def test_pools_as_the_extractor_in_mmdetection(type_, sampling_ratio):
     extractor = getattr(mmdet, f'{type_name}RoIExtractor')(
         output_size=(7, 5), out_channels=CHANNELS, featmap_strides=[4, 8, 16, 32], **options
     )
-    learned(extractor).extractor.level_rule = lambda rois, _: assign_levels_detectron2(rois, 2, 5)
+    learned(extractor).extractor.level_rule = assign_levels_detectron2
     boxes = BOX_LISTS['boxes']
     rois = torch.cat(
         [torch.nn.functional.pad(b.tensor, (1, 0), value=i) for i, b in enumerate(boxes)]

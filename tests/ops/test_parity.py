@@ -6,6 +6,7 @@ import torch
 import torchvision
 from cases import generator, random_map, random_rois, rotated
 
+from roi_plugins.extractors import QuantizedPool
 from roi_plugins.ops import assign_levels_detectron2, assign_levels_mmdet, roi_extract
 
 SCALE = 0.25
@@ -297,16 +298,29 @@ def test_detectron2_rule(device, rule):
             return assign_boxes_to_levels([Boxes(boxes)], *rule)
 
     boxes = boxes_for_levels().to(device)
-    levels = assign_levels_detectron2(
-        boxes,
-        min_level,
-        max_level,
-        canonical_box_size=canonical_box_size,
-        canonical_level=canonical_level,
-    )
+    num_levels = max_level - min_level + 1
+    levels = assign_levels_detectron2(boxes, num_levels, canonical_box_size, canonical_level, min_level)
     assert levels.dtype == torch.int64
     assert torch.equal(levels, peer(boxes, *rule))
-    assert torch.equal(levels, assign_levels_detectron2(with_index(boxes.cpu()).to(device), *rule))
+    rois = with_index(boxes.cpu()).to(device)
+    options = dict(
+        canonical_box_size=canonical_box_size, canonical_level=canonical_level, min_level=min_level
+    )
+    assert torch.equal(levels, assign_levels_detectron2(rois, num_levels=num_levels, **options))
+
+
+@pytest.mark.parametrize('module', [lambda module: module, torch.jit.script], ids=['eager', 'script'])
+@pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')
+def test_the_rules_stand_in_for_each_other(device, module):
+    """By hand and in an extractor, for the usual pyramid of strides 4 to 32."""
+    sides = torch.tensor([20.0, 111, 113, 223, 225, 447, 449, 5000], device=device)
+    rois = torch.stack([sides * 0, sides * 0, sides * 0, sides, sides], dim=1)
+    features = [torch.full((1, 1, 8, 8), float(level), device=device) for level in range(4)]
+    for rule in (assign_levels_mmdet, assign_levels_detectron2):
+        levels = rule(rois, num_levels=4)
+        assert levels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+        extractor = module(QuantizedPool(1, [4, 8, 16, 32], level_rule=rule))
+        assert torch.equal(extractor(features, rois).flatten(), levels.float())
 
 
 def test_published_thresholds(device):
@@ -315,14 +329,14 @@ def test_published_thresholds(device):
     boxes = torch.stack([sides * 0, sides * 0, sides, sides], dim=1).to(device)
     expected = [0, 0, 1, 1, 2, 2, 3, 3]
     assert assign_levels_mmdet(boxes, 4).tolist() == expected
-    assert assign_levels_detectron2(boxes, 2, 5).tolist() == expected
+    assert assign_levels_detectron2(boxes, 4).tolist() == expected
 
 
 def test_a_box_without_a_size_has_no_level(device):
     """The peers cast NaN to an integer, which is any integer; here it is always -1."""
     boxes = torch.tensor(NO_SIZE, device=device)
     assert assign_levels_mmdet(boxes, 4).tolist() == [-1] * 4
-    assert assign_levels_detectron2(boxes, 2, 5).tolist() == [-1] * 4
+    assert assign_levels_detectron2(boxes, 4).tolist() == [-1] * 4
     assert assign_levels_mmdet(boxes[:0], 4).shape == (0,)
 
 
@@ -331,4 +345,4 @@ def test_half_boxes_are_widened_first(device, dtype):
     """In float16 the area of a box of 256 px overflows, and each such box would move up a level."""
     boxes = random_rois(200, 1, 1000, 1000, dtype=dtype, device=device)[:, 1:]
     assert torch.equal(assign_levels_mmdet(boxes, 4), assign_levels_mmdet(boxes.float(), 4))
-    assert torch.equal(assign_levels_detectron2(boxes, 2, 5), assign_levels_detectron2(boxes.float(), 2, 5))
+    assert torch.equal(assign_levels_detectron2(boxes, 4), assign_levels_detectron2(boxes.float(), 4))

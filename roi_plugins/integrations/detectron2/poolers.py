@@ -40,9 +40,8 @@ class Detectron2LevelRule(nn.Module):
         self.canonical_level = canonical_level
 
     def forward(self, rois: Tensor, num_levels: int) -> Tensor:
-        max_level = self.min_level + num_levels - 1
         return assign_levels_detectron2(
-            rois, self.min_level, max_level, self.canonical_box_size, self.canonical_level
+            rois, num_levels, self.canonical_box_size, self.canonical_level, self.min_level
         )
 
 
