@@ -7,6 +7,9 @@ for rotated ones, see :class:`RoIAlignRotated`. Boxes that require a gradient ge
 do not, except for those of ``PrRoIPool``.
 """
 
+import functools
+import warnings
+from collections.abc import Callable
 from typing import List, Optional, Tuple, Union  # noqa: UP035  TorchScript reads these
 
 import torch
@@ -90,6 +93,24 @@ def _in_degrees(rois: Tensor, clockwise: bool, num_images: int) -> Tensor:
     rois = rois if rois.dtype == torch.float64 else rois.to(torch.float32)
     angle = torch.rad2deg(rois[:, 5:])
     return torch.cat([rois[:, :5], -angle if clockwise else angle], dim=1)
+
+
+def _with_old_names(init: Callable) -> Callable:
+    """A constructor that also takes the names of MMCV 0.x, with a warning, as MMCV's own still do."""
+
+    @functools.wraps(init)
+    def renamed(self, *arguments, **options):
+        for old, new in (('out_size', 'output_size'), ('sample_num', 'sampling_ratio')):
+            if old in options:
+                if new in options:
+                    raise TypeError(f'{old}: got it and {new}, which is its new name; expected one of them')
+                warnings.warn(
+                    f'"{old}" is deprecated, please use "{new}" instead', DeprecationWarning, stacklevel=2
+                )
+                options[new] = options.pop(old)
+        init(self, *arguments, **options)
+
+    return renamed
 
 
 # Leaves of symbolic traces, which know neither how many boxes a list has nor of which type they are.
@@ -222,6 +243,7 @@ class MMCVRoIAlign(_RoILayer):
         use_torchvision: chooses an implementation in MMCV; there is one here, so it changes nothing.
     """
 
+    @_with_old_names
     def __init__(
         self,
         output_size,
@@ -310,6 +332,7 @@ class RoIAlignRotated(_RoILayer):
         clockwise: the direction of a positive angle, as seen on the image.
     """
 
+    @_with_old_names
     def __init__(
         self,
         output_size,

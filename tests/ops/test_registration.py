@@ -502,6 +502,36 @@ def test_mmcv_roi_align_layer(device, arguments):
         assert getattr(ours, attribute) == getattr(theirs, attribute)
 
 
+@pytest.mark.parametrize('name', ['RoIAlign', 'RoIAlignRotated'])
+def test_old_names_of_mmcv(name):
+    """MMCV takes them with a warning, and so do its stand-ins."""
+    mmcv_ops = pytest.importorskip('mmcv.ops', exc_type=ImportError)
+    ours = getattr(layers, {'RoIAlign': 'MMCVRoIAlign'}.get(name, name))
+    theirs = getattr(mmcv_ops, name)
+    for options in (dict(out_size=3, spatial_scale=0.5, sample_num=2), dict(out_size=3, spatial_scale=0.5)):
+        built = []
+        for layer in (ours, theirs):
+            with pytest.warns(DeprecationWarning, match='"out_size" is deprecated'):
+                built.append(layer(**options))
+        for attribute in ('output_size', 'sampling_ratio', 'aligned'):
+            assert getattr(built[0], attribute) == getattr(built[1], attribute)
+    with pytest.raises(TypeError, match=r'out_size.*output_size'):
+        ours(output_size=3, out_size=3, spatial_scale=0.5)
+
+
+@pytest.mark.parametrize('sampling_ratio', [-1, -7])
+@pytest.mark.parametrize('pool_mode', ['avg', 'max'])
+def test_mmcv_takes_a_sampling_ratio_below_zero_for_zero(device, pool_mode, sampling_ratio):
+    mmcv_ops = pytest.importorskip('mmcv.ops', exc_type=ImportError)
+    arguments = (3, 0.5, sampling_ratio, pool_mode)
+    assert_same_layer(
+        layers.MMCVRoIAlign(*arguments), mmcv_ops.RoIAlign(*arguments), device, lists=False
+    )
+    if pool_mode == 'avg':
+        ours, theirs = (x.RoIAlignRotated(3, 0.5, sampling_ratio) for x in (layers, mmcv_ops))
+        assert_same_layer(ours, theirs, device, lists=False, rotated=True)
+
+
 @pytest.mark.parametrize('output_size', [3, (2, 4)], ids=str)
 def test_torchvision_position_sensitive_layers(device, output_size):
     kind = {'position_sensitive': True}
