@@ -121,3 +121,14 @@ def test_rotated_boxes_have_the_levels_of_their_sides(device):
     sides = rois[:, 3:] - rois[:, 1:3]
     rotated = torch.cat([rois[:, :3], sides, torch.full_like(sides[:, :1], 30)], dim=1)
     assert torch.equal(assign_levels_mmdet(rotated, *rule), assign_levels_mmdet(rois, *rule))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_rotated_half_boxes_are_widened_first(device, dtype):
+    """The area of a box of 256 px is infinite in float16."""
+    sides = torch.arange(1.0, 1000, 7, device=device)
+    rotated = torch.stack([sides * 0, sides, sides, sides, sides / 2, sides * 0], dim=1).to(dtype)
+    for rule in (assign_levels_mmdet, assign_levels_detectron2):
+        levels = rule(rotated, 4)
+        assert torch.equal(levels, rule(rotated.float(), 4))
+        assert len(levels.unique()) == 4
