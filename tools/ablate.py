@@ -23,7 +23,15 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
 from roi_plugins.ablation import executors, runner
 from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.estimate import summarize
-from roi_plugins.ablation.plan import Plan, PlanError, check_cfg_options, check_common_options, load_plan
+from roi_plugins.ablation.plan import (
+    Plan,
+    PlanError,
+    check_cfg_options,
+    check_common_options,
+    check_free_options,
+    expand_home,
+    load_plan,
+)
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.files import DataError
 
@@ -82,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         options = parse_options(args.cfg_options)
         frameworks = sorted({cell.framework for cell in plan.cells})
         check_common_options(options, frameworks, '--cfg-options')
-        work_dir = Path(args.work_dir or plan.work_dir)
+        check_free_options(options, frameworks, '--cfg-options')
+        work_dir = expand_home(args.work_dir, '--work-dir') if args.work_dir else plan.work_dir
         if args.dry_run:
             dry_run(runner.prepare(plan, work_dir, options))
             return 0

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from roi_plugins.ablation.plan import Cell
+from roi_plugins.ablation.plan import Cell, short_path
 from roi_plugins.ablation.records import evaluated_checkpoint
 from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
 from roi_plugins.files import DataError, read_json
@@ -47,7 +46,7 @@ def find_checkpoint(cell: Cell, work_dir: Path) -> Checkpoint:
 
 def checkpoint_path(cell: Cell, work_dir: Path) -> Path:
     """What a cell names; without ``..``, which needs a work directory that is there."""
-    return Path(os.path.normpath(work_dir / cell.checkpoint))
+    return short_path(work_dir / cell.checkpoint)
 
 
 def _of_run(run_dir: Path, cell: Cell) -> Path:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Framework:
         seed_option: the config option that seeds the initial weights and the order of the data.
         weights_options: the config options that name the weights to start from.
         progress: ``(end of the log) -> (what is done, seconds left of this command)``, or None.
+        plan_options: further config options that the commands set, and what a user gives in their place.
     """
 
     resolve: Callable[[Path, Mapping[str, Any]], dict]
@@ -41,6 +42,7 @@ class Framework:
     seed_option: str
     weights_options: tuple[str, ...]
     progress: Callable[[str], tuple[str, float] | None]
+    plan_options: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -205,6 +207,8 @@ def _seconds(*parts: str) -> float:
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
 
 
+_WORK_DIR = '--work-dir, or work_dir of the plan'
+
 FRAMEWORKS = {
     'mmdet': Framework(
         resolve=_mmdet_resolve,
@@ -212,6 +216,11 @@ FRAMEWORKS = {
         seed_option='randomness.seed',
         weights_options=('load_from', 'resume'),
         progress=_mmdet_progress,
+        plan_options={
+            'work_dir': _WORK_DIR,
+            'resume': 'the same command again, which resumes what was interrupted',
+            'launcher': '--gpus-per-cell, or num_gpus of the plan',
+        },
     ),
     'detectron2': Framework(
         resolve=_detectron2_resolve,
@@ -219,5 +228,10 @@ FRAMEWORKS = {
         seed_option='SEED',  # train.seed of a LazyConfig
         weights_options=('MODEL.WEIGHTS', 'train.init_checkpoint'),
         progress=_detectron2_progress,
+        plan_options={
+            'train.seed': "the plan's seeds",
+            'OUTPUT_DIR': _WORK_DIR,
+            'train.output_dir': _WORK_DIR,
+        },
     ),
 }

@@ -167,6 +167,39 @@ def check_common_options(options: Any, frameworks: Sequence[str], where: str) ->
         )
 
 
+def check_free_options(options: Mapping[str, Any], frameworks: Iterable[str], where: str) -> None:
+    """Raises PlanError on options that the plan sets itself: they would be lost without a word."""
+    for name in frameworks:
+        framework = FRAMEWORKS[name]
+        taken = {framework.seed_option: "the plan's seeds", **framework.plan_options}
+        for option in options:
+            for key, instead in taken.items():
+                if f'{option}.'.startswith(f'{key}.') or f'{key}.'.startswith(f'{option}.'):
+                    raise PlanError(f'{where}: {option} is set by the plan itself; give {instead}')
+
+
+def expand_home(path: str, where: str) -> Path:
+    """A path whose ``~`` is the home directory, as in a shell.
+
+    Raises:
+        PlanError: the home directory is not known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise PlanError(f'{where}: {path!r}: {error}') from None
+
+
+def short_path(path: Path) -> Path:
+    """The same file without ``..``, which needs folders that may not be there yet.
+
+    Behind a symbolic link, ``..`` leads elsewhere than its removal from the text does.
+    """
+    short = Path(os.path.normpath(path))
+    real_folder = os.path.realpath(path.parent)
+    return short if os.path.realpath(short.parent) == real_folder else Path(real_folder, path.name)
+
+
 def _parse(tree: Any, folder: Path) -> Plan:
     _check_keys(
         tree,
@@ -175,7 +208,7 @@ def _parse(tree: Any, folder: Path) -> Plan:
         optional=('cfg_options', 'num_gpus'),
     )
     for key in ('name', 'work_dir'):
-        if not isinstance(tree[key], str) or not tree[key]:
+        if not isinstance(tree[key], str) or not tree[key] or '\0' in tree[key]:
             raise PlanError(f'{key} is {tree[key]!r}; expected a string')
     extractors = _check_list(tree, 'extractors', _is_name, 'names of letters, digits, - and _')
     seeds = _check_list(tree, 'seeds', _is_count, 'integers >= 0')
@@ -198,15 +231,20 @@ def _parse(tree: Any, folder: Path) -> Plan:
         zoo_times[name] = _zoo_time(config, f'configs.{name}')
     frameworks = sorted({config['framework'] for config in tree['configs'].values()})
     check_common_options(common, frameworks, 'cfg_options')
+    check_free_options(common, frameworks, 'cfg_options')
+    for name, config in tree['configs'].items():
+        own = config.get('cfg_options', {})
+        check_free_options(own, [config['framework']], f'configs.{name}.cfg_options')
     cells = tuple(
         Cell(
             config_name=name,
             framework=config['framework'],
-            config=_config_path(folder, config['path'], extractor),
+            config=_config_path(folder, config['path'], extractor, f'configs.{name}.path'),
             extractor=extractor,
             seed=seed,
             cfg_options=options[name],
-            checkpoint=checkpoint and Path(checkpoint.replace('{seed}', str(seed))),
+            checkpoint=checkpoint
+            and expand_home(checkpoint.replace('{seed}', str(seed)), f'configs.{name}.checkpoints'),
             trained_with=trained_with,
             zoo_time=zoo_times[name],
         )
@@ -223,7 +261,7 @@ def _parse(tree: Any, folder: Path) -> Plan:
             )
     return Plan(
         name=tree['name'],
-        work_dir=Path(tree['work_dir']),
+        work_dir=expand_home(tree['work_dir'], 'work_dir'),
         baseline=tree['baseline'],
         cells=cells,
         num_gpus=num_gpus,
@@ -264,7 +302,7 @@ def _check_checkpoints(checkpoints: Any, where: str, seeds: Sequence) -> None:
     for trained_with, path in checkpoints.items():
         if not _is_name(trained_with):
             raise PlanError(f'{where}: {trained_with!r} is not a name of letters, digits, - and _')
-        if not isinstance(path, str) or '://' in path:
+        if not isinstance(path, str) or '://' in path or '\0' in path:
             raise PlanError(
                 f'{where}.{trained_with} is {path!r}; expected the path of a checkpoint or of a run '
                 'directory on this machine'
@@ -299,8 +337,10 @@ def _zoo_time(config: Mapping, where: str) -> ZooTime | str:
     return ZooTime(**given)
 
 
-def _config_path(folder: Path, pattern: str, extractor: str) -> Path:
-    return Path(os.path.normpath(folder / pattern.replace('{extractor}', extractor)))
+def _config_path(folder: Path, pattern: str, extractor: str, where: str) -> Path:
+    if '\0' in pattern:
+        raise PlanError(f'{where} is {pattern!r}; expected a path')
+    return short_path(folder / expand_home(pattern.replace('{extractor}', extractor), where))
 
 
 def _check_keys(

@@ -192,3 +192,75 @@ def test_a_signal_leaves_everything_resumable(ablate, write_plan, tmp_path, numb
     assert ablate([plan]) == 0
     for extractor in ('avg', 'max'):
         assert Path(f'work/tiny.{extractor}.seed0/steps.txt').read_text() == '1\n2\n'
+
+
+@pytest.mark.parametrize(
+    ('framework', 'option', 'way'),
+    [
+        ('fake', 'seed', "the plan's seeds"),
+        ('mmdet', 'randomness.seed', "the plan's seeds"),
+        ('mmdet', 'randomness', "the plan's seeds"),
+        ('mmdet', 'work_dir', '--work-dir'),
+        ('mmdet', 'resume', 'the same command'),
+        ('mmdet', 'launcher', '--gpus-per-cell'),
+        ('detectron2', 'SEED', "the plan's seeds"),
+        ('detectron2', 'train.seed', "the plan's seeds"),
+        ('detectron2', 'OUTPUT_DIR', '--work-dir'),
+        ('detectron2', 'train.output_dir', '--work-dir'),
+    ],
+)
+def test_options_that_the_plan_sets_itself_are_refused(ablate, write_plan, capsys, framework, option, way):
+    plan = Path(write_plan())
+    tree = yaml.safe_load(plan.read_text())
+    tree['configs']['tiny']['framework'] = framework
+    plan.write_text(yaml.safe_dump(tree))
+    assert ablate([str(plan), '--dry-run', '--cfg-options', f'{option}=7']) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f'error: --cfg-options: {option} ')
+    assert way in errors
+    tree['configs']['tiny']['cfg_options'] = {option: 7}
+    plan.write_text(yaml.safe_dump(tree))
+    assert ablate([str(plan), '--dry-run']) == 2
+    assert f'configs.tiny.cfg_options: {option} ' in capsys.readouterr().err
+    del tree['configs']['tiny']['cfg_options']
+    plan.write_text(yaml.safe_dump({**tree, 'cfg_options': {option: 7}}))
+    assert ablate([str(plan), '--dry-run']) == 2
+    assert f'plan.yaml: cfg_options: {option} ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('given', ['plan', 'argument'])
+def test_a_tilde_is_the_home_directory(ablate, write_plan, tmp_path, monkeypatch, given):
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    plan = Path(write_plan())
+    tree = yaml.safe_load(plan.read_text())
+    arguments = ['--work-dir', '~/runs'] if given == 'argument' else []
+    if given == 'plan':
+        tree['work_dir'] = '~/runs'
+    (tmp_path / 'home' / 'configs').mkdir(parents=True)
+    for extractor in ('avg', 'max'):
+        Path(f'{extractor}.json').rename(tmp_path / 'home' / 'configs' / f'{extractor}.json')
+    tree['configs']['tiny']['path'] = '~/configs/{extractor}.json'
+    plan.write_text(yaml.safe_dump(tree))
+    assert ablate([str(plan), *arguments]) == 0
+    assert not Path('~').exists()
+    assert (tmp_path / 'home/runs/tiny.avg.seed0/metrics.json').exists()
+    swap = {**tree, 'work_dir': 'swap'}
+    swap['configs']['tiny']['checkpoints'] = {'avg': '~/runs/tiny.avg.seed{seed}'}
+    Path('swap.yaml').write_text(yaml.safe_dump(swap))
+    assert ablate(['swap.yaml']) == 0
+
+
+def test_a_home_of_nobody_is_an_error(ablate, write_plan, capsys):
+    assert ablate([write_plan(), '--work-dir', '~nobody-of-that-name/runs']) == 2
+    assert "error: --work-dir: '~nobody-of-that-name/runs'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_beside_a_linked_work_directory_is_that_of_the_shell(ablate, write_plan, tmp_path):
+    plan = Path(write_plan())
+    (tmp_path / 'scratch' / 'swap').mkdir(parents=True)
+    (tmp_path / 'swap').symlink_to(tmp_path / 'scratch' / 'swap')
+    assert ablate([str(plan), '--work-dir', 'scratch/work']) == 0
+    tree = yaml.safe_load(plan.read_text())
+    tree['configs']['tiny']['checkpoints'] = {'avg': '../work/tiny.avg.seed{seed}'}
+    Path('swap.yaml').write_text(yaml.safe_dump({**tree, 'work_dir': 'swap'}))
+    assert ablate(['swap.yaml']) == 0

@@ -198,3 +198,23 @@ def test_option_keys_are_strings():
     assert check_cfg_options({'a.b': [1, 2]}) == {'a.b': [1, 2]}
     with pytest.raises(PlanError, match='the key 1 is not a string'):
         check_cfg_options({1: 2})
+
+
+def test_a_path_from_a_linked_folder_is_that_of_the_shell(tmp_path):
+    """`..` of a link is where the link leads, for the kernel that opens the file."""
+    for folder, text in (('real/cfg', 'real'), ('cfg', 'other')):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / 'a.py').write_text(text)
+    (tmp_path / 'real' / 'plans').mkdir()
+    (tmp_path / 'plans').symlink_to(tmp_path / 'real' / 'plans')
+    plan = {
+        'name': 'x',
+        'work_dir': 'w',
+        'baseline': 'a',
+        'configs': {'c': {'framework': 'mmdet', 'path': '../cfg/{extractor}.py'}},
+        'extractors': ['a'],
+        'seeds': [0],
+    }
+    (tmp_path / 'plans' / 'plan.yaml').write_text(yaml.safe_dump(plan))
+    assert load_plan(tmp_path / 'plans' / 'plan.yaml').cells[0].config.read_text() == 'real'
+    assert load_plan(tmp_path / 'real' / 'plans' / 'plan.yaml').cells[0].config.read_text() == 'real'
