@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import platform
 import reprlib
@@ -23,7 +24,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from roi_plugins import __version__
-from roi_plugins.files import DataError, read_json, write_json
+from roi_plugins.files import DataError, read_json, write_json, written_aside
 from roi_plugins.hardware import cpu_name
 from roi_plugins.matching import AREAS, Matches, match, precision_at_recall
 
@@ -49,6 +50,9 @@ EVALUATIONS = (*IOU_TYPES, BOUNDARY)
 
 METRICS_FILE = 'metrics.json'
 CELL_FILE = 'cell.json'
+ANNOTATIONS_FILE = 'annotations.json'
+"""In a run, the annotations of the evaluated categories, where these are not all of the file."""
+
 PREDICTION_FILES = {'bbox': 'predictions.bbox.json', 'segm': 'predictions.segm.json'}
 
 
@@ -197,6 +201,7 @@ def write_run(
     checkpoint: str | Path,
     ann_file: str | Path,
     command: Sequence[str],
+    category_ids: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the predictions in ``run_dir`` and writes ``metrics.json``: the run is finished.
 
@@ -207,6 +212,9 @@ def write_run(
         checkpoint: path of the evaluated weights.
         ann_file: COCO annotations of the evaluated images.
         command: what was run, as a list of arguments.
+        category_ids: of the categories that AP is the mean over; by default all of the file. Where it
+            is some, ``run_dir`` gets a copy of the annotations with these alone, and the run is one on
+            this copy.
 
     Returns:
         What was written.
@@ -219,6 +227,12 @@ def write_run(
     if not predictions:
         raise DataError(f'{run_dir}: no {" or ".join(PREDICTION_FILES.values())} to evaluate')
     coco = load_annotations(ann_file)
+    (run_dir / ANNOTATIONS_FILE).unlink(missing_ok=True)  # of an earlier test
+    if category_ids is not None and set(category_ids) != set(coco.cats):
+        ann_file = run_dir / ANNOTATIONS_FILE
+        with written_aside(ann_file) as aside:
+            aside.write_text(json.dumps(_of_categories(coco.dataset, category_ids)), encoding='utf-8')
+        coco = load_annotations(ann_file)
     metrics = {}
     for iou_type, name in predictions.items():
         result = evaluate(coco, run_dir / name, iou_type)
@@ -238,6 +252,14 @@ def write_run(
     }
     write_json(run_dir / METRICS_FILE, record)
     return record
+
+
+def _of_categories(dataset: dict, category_ids: Sequence[int]) -> dict:
+    return {
+        'images': dataset['images'],
+        'annotations': [a for a in dataset['annotations'] if a['category_id'] in category_ids],
+        'categories': [category for category in dataset['categories'] if category['id'] in category_ids],
+    }
 
 
 def _check_annotations(dataset: dict, ann_file: str | Path) -> None:

@@ -17,7 +17,7 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,12 +46,11 @@ from roi_plugins.integrations.weights import (
     saving,
 )
 
+from .checks import check_data, check_test, check_training_classes, has_test
+from .errors import RunError
+
 MODULE = 'roi_plugins.integrations.mmdet.runs'
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
-
-
-class RunError(RuntimeError):
-    """A run that cannot be started as asked; the message names the cause and what to do."""
 
 
 @register_backend('atomic_local', force=True)
@@ -153,12 +152,15 @@ def train(
         launcher: how the processes were started, one of ``LAUNCHERS``.
 
     Raises:
-        RunError: an input is missing; the work directory holds checkpoints and ``resume`` is not
+        RunError: an input is missing; the test of the config would fail, or report another AP than
+            MMDetection's own; the work directory holds checkpoints and ``resume`` is not
             given; or a checkpoint to be resumed is damaged or holds more than data. With ``'auto'``,
             damaged ones are left out as long as there is one before.
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher)
-    _check_data(cfg, 'train_dataloader', 'val_dataloader')
+    check_data(cfg, 'train_dataloader', 'val_dataloader')
+    if has_test(cfg):  # what would fail after the training is an error before it
+        check_training_classes(cfg, check_test(cfg))
     if amp:
         if not torch.cuda.is_available():
             raise RunError('--amp: MMEngine trains in mixed precision on a GPU only; there is none')
@@ -217,9 +219,9 @@ def test(
         The content of ``metrics.json``; None in processes other than the first.
 
     Raises:
-        RunError: an input is missing, the checkpoint is not of the config's detector, the config's
-            evaluator is not a ``CocoMetric`` with an annotation file, or the work directory holds
-            another result.
+        RunError: an input is missing, the checkpoint is not of the config's detector, its AP
+            would be another than MMDetection's own, or the work directory holds another result.
+        DataError: the annotations cannot be evaluated.
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher)
     if Path(checkpoint).is_dir():
@@ -228,8 +230,7 @@ def test(
             raise RunError(f'{checkpoint} holds no checkpoint: train first, or name a .pth file')
         checkpoint = last
     cfg.resume, cfg.load_from = False, str(_check_file(checkpoint, 'checkpoint'))
-    _check_data(cfg, 'test_dataloader')
-    metric = _coco_metric(cfg)
+    evaluation = check_test(cfg)
     run_dir = Path(cfg.work_dir)
     command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
     command += ['--work-dir', str(run_dir), '--launcher', launcher]
@@ -242,13 +243,15 @@ def test(
     # come aside first, for a test that is stopped half-way must leave an earlier result as it was.
     aside = run_dir / 'predictions.partial'
     shutil.rmtree(aside, ignore_errors=True)  # of a test that was stopped
-    metric.update(format_only=True, outfile_prefix=str(aside / 'predictions'))
+    writer = {**evaluation.metric, 'format_only': True, 'outfile_prefix': str(aside / 'predictions')}
+    cfg.test_evaluator = [writer, *evaluation.other_metrics]
     _run(cfg, 'test')
     if not is_main_process():
         return None
     (run_dir / METRICS_FILE).unlink(missing_ok=True)
-    for name in PREDICTION_FILES.values():
-        if (aside / name).exists():
+    for iou_type, name in PREDICTION_FILES.items():
+        # CocoMetric writes boxes, and masks where there are any, whichever are evaluated.
+        if iou_type in evaluation.iou_types:
             os.replace(aside / name, run_dir / name)
         else:
             (run_dir / name).unlink(missing_ok=True)
@@ -258,7 +261,8 @@ def test(
         framework='mmdet',
         config=config,
         checkpoint=checkpoint,
-        ann_file=metric.ann_file,
+        ann_file=evaluation.ann_file,
+        category_ids=evaluation.category_ids,
         command=command,
     )
 
@@ -414,43 +418,6 @@ def _check_file(path: str | Path, what: str) -> str | Path:
     if what == 'checkpoint' and '://' not in str(path) and not is_whole(path):
         raise RunError(f'the checkpoint {path} is damaged: it is not as torch.save wrote it')
     return path
-
-
-def _check_data(cfg: Config, *loaders: str) -> None:
-    for loader in loaders:
-        for dataset in _datasets((cfg.get(loader) or {}).get('dataset') or {}):
-            if dataset.get('backend_args'):
-                continue  # not local files
-            root = dataset.get('data_root') or ''
-            paths = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
-            for path in filter(None, paths):
-                full = os.path.join(root, path)
-                if '://' not in full and not os.path.exists(full):
-                    raise RunError(
-                        f'{loader}: the dataset is not there: {full} does not exist. Put it there, '
-                        f'or say where it is with --cfg-options {loader}.dataset.data_root=FOLDER'
-                    )
-
-
-def _datasets(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The innermost datasets of wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
-    inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', [])
-    if not inner:
-        yield dataset
-    for part in inner:
-        yield from _datasets(part)
-
-
-def _coco_metric(cfg: Config) -> dict[str, Any]:
-    evaluators = cfg.get('test_evaluator') or []
-    for metric in evaluators if isinstance(evaluators, list) else [evaluators]:
-        if metric.get('type') == 'CocoMetric' and metric.get('ann_file'):
-            _check_file(metric.ann_file, 'annotation file of test_evaluator')
-            return metric
-    raise RunError(
-        f'the config {cfg.filename} has no CocoMetric with an ann_file in test_evaluator; it is '
-        'what writes the predictions in COCO format'
-    )
 
 
 def _check_same_result(

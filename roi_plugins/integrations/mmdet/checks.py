@@ -1,0 +1,376 @@
+"""What a test of an MMDetection config needs, looked at before the training.
+
+The test here reports what ``CocoMetric`` would report for the same predictions. A setting that
+would make the two differ is a :class:`RunError` that names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mmdet.datasets import CocoDataset
+from mmdet.evaluation import CocoMetric
+from mmengine.config import Config
+from mmengine.registry import DATASETS, METRICS, Registry, init_default_scope
+from pycocotools.coco import COCO
+
+from roi_plugins.evaluation import IOU_THRESHOLDS, IOU_TYPES, check_annotations
+from roi_plugins.files import read_json
+from roi_plugins.matching import MAX_DETECTIONS
+
+from .errors import RunError
+
+TEST_SETTINGS = ('test_dataloader', 'test_cfg', 'test_evaluator')
+
+# Of two CocoMetrics, these choose what is printed and where; the others choose what is computed.
+_OF_THE_OUTPUT = ('type', 'metric', 'classwise', 'metric_items', 'prefix', 'format_only', 'outfile_prefix')
+
+_BUILD_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the test of a config evaluates.
+
+    Attributes:
+        metric: the options of its ``CocoMetric``.
+        other_metrics: the options of the evaluators of other types, which are run as they are.
+        ann_file: the annotations.
+        iou_types: what has an AP, of ``IOU_TYPES``.
+        category_ids: of each label, in order; AP is the mean over these.
+        classes: their names.
+    """
+
+    metric: dict[str, Any]
+    other_metrics: list[dict[str, Any]]
+    ann_file: str
+    iou_types: list[str]
+    category_ids: list[int]
+    classes: list[str]
+
+
+def has_test(cfg: Config) -> bool:
+    """Whether the config says how to test, which a training can do without."""
+    return any(cfg.get(setting) is not None for setting in TEST_SETTINGS)
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Raises RunError where annotations or image folders of these loaders are not there."""
+    for loader in loaders:
+        for dataset in innermost_datasets((cfg.get(loader) or {}).get('dataset') or {}):
+            if dataset.get('backend_args'):
+                continue  # not local files
+            setting = f'{loader}.dataset'
+            root = dataset.get('data_root') or ''
+            ann_file = dataset.get('ann_file') or ''
+            prefixes = dataset.get('data_prefix') or {}
+            named = {'ann_file': ann_file}
+            if isinstance(prefixes, Mapping):
+                named |= {f'data_prefix.{key}': value for key, value in prefixes.items()}
+            for key, path in {'data_root': root, **named}.items():
+                if path is not None and not isinstance(path, (str, os.PathLike)):
+                    raise RunError(
+                        f'{setting}.{key} is {path!r}; expected one path. For several annotation files give '
+                        'several datasets in a ConcatDataset'
+                    )
+            for path in filter(None, named.values()):
+                full = os.path.join(root, path)
+                if '://' not in full and not os.path.exists(full):
+                    raise RunError(
+                        f'{loader}: the dataset is not there: {full} does not exist. Put it there, '
+                        f'or say where it is with --cfg-options {setting}.data_root=FOLDER'
+                    )
+            full = os.path.join(root, ann_file)
+            if ann_file and os.path.isfile(full) and not os.path.getsize(full):
+                raise RunError(f'{setting}.ann_file: {full} is empty')
+
+
+def innermost_datasets(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The innermost datasets of wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', [])
+    if not inner:
+        yield dataset
+    for part in inner:
+        yield from innermost_datasets(part)
+
+
+def check_test(cfg: Config) -> Evaluation:
+    """Raises RunError or DataError where a test would fail, or report another AP than MMDetection's own."""
+    for setting in TEST_SETTINGS:
+        if cfg.get(setting) is None:
+            raise RunError(f'the config {cfg.filename} has no {setting}, which a test needs')
+    check_data(cfg, 'test_dataloader')
+    _enter_scope(cfg)
+    setting, options, others = _coco_metric(cfg)
+    kinds = _kinds(cfg, setting, options)
+    ann_file = _annotation_file(setting, options)
+    coco = check_annotations(ann_file, kinds)
+    metric = _build(METRICS, setting, options)
+    _check_thresholds(setting, metric)
+    _check_limits(cfg, setting, metric)
+    dataset = _build(DATASETS, 'test_dataloader.dataset', cfg.test_dataloader.dataset)
+    _check_images(coco, ann_file, dataset)
+    names = _class_names('test_dataloader.dataset', dataset)
+    ids = metric._coco_api.get_cat_ids(cat_names=names)
+    if not ids:
+        raise RunError(_no_category('test_dataloader.dataset', ann_file, names))
+    _check_num_classes(cfg, ids, ann_file)
+    return Evaluation(options, others, ann_file, kinds, ids, [coco.cats[id_]['name'] for id_ in ids])
+
+
+def check_training_classes(cfg: Config, evaluation: Evaluation) -> None:
+    """Raises RunError where a label means one class in the training data and another in the test data.
+
+    Labels number the categories as the annotation file lists them, whatever the order in ``metainfo``.
+    """
+    _enter_scope(cfg)
+    for options in innermost_datasets((cfg.get('train_dataloader') or {}).get('dataset') or {}):
+        kind = _class_of(DATASETS, options.get('type'))
+        if not (isinstance(kind, type) and issubclass(kind, CocoDataset)) or options.get('backend_args'):
+            continue
+        setting = 'train_dataloader.dataset'
+        dataset = _build(DATASETS, setting, {**options, 'lazy_init': True, 'pipeline': []})
+        names = _class_names(setting, dataset)
+        data = read_json(dataset.ann_file, 'annotation file')
+        try:
+            found = [entry['name'] for entry in data['categories'] if entry['name'] in names]
+            count = len(data['images']), len(data['annotations'])
+        except (KeyError, TypeError):
+            raise RunError(
+                f'{setting}.ann_file: {dataset.ann_file} has no images, annotations or categories with names'
+            ) from None
+        if not all(count):
+            raise RunError(
+                f'{setting}.ann_file: {dataset.ann_file} has {count[0]} images and {count[1]} annotations: '
+                'nothing to train on'
+            )
+        if not found:
+            raise RunError(_no_category(setting, dataset.ann_file, names))
+        if found != evaluation.classes:
+            raise RunError(
+                f'{setting}: its labels are {_listed(found)}, as {dataset.ann_file} lists them, but those of '
+                f'the test are {_listed(evaluation.classes)}, as {evaluation.ann_file} does. Labels must be '
+                'the same classes in both: set metainfo.classes, or sort the categories of the files'
+            )
+
+
+def _enter_scope(cfg: Config) -> None:
+    """Lets registries find what the config names without a scope, as the runner will."""
+    scope = cfg.get('default_scope', 'mmengine')
+    if scope is not None:
+        init_default_scope(scope)
+
+
+def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """The setting and the options of the one CocoMetric, and the evaluators of other types.
+
+    Of several that differ in what is printed alone, it is the first, with the ``metric`` of all.
+    """
+    evaluator, prefix = cfg.test_evaluator, 'test_evaluator'
+    if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
+        kind = evaluator.get('type', 'Evaluator')
+        if (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2] != 'Evaluator':
+            raise RunError(f'test_evaluator.type is {kind}, which this tool cannot do; use a list of metrics')
+        evaluator, prefix = evaluator['metrics'], 'test_evaluator.metrics'
+    entries = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
+    found, others = [], []
+    for index, options in enumerate(entries):
+        setting = prefix if options is evaluator else f'{prefix}.{index}'
+        kind = _class_of(METRICS, options.get('type')) if isinstance(options, Mapping) else None
+        if not (isinstance(kind, type) and issubclass(kind, CocoMetric)):
+            others.append(options)
+            continue
+        if kind.compute_metrics is not CocoMetric.compute_metrics:
+            raise RunError(
+                f"{setting}.type is {kind.__name__}, which computes its own metrics; this tool's are "
+                "CocoMetric's"
+            )
+        found.append((setting, options))
+    if not found:
+        types = ', '.join(_type_name(options) for options in entries)
+        raise RunError(
+            f'test_evaluator of the config {cfg.filename} has no CocoMetric, only {types}; it is what writes '
+            "the predictions in COCO format, and this tool's AP is COCO's"
+        )
+    setting, options = found[0]
+    kinds = _metric_list(options)
+    for other_setting, other in found[1:]:
+        for key in sorted({*options, *other}):
+            if key not in _OF_THE_OUTPUT and options.get(key) != other.get(key):
+                raise RunError(
+                    f'{setting}.{key} is {options.get(key)!r} and {other_setting}.{key} is '
+                    f'{other.get(key)!r}; this tool reports one evaluation: leave one CocoMetric'
+                )
+        kinds += [kind for kind in _metric_list(other) if kind not in kinds]
+    return setting, {**options, 'metric': kinds}, others
+
+
+def _metric_list(options: Mapping[str, Any]) -> list[str]:
+    metric = options.get('metric', 'bbox')
+    return list(metric) if isinstance(metric, (list, tuple)) else [metric]
+
+
+def _kinds(cfg: Config, setting: str, options: Mapping[str, Any]) -> list[str]:
+    kinds = options['metric']
+    for kind in kinds:
+        if kind not in IOU_TYPES:
+            raise RunError(
+                f'{setting}.metric has {kind!r}, which this tool does not compute; '
+                f'it computes {" and ".join(IOU_TYPES)}'
+            )
+    heads = (cfg.get('model') or {}).get('roi_head')
+    if 'segm' in kinds and heads is not None and not heads.get('mask_head'):
+        raise RunError(f"{setting}.metric has 'segm', but model.roi_head has no mask_head to predict masks")
+    return kinds
+
+
+def _annotation_file(setting: str, options: Mapping[str, Any]) -> str:
+    ann_file = options.get('ann_file')
+    if not ann_file:
+        raise RunError(f"{setting} has no ann_file: this tool's AP is of an annotation file in COCO format")
+    if not isinstance(ann_file, (str, os.PathLike)):
+        raise RunError(f'{setting}.ann_file is {ann_file!r}; expected one path')
+    if '://' in str(ann_file) or options.get('backend_args'):
+        raise RunError(f'{setting}.ann_file {ann_file}: this tool evaluates on local files only')
+    if not os.path.isfile(ann_file):
+        raise RunError(f'{setting}.ann_file: the annotation file {ann_file} does not exist')
+    return str(ann_file)
+
+
+def _check_thresholds(setting: str, metric: CocoMetric) -> None:
+    # Of a list, pycocotools finds no AP50 and no AP75: both are -1.
+    if not (isinstance(metric.iou_thrs, np.ndarray) and np.allclose(metric.iou_thrs, IOU_THRESHOLDS)):
+        raise RunError(
+            f"{setting}.iou_thrs is {metric.iou_thrs}; this tool's AP is over 0.50 to 0.95 as by default: "
+            'leave the setting out'
+        )
+
+
+def _check_limits(cfg: Config, setting: str, metric: CocoMetric) -> None:
+    """Raises RunError where MMDetection's AP is not of the 100 best detections of each class and image.
+
+    pycocotools takes AP at 100, whatever the limits are, and AP50, AP75 and those of the areas at the third.
+    """
+    limits = sorted(metric.proposal_nums)
+    advice = f'set it to (1, 10, {MAX_DETECTIONS})'
+    if len(limits) < 3 or MAX_DETECTIONS not in limits:
+        raise RunError(
+            f'{setting}.proposal_nums is {tuple(metric.proposal_nums)}, for which MMDetection has no AP: it '
+            f'needs three limits with {MAX_DETECTIONS} among them; {advice}'
+        )
+    limit = min(limits[2], MAX_DETECTIONS)
+    most = _max_per_image(cfg)
+    if limits[2] != MAX_DETECTIONS and not 0 < most <= limit:
+        raise RunError(
+            f"{setting}.proposal_nums is {tuple(metric.proposal_nums)}, so that MMDetection's AP is of "
+            f'{MAX_DETECTIONS} detections of a class in an image and its AP50 of {limits[2]}, while the '
+            f"model gives up to {most if most > 0 else 'any number'} (max_per_img). This tool's are all of "
+            f'{MAX_DETECTIONS}: {advice}'
+        )
+
+
+def _max_per_image(cfg: Config) -> int:
+    """How many detections an image has at most: COCO's 100 where the config does not say, -1 for no limit."""
+    options = (cfg.get('model') or {}).get('test_cfg') or {}
+    options = options.get('rcnn') or options
+    return options.get('max_per_img', MAX_DETECTIONS)
+
+
+def _check_images(coco: COCO, ann_file: str, dataset: Any) -> None:
+    """Raises RunError on images that the annotations do not have, that come twice or that are not there."""
+    seen: set[int] = set()
+    folders: dict[str, set[str]] = {}
+    if not len(dataset):
+        raise RunError('test_dataloader.dataset has no images')
+    for index in range(len(dataset)):
+        image = dataset.get_data_info(index)
+        id_, path = image.get('img_id'), str(image.get('img_path', ''))
+        if id_ not in coco.imgs:
+            raise RunError(f'test_dataloader.dataset has the image {id_}, which {ann_file} does not have')
+        if id_ in seen:
+            raise RunError(f'test_dataloader.dataset has the image {id_} twice')
+        seen.add(id_)
+        folder, file = os.path.split(path)
+        if not path or '://' in path or getattr(dataset, 'backend_args', None):
+            continue
+        if folder not in folders:
+            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        # A name in the annotations may hold folders, so a file may be behind a link that a list has not.
+        if file not in folders[folder] and not os.path.exists(path):
+            raise RunError(f'test_dataloader.dataset: the image {path} does not exist')
+
+
+def _class_names(setting: str, dataset: Any) -> Sequence[str]:
+    metainfo = dataset.metainfo
+    if not isinstance(metainfo, Mapping):
+        raise RunError(f'{setting}: its parts have different metainfo; give them the same')
+    names = metainfo.get('classes')
+    if not isinstance(names, (list, tuple)) or not names:
+        raise RunError(f"{setting}.metainfo.classes is {names!r}; expected names, as in ('cat', 'dog')")
+    return names
+
+
+def _no_category(setting: str, ann_file: str, names: Sequence[str]) -> str:
+    return (
+        f'{setting}.metainfo.classes is {_listed(names)}, but {ann_file} has no category of such a name: set '
+        'it to the names in the file'
+    )
+
+
+def _check_num_classes(cfg: Config, category_ids: Sequence[int], ann_file: str) -> None:
+    heads = (cfg.get('model') or {}).get('roi_head') or {}
+    for key in ('bbox_head', 'mask_head'):
+        head = heads.get(key) or []
+        for options in head if isinstance(head, (list, tuple)) else [head]:
+            found = options.get('num_classes', len(category_ids))
+            if found != len(category_ids) and not options.get('class_agnostic'):
+                raise RunError(
+                    f'model.roi_head.{key}.num_classes is {found}, but {len(category_ids)} categories of '
+                    f'{ann_file} are among test_dataloader.dataset.metainfo.classes'
+                )
+
+
+def _build(registry: Registry, setting: str, options: Mapping[str, Any]) -> Any:
+    """What the config describes; a RunError that names the setting where it cannot be built."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how far it is
+            return registry.build(copy.deepcopy(options))
+    except _BUILD_ERRORS as error:
+        # The text of a KeyError is in quotes; that of an OSError is not its first argument.
+        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        message = message or type(error).__name__
+        raise RunError(f'{setting}: {message}') from error
+
+
+def _class_of(registry: Registry, kind: Any) -> Any:
+    """The class of a type in any of MMEngine's spellings: a name, with a scope or without, or the class."""
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(None) as found:
+        return found.get(kind)
+
+
+def _type_name(options: Any) -> str:
+    kind = options.get('type') if isinstance(options, Mapping) else type(options)
+    return getattr(kind, '__name__', str(kind))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ', '.join(names[:6])
+    return f'{shown}, ... ({len(names)} in all)' if len(names) > 6 else shown
