@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcv.ops import PrRoIPool, RoIAlign, RoIPool
-from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor, SingleRoIExtractor
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -28,7 +28,7 @@ def find_extractors(config: Path) -> dict[str, RoIExtractor]:
         raise InspectionError(
             f'the config {config} cannot be read: {error.__cause__ or error}'
         ) from error
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    init_default_scope(cfg.get('default_scope') or 'mmdet')  # new-style configs set it to None
     found = {}
     for name, options in _extractor_configs(cfg.get('model') or {}):
         try:
@@ -42,14 +42,22 @@ def find_extractors(config: Path) -> dict[str, RoIExtractor]:
 
 def _extractor_configs(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:
     if isinstance(node, Mapping):
-        type_ = node.get('type', '')
-        if (type_ if isinstance(type_, str) else type_.__name__).endswith('RoIExtractor'):
+        if _is_extractor(node.get('type')):
             yield '.'.join(path), node
         for key, value in node.items():
             yield from _extractor_configs(value, (*path, key))
     elif isinstance(node, (list, tuple)):  # of the stages of a cascade
         for index, value in enumerate(node):
             yield from _extractor_configs(value, (*path, str(index)))
+
+
+def _is_extractor(type_: Any) -> bool:
+    """Whether a type is one of an extractor, whatever its name, with a scope or without."""
+    if not isinstance(type_, str):
+        return isinstance(type_, type) and issubclass(type_, (BaseRoIExtractor, MMDetRoIExtractor))
+    found = MODELS.get(type_)
+    # An unknown one is left to the registry, whose error names it.
+    return type_.endswith('RoIExtractor') if found is None else _is_extractor(found)
 
 
 def _as_ours(built: nn.Module) -> RoIExtractor | None:
