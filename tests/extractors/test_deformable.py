@@ -189,3 +189,14 @@ def test_an_offset_beyond_float16_is_a_large_one(modulated):
         outputs[-1].sum().backward()
         assert map_.grad.isfinite().all() and extractor.offset.weight.grad.isfinite().all()
     assert torch.equal(*outputs)
+
+
+def test_what_float16_holds_is_not_cut():
+    """A box of 0.01 px that moves by 2000 times its size: 20 px, which are 5 cells."""
+    extractor = Deformable(1, [4], channels=2)
+    with torch.no_grad():
+        extractor.offset.weight[0, 1] = 20000  # along x, where the second channel is 1
+    column = torch.arange(16.0).expand(1, 1, 16, 16)
+    map_ = torch.cat([column, torch.ones_like(column)], dim=1)
+    output = extractor([map_], torch.tensor([[0, 10, 10, 10.01, 10.01]]))
+    torch.testing.assert_close(output[0, 0], torch.tensor([[7.0]]), rtol=0, atol=0.01)
