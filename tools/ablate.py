@@ -22,6 +22,7 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
 
 from roi_plugins.ablation import executors, runner
 from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.console import print_anything
 from roi_plugins.ablation.estimate import summarize
 from roi_plugins.ablation.plan import (
     Plan,
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         help='until a cell is interrupted, to be resumed in another job; or [DAYS-]HOURS:MINUTES:SECONDS',
     )
     args = parser.parse_args(argv)
+    print_anything()
     try:
         plan = load_plan(args.plan)
         if args.gpus_per_cell is not None:
@@ -154,6 +156,11 @@ def check_executor(args: argparse.Namespace, plan: Plan) -> None:
 
 def make_executor(args: argparse.Namespace, plan: Plan, work_dir: Path) -> executors.Executor | None:
     """What runs the cells; None for one after the other in this process."""
+    if '%' in str(work_dir.absolute()) and (args.executor == 'slurm' or (args.jobs or 1) > 1):
+        raise runner.AblationError(
+            f'{work_dir.absolute()}: submitit and Slurm replace what follows a % in a path; without '
+            '--jobs and --executor the cells can be run there, or give another --work-dir'
+        )
     if args.executor == 'slurm':
         return executors.Slurm(
             work_dir,

@@ -18,6 +18,7 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from roi_plugins.ablation.compare import Comparison, ComparisonError, compare
+from roi_plugins.ablation.console import print_anything
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.files import DataError
 
@@ -33,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         'runs',
         nargs='+',
         metavar='RUN',
-        help='a run directory (with metrics.json), a directory of such, e.g. the work directory '
-        'of tools/ablate.py, or a file of COCO results (with --ann-file)',
+        help="a run directory (with metrics.json, or Detectron2's inference/coco_instances_results.json), a "
+        'directory of such, e.g. the work directory of tools/ablate.py, or a file of COCO results (with '
+        '--ann-file); LABEL=PATH names it in the tables',
     )
     parser.add_argument(
         '--ann-file', metavar='FILE', help='COCO annotations, in place of those the runs name'
@@ -83,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         'differ most, and what each run was made with',
     )
     args = parser.parse_args(arguments)
+    print_anything()
     try:
         comparison = compare(
             args.runs,
@@ -92,16 +95,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.bootstrap_seed,
             args.details,
         )
+        if args.output:
+            write_comparison(comparison, args.output, args.digits)
     except (ComparisonError, DataError) as error:
         print(f'error: {error}', file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f'error: --output: {error}', file=sys.stderr)
         return 1
     print(to_markdown(comparison, args.digits), end='')
     for note in comparison.notes:
         print(f'note: {note}', file=sys.stderr)
     for problem in comparison.problems:
         print(f'error: {problem}', file=sys.stderr)
-    if args.output:
-        write_comparison(comparison, args.output, args.digits)
     costs = _measure_costs(comparison, args.output) if args.cost else None
     problems = comparison.problems + (costs.problems if costs else [])
     if args.html:
@@ -120,11 +126,11 @@ def _measure_costs(comparison: Comparison, output: str | None) -> Costs:
     from roi_plugins.benchmark import extractor_cost  # torch, which a comparison does not need
 
     costs = extractor_cost.measure_costs([run for run, _ in comparison.metrics])
+    if output:
+        extractor_cost.write_costs(costs, output)
     print('\n' + extractor_cost.to_markdown(costs), end='')
     for problem in costs.problems:
         print(f'error: {problem}', file=sys.stderr)
-    if output:
-        extractor_cost.write_costs(costs, output)
     return costs
 
 

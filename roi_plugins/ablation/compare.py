@@ -7,6 +7,7 @@ and stay in full precision here; ``tables`` rounds them.
 from __future__ import annotations
 
 import filecmp
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from rich.progress import track
 
@@ -41,6 +43,9 @@ from roi_plugins.evaluation import (
 )
 from roi_plugins.files import DataError
 from roi_plugins.matching import boundary_of_masks
+
+MIN_IMAGES = 20
+"""Resamples of fewer images than this are too much alike: there is a note where an interval is from them."""
 
 
 class ComparisonError(ValueError):
@@ -149,6 +154,13 @@ def compare(
     problems, notes = found.problems, found.notes
     runs = _comparable(found.runs, problems, notes)
     coco = load_annotations(runs[0].ann_file)
+    if not coco.imgs:
+        raise DataError(f'{runs[0].ann_file}: has no images')
+    if not coco.cats:
+        raise DataError(f'{runs[0].ann_file}: has no categories')
+    if resamples and len(coco.imgs) == 1:
+        resamples = 0  # each would be the image itself, and every difference certain
+        notes.append('one image cannot be resampled: no intervals and p-values')
     counts = resample_images(len(coco.imgs), resamples, seed)
     evaluations = IOU_TYPES
     if details and any('segm' in run.predictions for run in runs):
@@ -189,6 +201,8 @@ def compare(
         raise ComparisonError('\n'.join(['there is no run to compare:', *problems]))
     if baseline is not None:
         notes += _check_baseline(baseline, [run for run, _ in metrics], problems)
+    if resamples:
+        notes += _doubts(coco, [run for run, _ in metrics])
     categories = _categories(coco)
     return Comparison(
         ann_file=runs[0].ann_file,
@@ -228,6 +242,30 @@ def _comparable(runs: Sequence[Run], problems: list[str], notes: Sequence[str]) 
                 f'{run.extractor!r}, seed {run.seed}: give one of them'
             )
     return comparable
+
+
+def _doubts(coco: COCO, runs: Sequence[Run]) -> list[str]:
+    """Notes on the intervals that rest on few images or few seeds."""
+    notes = []
+    images = {metric: set() for metric in METRICS if metric not in ('AP50', 'AP75')}
+    areas = dict(zip(('APs', 'APm', 'APl'), COCOeval(iouType='bbox').params.areaRng[1:], strict=True))
+    for annotation in coco.anns.values():
+        if annotation['iscrowd']:
+            continue
+        images['AP'].add(annotation['image_id'])
+        for metric, (low, high) in areas.items():
+            if low <= annotation['area'] <= high:
+                images[metric].add(annotation['image_id'])
+    few = [f'{metric} ({len(ids)})' for metric, ids in images.items() if 0 < len(ids) < MIN_IMAGES]
+    if few:
+        notes.append(
+            f'few images have objects of {", ".join(few)}: intervals and p-values from fewer than '
+            f'{MIN_IMAGES} images are too narrow, do not rely on them'
+        )
+    seeds = Counter((run.config_name, run.extractor) for run in runs)
+    if 2 in seeds.values():
+        notes.append('two seeds hardly tell how much seeds differ; their intervals and p-values are rough')
+    return notes
 
 
 def _categories(coco: COCO) -> pd.DataFrame:

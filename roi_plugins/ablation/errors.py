@@ -8,6 +8,8 @@ of the tables.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -78,7 +80,8 @@ def break_down_errors(coco: COCO, results: list[dict], iou_type: str) -> pd.Data
 
 
 def _rank(coco: COCO, results: list[dict], iou_type: str) -> _Ranking:
-    coco_eval = COCOeval(coco, load_results(coco, results), iou_type)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how long it took
+        coco_eval = COCOeval(coco, load_results(coco, results), iou_type)
     coco_eval.params.iouThrs = np.array([_FOREGROUND])
     coco_eval._prepare()
     categories_of = defaultdict(set)

@@ -81,7 +81,7 @@ def write_report(
         tables.append(_table('Cost of the extractor in a training step', costs.machine, table))
     page = environment.get_template('report.html').render(
         title=f'Extractors on {comparison.ann_file.name}',
-        summary=caption(comparison),
+        summary=caption(comparison, digits),
         messages=[
             *(('problem', text) for text in comparison.problems + (costs.problems if costs else [])),
             *(('note', text) for text in comparison.notes),
@@ -104,7 +104,8 @@ def write_report(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside:
-        aside.write_text(page, encoding='utf-8')
+        # The name of a file need not be UTF-8.
+        aside.write_text(page, encoding='utf-8', errors='replace')
 
 
 def _tables(comparison: Comparison, digits: int) -> Iterator[dict[str, Any]]:

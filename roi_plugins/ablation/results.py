@@ -13,6 +13,9 @@ from typing import Any
 from roi_plugins.evaluation import CELL_FILE, IOU_TYPES, METRICS_FILE
 from roi_plugins.files import DataError, read_json
 
+DETECTRON2_RESULTS = os.path.join('inference', 'coco_instances_results.json')
+"""What Detectron2's own COCOEvaluator leaves in the output directory of a training."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -58,13 +61,16 @@ def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -
 
     Args:
         paths: a directory with ``metrics.json``; a directory that holds those one level below,
-            such as a work directory of ``tools/ablate.py``; or COCO results. ``NAME.bbox.json`` and
-            ``NAME.segm.json`` are the two files of one run. What is given twice is read once.
+            such as a work directory of ``tools/ablate.py``; the output directory of a script with
+            Detectron2's COCOEvaluator; or COCO results. ``NAME.bbox.json`` and ``NAME.segm.json`` are
+            the two files of one run. What is given twice is read once. ``LABEL=PATH`` names a run.
         ann_file: COCO annotations to use in place of the recorded ones; files need it.
     """
     found = FoundRuns()
     files: dict[str, Run] = {}
-    for path in {os.path.realpath(path): Path(path) for path in paths}.values():
+    labelled = [_split_label(path) for path in paths]
+    for label, path in {os.path.realpath(path): (label, path) for label, path in labelled}.values():
+        first_new = len(found.runs)
         try:
             if not path.exists():
                 raise DataError(f'{path}: no such file or directory')
@@ -79,14 +85,33 @@ def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -
                 found.runs.append(_read_run(path, ann_file))
             else:
                 _read_cells(cells, ann_file, found)
+            if label:
+                _label(found, first_new, label, path)
         except DataError as error:
             found.problems.append(str(error))
     found.runs = _with_distinct_labels(found.runs)
     return found
 
 
+def _split_label(path: str | Path) -> tuple[str, Path]:
+    """The parts of ``LABEL=PATH``; no label for a path that is there as it is."""
+    label, equals, rest = str(path).partition('=')
+    if equals and label and rest and '/' not in label and not os.path.lexists(path):
+        return label, Path(rest)
+    return '', Path(path)
+
+
+def _label(found: FoundRuns, first_new: int, label: str, path: Path) -> None:
+    new = found.runs[first_new:]
+    if len(new) > 1:
+        del found.runs[first_new:]
+        raise DataError(f'{label}={path}: {path} holds {len(new)} runs; label one alone')
+    found.runs[first_new:] = [replace(run, extractor=label) for run in new]
+
+
 def _is_run(path: Path) -> bool:
-    return (path / METRICS_FILE).is_file() or (path / CELL_FILE).is_file()
+    names = (METRICS_FILE, CELL_FILE, DETECTRON2_RESULTS)
+    return any((path / name).is_file() for name in names)
 
 
 def _read_cells(
@@ -94,7 +119,7 @@ def _read_cells(
 ) -> None:
     for cell in sorted(cells, key=_when_started):
         try:
-            if (cell / METRICS_FILE).is_file():
+            if (cell / METRICS_FILE).is_file() or not (cell / CELL_FILE).is_file():
                 found.runs.append(_read_run(cell, ann_file))
             else:
                 state = _read_record(cell / CELL_FILE, state=str)['state']
@@ -112,12 +137,18 @@ def _when_started(cell: Path) -> tuple[str, str]:
 
 
 def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
+    if _is_stock_detectron2(run_dir):
+        return replace(
+            _read_prediction_file(run_dir / DETECTRON2_RESULTS, ann_file),
+            name=str(run_dir),
+            framework='detectron2',
+        )
     if not (run_dir / METRICS_FILE).is_file():
         raise DataError(
             f'{run_dir}: no {METRICS_FILE}, here or one level below: the run is not evaluated yet'
         )
     record = _read_record(run_dir / METRICS_FILE, framework=str, ann_file=str, predictions=dict)
-    labels = {'extractor': run_dir.resolve().name, 'config_name': '', 'seed': None}
+    labels = {'extractor': _printable(run_dir.resolve().name), 'config_name': '', 'seed': None}
     if (run_dir / CELL_FILE).is_file():
         labels = _read_record(run_dir / CELL_FILE, extractor=str, config_name=str, seed=int)
         trained_with = read_json(run_dir / CELL_FILE, 'record').get('trained_with')
@@ -156,6 +187,22 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
     )
 
 
+def _is_stock_detectron2(run_dir: Path) -> bool:
+    """Whether Detectron2's own evaluator made it: its ``metrics.json`` has a line for each step."""
+    if (run_dir / CELL_FILE).is_file() or not (run_dir / DETECTRON2_RESULTS).is_file():
+        return False
+    try:
+        record = read_json(run_dir / METRICS_FILE, 'record')
+    except DataError:
+        return True
+    return not isinstance(record, dict) or 'format' not in record
+
+
+def _printable(name: str) -> str:
+    """A file's name as text; it need not be UTF-8."""
+    return os.fsencode(name).decode(errors='replace')
+
+
 def _read_prediction_file(path: Path, ann_file: str | Path | None) -> Run:
     if ann_file is None:
         raise DataError(f'{path}: a file of predictions needs --ann-file')
@@ -165,9 +212,12 @@ def _read_prediction_file(path: Path, ann_file: str | Path | None) -> Run:
         predictions = {iou_type: path}
     else:
         stem, predictions = name, dict.fromkeys(_iou_types(path), path)
+    label, folder = stem, path.resolve().parent
+    if os.path.join(folder.name, path.name) == DETECTRON2_RESULTS:
+        label = folder.parent.name  # every run's file has the same name
     return Run(
         name=str(path.with_name(stem)),
-        extractor=stem,
+        extractor=_printable(label),
         config_name='',
         seed=None,
         framework=None,

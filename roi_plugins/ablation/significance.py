@@ -118,6 +118,8 @@ def estimate(
                 _seed_variance(_stack(runs)), _seed_variance(_stack(baseline))
             )
     table = _table(value, resampled, seed_variance, freedom)
+    # No AP is below 0 or above 1; the t interval of few seeds does not know that.
+    table[['low', 'high']] = table[['low', 'high']].clip(0 if baseline is None else -1, 1)
     if baseline is None:
         table['p'] = np.nan
     first, second = len(METRICS), len(METRICS) + len(IOU_THRESHOLDS)

@@ -5,6 +5,7 @@ The tables are in points (AP x 100), rounded once from full precision. The JSON 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -53,11 +54,12 @@ def write_comparison(comparison: Comparison, output: str | Path, digits: int = 1
     picture = f'\n![AP against the IoU threshold]({FIGURE}.png)\n'
     for suffix, text in (
         ('md', to_markdown(comparison, digits) + picture),
-        ('csv', to_csv(comparison, digits)),
+        ('csv', to_csv(comparison)),
         ('tex', to_latex(comparison, digits)),
     ):
         with written_aside(output / f'compare.{suffix}') as aside:
-            aside.write_text(text, encoding='utf-8')
+            # The name of a file need not be UTF-8.
+            aside.write_text(text, encoding='utf-8', errors='replace')
     write_json(output / 'compare.json', to_dict(comparison))
     figure = plot_ap_over_iou(comparison)
     for suffix in ('png', 'svg'):
@@ -154,6 +156,12 @@ def _interval(estimate: pd.Series, digits: int, sign: bool) -> str:
     return f'[{low}, {high}]'
 
 
+def _is_no_finding(estimate: pd.Series, digits: int) -> bool:
+    """Whether a difference is zero to the digits shown, however small its p-value."""
+    is_zero = not round(Fraction(estimate['value']) * 100 * 10**digits)
+    return is_zero and estimate['p'] < 1 - CONFIDENCE
+
+
 def _certainty(
     title: str, groups: Sequence[Group], attribute: str, digits: int
 ) -> dict[str, pd.DataFrame]:
@@ -165,7 +173,9 @@ def _certainty(
         return _interval(estimate, digits, sign=attribute == 'difference_estimates')
 
     def p_value(estimate: pd.Series) -> str:
-        return '-' if np.isnan(estimate['p']) else f'{estimate["p"]:.3f}'
+        if np.isnan(estimate['p']) or _is_no_finding(estimate, digits):
+            return '-'
+        return f'{estimate["p"]:.3f}'
 
     def errors(estimate: pd.Series) -> str:
         if np.isnan(estimate['seed_error']):
@@ -192,7 +202,7 @@ def _certainty(
 
 def to_markdown(comparison: Comparison, digits: int = 1) -> str:
     """The tables in Markdown, padded so that they can be read as they are."""
-    parts = [caption(comparison)]
+    parts = [caption(comparison, digits)]
     for title, table in make_tables(comparison, digits).items():
         rows = [list(table.columns), *table.to_numpy().tolist()]
         rows = [[_escape_markdown(cell) for cell in row] for row in rows]
@@ -233,6 +243,7 @@ def to_latex(comparison: Comparison, digits: int = 1) -> str:
                     r'\begin{table}',
                     r'\centering',
                     rf'\caption{{{_escape_latex(title)}}}',
+                    rf'\label{{tab:{_label(title)}}}',
                     rf'\begin{{tabular}}{{{"l" * len(names)}{"r" * (len(header) - len(names))}}}',
                     r'\toprule',
                     _latex_row(header),
@@ -247,8 +258,8 @@ def to_latex(comparison: Comparison, digits: int = 1) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def to_csv(comparison: Comparison, digits: int = 1) -> str:
-    """One row for each IoU type, config and extractor; columns in points, empty for no value."""
+def to_csv(comparison: Comparison) -> str:
+    """One row for each IoU type, config and extractor; points in full precision, empty for no value."""
     rows = []
     for group in comparison.groups:
         row = {
@@ -265,20 +276,23 @@ def to_csv(comparison: Comparison, digits: int = 1) -> str:
                 ('_difference_std', group.difference_std),
             ):
                 is_known = values is not None and not np.isnan(values[metric])
-                row[metric + suffix] = format_points(values[metric], digits) if is_known else ''
+                row[metric + suffix] = _full_points(values[metric]) if is_known else ''
             for suffix, estimates in (
                 ('', group.estimates),
                 ('_difference', group.difference_estimates),
             ):
                 for column in ('low', 'high', 'image_error', 'seed_error'):
                     value = np.nan if estimates is None else estimates.metrics[column][metric]
-                    row[f'{metric}{suffix}_{column}'] = (
-                        '' if np.isnan(value) else format_points(value, digits)
-                    )
+                    row[f'{metric}{suffix}_{column}'] = '' if np.isnan(value) else _full_points(value)
             p = np.nan if estimates is None else estimates.metrics['p'][metric]
-            row[f'{metric}_difference_p'] = '' if np.isnan(p) else f'{p:.6g}'
+            row[f'{metric}_difference_p'] = '' if np.isnan(p) else repr(float(p))
         rows.append(row)
     return pd.DataFrame(rows).to_csv(index=False, lineterminator='\n')
+
+
+def _full_points(fraction: float) -> str:
+    """The shortest text of the nearest double: 31.2 and not 31.200000000000003."""
+    return repr(float(Fraction(fraction) * 100))
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
@@ -346,7 +360,7 @@ def _without_nan(row: dict[str, Any]) -> dict[str, float | None]:
     }
 
 
-def caption(comparison: Comparison) -> str:
+def caption(comparison: Comparison, digits: int = 1) -> str:
     """What the tables are of, and what their ± and intervals mean."""
     lines = [
         f'{comparison.ann_file.name}, {comparison.num_images} images; AP x 100.',
@@ -366,6 +380,14 @@ def caption(comparison: Comparison) -> str:
         lines.append('Mean ± sample standard deviation over n seeds.')
         if comparison.baseline is not None:
             lines.append('± of a difference is that of the differences of equal seeds.')
+    if any(
+        _is_no_finding(estimate, digits)
+        for group in comparison.groups
+        if group.difference_estimates is not None
+        for _, estimate in group.difference_estimates.metrics.iterrows()
+        if not np.isnan(estimate['value'])
+    ):
+        lines.append('A difference that is zero to the digits shown has no p-value.')
     return ' '.join(lines)
 
 
@@ -408,6 +430,11 @@ def _escape_latex(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return ' '.join(text.splitlines())
+
+
+def _label(title: str) -> str:
+    """The title of a table as a key of LaTeX, e.g. ``mask-ap-difference-to-stock``."""
+    return re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')
 
 
 def _latex_number(cell: str) -> str:

@@ -264,3 +264,10 @@ def test_a_checkpoint_beside_a_linked_work_directory_is_that_of_the_shell(ablate
     tree['configs']['tiny']['checkpoints'] = {'avg': '../work/tiny.avg.seed{seed}'}
     Path('swap.yaml').write_text(yaml.safe_dump({**tree, 'work_dir': 'swap'}))
     assert ablate(['swap.yaml']) == 0
+
+
+def test_a_percent_sign_in_the_path_of_side_by_side_cells_is_named(ablate, write_plan, capsys):
+    plan = write_plan()
+    assert ablate([plan, '--jobs', '2', '--work-dir', 'a%jb']) == 2
+    assert 'a%jb: submitit and Slurm replace what follows a %' in capsys.readouterr().err
+    assert ablate([plan, '--work-dir', 'a%jb']) == 0

@@ -20,7 +20,7 @@ from roi_plugins.ablation.tables import (
     write_comparison,
 )
 from roi_plugins.evaluation import IOU_THRESHOLDS, evaluate
-from roi_plugins.files import write_json
+from roi_plugins.files import DataError, write_json
 
 # One run's AP, and the mean, deviation or difference of several.
 fractions = st.floats(-1, 1)
@@ -112,8 +112,8 @@ def test_files(sweep, tmp_path):
     with files['compare.csv'].open() as lines:
         row = list(csv.DictReader(lines))[1]
     assert row['extractor'] == 'pool'
-    assert row['AP'] == format_points(pool['mean']['AP'], 1)
-    assert row['AP_difference_std'] == format_points(pool['difference_std']['AP'], 1)
+    assert float(row['AP']) == pytest.approx(100 * pool['mean']['AP'], rel=1e-15)
+    assert float(row['AP_difference_std']) == pytest.approx(100 * pool['difference_std']['AP'], rel=1e-15)
     assert row['APl'] == ''
     assert to_markdown(comparison) in files['compare.md'].read_text()
 
@@ -133,9 +133,7 @@ def test_configs_without_the_baseline_have_no_differences(make_run):
     ]
     comparison = compare(runs, baseline='stock')
     assert [group.difference is None for group in comparison.groups] == [True, False, True]
-    assert comparison.notes == [
-        "config 'y' has no run of the baseline 'stock': no differences for it"
-    ]
+    assert comparison.notes[0] == "config 'y' has no run of the baseline 'stock': no differences for it"
     with pytest.raises(ComparisonError, match=r"'stok'; the extractors are: stock, pool"):
         compare(runs, baseline='stok')
 
@@ -148,7 +146,7 @@ def test_bad_predictions_are_reported_and_the_others_compared(make_run):
     comparison = compare([bad, empty, good])
     assert [group.extractor for group in comparison.groups] == ['empty', 'good']
     assert comparison.groups[0].mean['AP'] == 0
-    assert len(comparison.problems) == len(comparison.notes) == 1
+    assert len(comparison.problems) == 1
     assert comparison.problems[0].startswith(str(bad / 'predictions.bbox.json'))
     assert 'has no predictions' in comparison.notes[0]
     with pytest.raises(ComparisonError, match=r'no run to compare:\n.*image_id 77'):
@@ -210,8 +208,8 @@ def test_intervals_in_tables_and_files(sweep, tmp_path):
     assert estimates['per_class'][0]['class'] == 'thing'
     with (tmp_path / 'out' / 'compare.csv').open() as lines:
         row = list(csv.DictReader(lines))[1]
-    assert row['AP_difference_low'] == format_points(sure['low'], 1)
-    assert float(row['AP_difference_p']) == pytest.approx(sure['p'], rel=1e-5)
+    assert float(row['AP_difference_low']) == pytest.approx(100 * sure['low'], rel=1e-15)
+    assert float(row['AP_difference_p']) == sure['p']
 
 
 def test_without_resamples_there_are_no_intervals(make_run):
@@ -278,3 +276,77 @@ def test_boundary_ap_is_a_detail_of_masks(make_run, tmp_path, monkeypatch):
     comparison = compare([run], details=True)
     assert [group.iou_type for group in comparison.groups] == ['bbox', 'segm']
     assert comparison.problems == ['Boundary AP needs faster-coco-eval: pip install faster-coco-eval']
+
+
+def test_the_csv_is_in_full_precision(sweep, tmp_path):
+    comparison = compare([sweep], baseline='align-avg', resamples=50)
+    write_comparison(comparison, tmp_path / 'out', digits=0)
+    with (tmp_path / 'out' / 'compare.csv').open() as lines:
+        row = list(csv.DictReader(lines))[1]
+    pool = comparison.groups[1]
+    assert float(row['AP']) == pytest.approx(100 * pool.mean['AP'], rel=1e-15)
+    assert float(row['AP_difference_low']) == pytest.approx(
+        100 * pool.difference_estimates.metrics['low']['AP'], rel=1e-15
+    )
+    assert float(row['AP_difference_p']) == pool.difference_estimates.metrics['p']['AP']
+
+
+def test_a_difference_of_zero_to_the_digits_shown_has_no_p_value(sweep):
+    comparison = compare([sweep], baseline='align-avg', resamples=50)
+    estimates = comparison.groups[1].difference_estimates.metrics
+    estimates.loc['AP', ['value', 'low', 'high', 'p']] = 2e-4, 1e-4, 3e-4, 0.002
+    title = 'Box AP, difference to align-avg, p-value'
+    assert make_tables(comparison)[title].set_index('Extractor').loc['pool', 'AP'] == '-'
+    assert 'zero to the digits shown has no p-value' in to_markdown(comparison)
+    assert make_tables(comparison, digits=2)[title].set_index('Extractor').loc['pool', 'AP'] == '0.002'
+    assert 'zero to the digits shown has no p-value' not in to_markdown(comparison, digits=2)
+
+
+def test_intervals_stay_where_ap_can_be(make_run):
+    runs = [
+        make_run(f'{name}{seed}', error, extractor=name, seed=seed)
+        for name, error in (('good', 0.0), ('bad', 0.5))
+        for seed in (0, 1)
+    ]
+    comparison = compare(runs, baseline='good', resamples=50)
+    for group in comparison.groups:
+        for table in (group.estimates.metrics, group.estimates.over_iou, group.estimates.per_class):
+            bounds = table[['low', 'high']].stack()
+            assert bounds.dropna().between(0, 1).all()
+    bounds = comparison.groups[1].difference_estimates.metrics[['low', 'high']].stack()
+    assert bounds.dropna().between(-1, 1).all()
+    few, seeds = comparison.notes
+    assert few.startswith('few images have objects of AP (5), APs (')
+    assert seeds.startswith('two seeds hardly tell')
+
+
+def test_one_image_gives_no_interval(make_run, tmp_path):
+    runs = [make_run('a', 0.01), make_run('b', 0.2)]
+    annotations = json.loads((tmp_path / 'annotations.json').read_text())
+    annotations['images'] = annotations['images'][:1]
+    annotations['annotations'] = [a for a in annotations['annotations'] if a['image_id'] == 1]
+    write_json(tmp_path / 'annotations.json', annotations)
+    for run in runs:
+        found = json.loads((run / 'predictions.bbox.json').read_text())
+        write_json(run / 'predictions.bbox.json', [f for f in found if f['image_id'] == 1])
+    comparison = compare(runs, baseline='a')
+    assert comparison.notes == ['one image cannot be resampled: no intervals and p-values']
+    assert comparison.groups[1].difference_estimates.metrics['p'].isna().all()
+    assert 'interval' not in to_markdown(comparison)
+
+
+@pytest.mark.parametrize('part', ['images', 'categories'])
+def test_annotations_without_images_or_categories_are_named(make_run, tmp_path, part):
+    run = make_run('a')
+    annotations = json.loads((tmp_path / 'annotations.json').read_text())
+    write_json(tmp_path / 'annotations.json', {**annotations, 'annotations': [], part: []})
+    write_json(run / 'predictions.bbox.json', [])
+    with pytest.raises(DataError, match=f'annotations.json: has no {part}'):
+        compare([run])
+
+
+def test_every_latex_table_has_a_label_of_its_own(sweep):
+    comparison = compare([sweep], baseline='align-avg', resamples=20, details=True)
+    labels = re.findall(r'\\label\{(.*)\}', to_latex(comparison))
+    assert len(labels) == len(set(labels)) == len(make_tables(comparison))
+    assert 'tab:box-ap-difference-to-align-avg-p-value' in labels

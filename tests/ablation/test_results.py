@@ -83,3 +83,40 @@ def test_what_only_tested_a_checkpoint_says_what_it_was_trained_with(make_run):
     runs = find_runs([trained, swapped]).runs
     assert [run.config_name for run in runs] == ['mask_rcnn', 'mask_rcnn, trained with align-avg']
     assert [run.extractor for run in runs] == ['align-avg', 'align-max']
+
+
+def make_stock_detectron2_run(make_run, folder):
+    """What a script of one's own leaves with Detectron2's DefaultTrainer and COCOEvaluator."""
+    run = make_run(folder)
+    (run / 'inference').mkdir()
+    (run / 'predictions.bbox.json').rename(run / 'inference' / 'coco_instances_results.json')
+    (run / 'metrics.json').write_text('{"iteration": 19, "loss": 1.5}\n{"iteration": 39, "loss": 1.2}\n')
+    return run
+
+
+def test_runs_of_detectron2s_own_evaluator_are_recognised(make_run, tmp_path):
+    runs = [make_stock_detectron2_run(make_run, f'mine/{name}') for name in ('one', 'two')]
+    ann_file = tmp_path / 'annotations.json'
+    found = find_runs([tmp_path / 'mine'], ann_file)
+    assert not found.problems
+    assert sorted((run.extractor, run.framework) for run in found.runs) == [
+        ('one', 'detectron2'),
+        ('two', 'detectron2'),
+    ]
+    files = [run / 'inference' / 'coco_instances_results.json' for run in runs]
+    found = find_runs(files, ann_file)
+    assert [run.extractor for run in found.runs] == ['one', 'two']
+    (problem,) = find_runs([runs[0]]).problems
+    assert 'needs --ann-file' in problem
+
+
+def test_a_run_can_be_labelled(make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run('a')
+    make_run('sweep/b', extractor='pool')
+    make_run('sweep/c', extractor='warp')
+    make_run('d=e')
+    found = find_runs(['mine=a', 'theirs=sweep/b', 'd=e'])
+    assert [run.extractor for run in found.runs] == ['mine', 'theirs', 'd=e']
+    (problem,) = find_runs(['x=sweep']).problems
+    assert 'x=sweep: sweep holds 2 runs' in problem

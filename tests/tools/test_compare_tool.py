@@ -39,7 +39,10 @@ def test_prints_the_table_and_fails_for_a_bad_run(tmp_path):
 
     result = tool('stock', 'nowhere', '--digits', '0', '--output', 'out')
     assert result.returncode == 1
-    assert result.stderr == 'error: nowhere: no such file or directory\n'
+    assert result.stderr == (
+        'note: one image cannot be resampled: no intervals and p-values\n'
+        'error: nowhere: no such file or directory\n'
+    )
     assert '| 100 |' in result.stdout
     assert '| 100 |' in (tmp_path / 'out' / 'compare.md').read_text()
 
@@ -83,9 +86,10 @@ def test_bad_input_is_named_and_the_others_are_compared(tmp_path):
         ('error: images: ', f'evaluated on {other_ann_file}'),
         ('error: nan/predictions.bbox.json: prediction 1 ', 'score nan'),
         ('note: empty/predictions.bbox.json: ', 'no predictions'),
+        ('note: few images have objects of AP (1)', 'do not rely on them'),
     ):
         assert [line for line in lines if line.startswith(start) and cause in line], result.stderr
-    assert len(lines) == 5
+    assert len(lines) == 6
     record = json.loads((tmp_path / 'out' / 'compare.json').read_text())
     assert {g['extractor']: round(g['mean']['AP'], 9) for g in record['groups']} == {
         'good': 1,

@@ -1,0 +1,75 @@
+"""tools/compare.py where a folder, a terminal or an option is not what it is used to."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from roi_plugins.evaluation import write_run
+from roi_plugins.files import write_json
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'compare.py'
+
+
+@pytest.fixture
+def make_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    box = {'image_id': 1, 'category_id': 1, 'bbox': [10, 10, 50, 50]}
+    annotation = {**box, 'id': 1, 'area': 2500, 'iscrowd': 0}
+    images = [{'id': i, 'width': 99, 'height': 99} for i in (1, 2)]
+    categories = [{'id': 1, 'name': 'thing'}]
+    write_json('ann.json', {'images': images, 'annotations': [annotation], 'categories': categories})
+
+    def make(name):
+        run = Path(os.fsdecode(name))
+        run.mkdir()
+        write_json(run / 'predictions.bbox.json', [{**box, 'score': 0.9}])
+        write_run(
+            run, framework='mmdet', config='c', checkpoint='x', ann_file=tmp_path / 'ann.json', command=[]
+        )
+        return str(run)
+
+    return make
+
+
+def compare(*arguments):
+    return runpy.run_path(str(TOOL))['main'](arguments)
+
+
+@pytest.mark.parametrize('option', ['--output', '--html'])
+def test_an_output_of_the_wrong_kind_is_named(make_run, capsys, option):
+    run = make_run('a')
+    Path('file').touch()
+    Path('folder').mkdir()
+    target = 'file' if option == '--output' else 'folder'
+    assert compare(run, option, target) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
+    assert len(errors) == 1
+    assert target in errors[0]
+
+
+def test_a_folder_whose_name_is_not_utf8(make_run, capsys):
+    assert compare(make_run(b'a\xff'), make_run('b'), '--html', 'out.html', '--output', 'out') == 0
+    assert '<html' in Path('out.html').read_text(encoding='utf-8')
+    assert 'a\ufffd' in Path('out/compare.md').read_text(encoding='utf-8')
+
+
+def test_a_terminal_that_knows_ascii_alone(make_run):
+    result = subprocess.run(
+        [sys.executable, TOOL, make_run('größe'), '--output', 'out'],
+        env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
+        capture_output=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert b'| gr??e' in result.stdout
+    assert Path('out/compare.csv').exists()
+
+
+def test_details_print_the_tables_alone(make_run, capsys):
+    assert compare(make_run('a'), '--details') == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith('ann.json, 2 images')
+    assert all(not line or line[0] in '|#' for line in lines[1:])
