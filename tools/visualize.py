@@ -22,6 +22,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from roi_plugins.ablation.console import print_anything
+from roi_plugins.ablation.images import as_rgb
 from roi_plugins.files import written_aside
 from roi_plugins.integrations.inspection import InspectionError, read_extractors
 from roi_plugins.visualization import (
@@ -58,9 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help='the picture, .png, .svg or .pdf (default: %(default)s)',
     )
     args = parser.parse_args(arguments)
+    print_anything()
     try:
         with Image.open(args.image) as file:
-            image = ImageOps.exif_transpose(file).convert('RGB')
+            image = as_rgb(ImageOps.exif_transpose(file))
         if args.output.exists() and os.path.samefile(args.output, args.image):
             parser.error(f'--output: {args.output} is the image itself')
         extractors = read_extractors(args.config)

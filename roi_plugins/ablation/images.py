@@ -208,6 +208,13 @@ def find_picture(image: dict, ann_file: Path) -> Path | None:
     return next((path for folder in folders if name and (path := folder / name).is_file()), None)
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """8 bits of three colours, as MMDetection reads a picture: OpenCV keeps the upper 8 bits of 16."""
+    if image.mode.startswith('I'):  # which Pillow would cut off at 255, so that nearly all is white
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert('RGB')
+    return image.convert('RGB')
+
+
 def data_uri(picture: Path) -> str:
     """A picture as an address that holds it, scaled down to what a page shows.
 
@@ -215,7 +222,7 @@ def data_uri(picture: Path) -> str:
         OSError: it cannot be read.
     """
     with Image.open(picture) as file:
-        shown = ImageOps.exif_transpose(file).convert('RGB')
+        shown = as_rgb(ImageOps.exif_transpose(file))
     shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
     data = io.BytesIO()
     shown.save(data, 'JPEG', quality=85)

@@ -493,14 +493,14 @@ class Display:
             if guesses:
                 lefts.append(max(0, *guesses))
                 wholes.append(elapsed + lefts[-1])
-        eta = 'ETA unknown'
+        eta = 'ETA of all cells unknown'
         if lefts:
             running = {job.cell for job in self.running}
             left = sum(lefts) + (len(running) - len(lefts)) * fmean(wholes)
             for job in self.pending:
                 if job.cell not in running:
                     left += self._usual_seconds(job) or fmean(wholes)
-            eta = f'ETA {_duration(left / len(running))}'
+            eta = f'ETA of all cells {_duration(left / len(running))}'
         return f'{separator.join(parts)}, {eta}'
 
     def _usual_seconds(self, job: Job) -> float | None:

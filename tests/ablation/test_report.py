@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from roi_plugins.ablation.compare import compare
-from roi_plugins.ablation.images import Detections, data_uri, find_picture, most_different, outline
+from roi_plugins.ablation.images import (
+    Detections,
+    as_rgb,
+    data_uri,
+    find_picture,
+    most_different,
+    outline,
+)
 from roi_plugins.ablation.report import write_report
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.benchmark.extractor_cost import Cost, Costs
@@ -321,3 +328,12 @@ def luminance(colour):
 
 def contrast(a, b):
     return (max(a, b) + 0.05) / (min(a, b) + 0.05)
+
+
+def test_a_16_bit_picture_is_seen_as_opencv_reads_it(tmp_path):
+    cv2 = pytest.importorskip('cv2')  # with which MMDetection reads
+    values = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / 'grey.png')
+    with Image.open(tmp_path / 'grey.png') as file:
+        shown = np.asarray(as_rgb(file))
+    np.testing.assert_array_equal(shown, cv2.imread(str(tmp_path / 'grey.png')))
