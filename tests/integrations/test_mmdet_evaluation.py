@@ -325,6 +325,38 @@ def test_an_empty_annotation_file_is_named(options, tmp_path):
         runs.train(STOCK, work_dir=tmp_path / 'run', cfg_options=options)
 
 
+@pytest.mark.parametrize('form', ['dict', 'list'])
+def test_annotations_of_the_validation_are_looked_at_too(data, options, tmp_path, monkeypatch, form):
+    monkeypatch.setattr(runs, '_run', lambda cfg, phase: pytest.fail('the training began'))
+    metric = {'type': 'CocoMetric', 'ann_file': str(data / 'gone.json')}
+    options['val_evaluator'] = [metric] if form == 'list' else metric
+    with pytest.raises(RunError, match=r'^val_evaluator\S*\.ann_file: .*gone\.json does not exist'):
+        runs.train(STOCK, work_dir=tmp_path, cfg_options=options)
+    metric['ann_file'] = damage(data, tmp_path, lambda d: d['annotations'][0].pop('iscrowd'))
+    with pytest.raises(DataError, match='lacks iscrowd'):
+        runs.train(STOCK, work_dir=tmp_path, cfg_options=options)
+
+
+def test_a_new_style_config_whose_types_are_classes(options, tmp_path, monkeypatch):
+    cfg = Config.fromfile(STOCK)
+    cfg.merge_from_dict(options)
+    text = cfg.pretty_text.replace("type='CocoMetric'", 'type=CocoMetric')
+    text = text.replace("type='CocoDataset'", 'type=CocoDataset')
+    imports = 'from mmdet.datasets import CocoDataset\nfrom mmdet.evaluation import CocoMetric\n'
+    config = tmp_path / 'new.py'
+    config.write_text(imports + text)
+    assert isinstance(Config.fromfile(config).test_evaluator['type'], type)
+    phases = []
+    monkeypatch.setattr(runs, '_run', lambda cfg, phase: phases.append(phase))
+    runs.train(config, work_dir=tmp_path / 'run')
+    assert phases == ['train']
+    torch.save({'state_dict': {}}, tmp_path / 'iter_1.pth')
+    monkeypatch.setattr(runs, '_run', lambda cfg, phase: predict(cfg))
+    expected = predict(Config.fromfile(config))
+    record = runs.test(config, tmp_path / 'iter_1.pth', work_dir=tmp_path / 'run')
+    assert_equal_numbers(expected, record)
+
+
 def test_a_config_without_a_test_can_be_trained(options, tmp_path, monkeypatch):
     phases = []
     monkeypatch.setattr(runs, '_run', lambda cfg, phase: phases.append(phase))

@@ -170,6 +170,21 @@ def check_training_classes(cfg: Config, evaluation: Evaluation) -> None:
             )
 
 
+def check_validation(cfg: Config) -> None:
+    """Raises RunError or DataError where a validation on the way would fail on its annotations."""
+    if cfg.get('val_evaluator') is None:
+        return
+    _enter_scope(cfg)
+    for setting, options, kind in _metrics('val_evaluator', cfg.val_evaluator):
+        # Others, such as LVISMetric, may need other annotations.
+        if getattr(kind, 'compute_metrics', None) is not CocoMetric.compute_metrics:
+            continue
+        ann_file = options.get('ann_file')
+        if ann_file and '://' not in str(ann_file) and not options.get('backend_args'):
+            kinds = [kind for kind in _metric_list(options) if kind in IOU_TYPES]
+            check_annotations(_annotation_file(setting, options), kinds)
+
+
 def _enter_scope(cfg: Config) -> None:
     """Lets registries find what the config names without a scope, as the runner will."""
     scope = cfg.get('default_scope', 'mmengine')
@@ -182,17 +197,14 @@ def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]
 
     Of several that differ in what is printed alone, it is the first, with the ``metric`` of all.
     """
-    evaluator, prefix = cfg.test_evaluator, 'test_evaluator'
+    evaluator = cfg.test_evaluator
     if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
-        kind = evaluator.get('type', 'Evaluator')
-        if (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2] != 'Evaluator':
+        kind = _type_name({'type': 'Evaluator', **evaluator})
+        if kind.rpartition('.')[2] != 'Evaluator':
             raise RunError(f'test_evaluator.type is {kind}, which this tool cannot do; use a list of metrics')
-        evaluator, prefix = evaluator['metrics'], 'test_evaluator.metrics'
-    entries = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
     found, others = [], []
-    for index, options in enumerate(entries):
-        setting = prefix if options is evaluator else f'{prefix}.{index}'
-        kind = _class_of(METRICS, options.get('type')) if isinstance(options, Mapping) else None
+    entries = _metrics('test_evaluator', evaluator)
+    for setting, options, kind in entries:
         if not (isinstance(kind, type) and issubclass(kind, CocoMetric)):
             others.append(options)
             continue
@@ -203,7 +215,7 @@ def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]
             )
         found.append((setting, options))
     if not found:
-        types = ', '.join(_type_name(options) for options in entries)
+        types = ', '.join(_type_name(options) for _, options, _ in entries)
         raise RunError(
             f'test_evaluator of the config {cfg.filename} has no CocoMetric, only {types}; it is what writes '
             "the predictions in COCO format, and this tool's AP is COCO's"
@@ -219,6 +231,19 @@ def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]
                 )
         kinds += [kind for kind in _metric_list(other) if kind not in kinds]
     return setting, {**options, 'metric': kinds}, others
+
+
+def _metrics(setting: str, evaluator: Any) -> list[tuple[str, Any, Any]]:
+    """Setting, options and class of each metric of an evaluator, in any of the forms that it may have."""
+    if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
+        setting, evaluator = f'{setting}.metrics', evaluator['metrics']
+    named = [(setting, evaluator)]
+    if isinstance(evaluator, (list, tuple)):
+        named = [(f'{setting}.{index}', options) for index, options in enumerate(evaluator)]
+    return [
+        (name, options, _class_of(METRICS, options.get('type')) if isinstance(options, Mapping) else None)
+        for name, options in named
+    ]
 
 
 def _metric_list(options: Mapping[str, Any]) -> list[str]:

@@ -46,7 +46,7 @@ from roi_plugins.integrations.weights import (
     saving,
 )
 
-from .checks import check_data, check_test, check_training_classes, has_test
+from .checks import check_data, check_test, check_training_classes, check_validation, has_test
 from .errors import RunError
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
@@ -159,6 +159,7 @@ def train(
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
+    check_validation(cfg)
     if has_test(cfg):  # what would fail after the training is an error before it
         check_training_classes(cfg, check_test(cfg))
     if amp:
