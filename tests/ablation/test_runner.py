@@ -406,7 +406,8 @@ def test_the_log_shows_progress_with_an_estimate(make_plan, monkeypatch):
     assert all(len(line) < 200 and line.startswith('[') for line in lines)
     assert any('tiny.a.seed0: starting, ETA of all cells unknown' in line for line in lines)
     # 7 s left of this cell as it says itself, and as much and what has passed for the other.
-    assert any(re.search('tiny.a.seed0: train 2/3, ETA of all cells 0:00:(1[4-9]|2[0-9])', line) for line in lines)
+    pattern = 'tiny.a.seed0: train 2/3, ETA of all cells 0:00:(1[4-9]|2[0-9])'
+    assert any(re.search(pattern, line) for line in lines)
     # Nothing else is left; what the finished cell took is less than what the running one says.
     assert any('tiny.b.seed0: train 2/3, ETA of all cells 0:00:07' in line for line in lines)
 
