@@ -229,6 +229,10 @@ def test_the_number_is_mmdetections_or_a_setting_is_refused(
         ({'test_dataloader.dataset.metainfo.classes': ['dog']}, 'metainfo.classes is dog, but .*no category'),
         ({'test_dataloader.dataset.metainfo.classes': 'star'}, "metainfo.classes is 'star'; expected names"),
         ({'test_dataloader.dataset.metainfo.classes': ['star', 'cross']}, 'num_classes is 5, but 2'),
+        ({'test_dataloader.dataset.ann_file': ''}, r"test_dataloader\.dataset\.ann_file is ''; expected"),
+        ({'train_dataloader.dataset.ann_file': 'annotations'}, r"train\S+ann_file is '\S+/annotations'; ex"),
+        ({'train_dataloader.dataset.data_prefix': 'train'}, r"data_prefix is 'train'; expected dict\(img"),
+        ({'test_dataloader.dataset': None}, r'has no test_dataloader\.dataset'),
         ({'test_dataloader.dataset.type': 'CocoDatset'}, 'test_dataloader.dataset: .*CocoDatset'),
     ],
 )

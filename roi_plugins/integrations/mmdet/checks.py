@@ -80,9 +80,9 @@ def check_data(cfg: Config, *loaders: str) -> None:
             root = dataset.get('data_root') or ''
             ann_file = dataset.get('ann_file') or ''
             prefixes = dataset.get('data_prefix') or {}
-            named = {'ann_file': ann_file}
-            if isinstance(prefixes, Mapping):
-                named |= {f'data_prefix.{key}': value for key, value in prefixes.items()}
+            if not isinstance(prefixes, Mapping):
+                raise RunError(f"{setting}.data_prefix is {prefixes!r}; expected dict(img='FOLDER')")
+            named = {'ann_file': ann_file, **{f'data_prefix.{key}': prefixes[key] for key in prefixes}}
             for key, path in {'data_root': root, **named}.items():
                 if path is not None and not isinstance(path, (str, os.PathLike)):
                     raise RunError(
@@ -112,8 +112,10 @@ def innermost_datasets(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]
 
 def check_test(cfg: Config) -> Evaluation:
     """Raises RunError or DataError where a test would fail, or report another AP than MMDetection's own."""
-    for setting in TEST_SETTINGS:
-        if cfg.get(setting) is None:
+    for setting in (*TEST_SETTINGS, 'test_dataloader.dataset'):
+        half, _, part = setting.partition('.')
+        found = cfg.get(half)
+        if (found.get(part) if part else found) is None:
             raise RunError(f'the config {cfg.filename} has no {setting}, which a test needs')
     check_data(cfg, 'test_dataloader')
     _enter_scope(cfg)
@@ -124,6 +126,8 @@ def check_test(cfg: Config) -> Evaluation:
     metric = _build(METRICS, setting, options)
     _check_thresholds(setting, metric)
     _check_limits(cfg, setting, metric)
+    for _ in _coco_datasets(cfg, 'test_dataloader'):
+        pass  # each is looked at on its way
     dataset = _build(DATASETS, 'test_dataloader.dataset', cfg.test_dataloader.dataset)
     _check_images(coco, ann_file, dataset)
     names = _class_names('test_dataloader.dataset', dataset)
@@ -140,12 +144,8 @@ def check_training_classes(cfg: Config, evaluation: Evaluation) -> None:
     Labels number the categories as the annotation file lists them, whatever the order in ``metainfo``.
     """
     _enter_scope(cfg)
-    for options in innermost_datasets((cfg.get('train_dataloader') or {}).get('dataset') or {}):
-        kind = _class_of(DATASETS, options.get('type'))
-        if not (isinstance(kind, type) and issubclass(kind, CocoDataset)) or options.get('backend_args'):
-            continue
-        setting = 'train_dataloader.dataset'
-        dataset = _build(DATASETS, setting, {**options, 'lazy_init': True, 'pipeline': []})
+    setting = 'train_dataloader.dataset'
+    for dataset in _coco_datasets(cfg, 'train_dataloader'):
         names = _class_names(setting, dataset)
         data = read_json(dataset.ann_file, 'annotation file')
         try:
@@ -339,6 +339,18 @@ def _check_images(coco: COCO, ann_file: str, dataset: Any) -> None:
         # A name in the annotations may hold folders, so a file may be behind a link that a list has not.
         if file not in folders[folder] and not os.path.exists(path):
             raise RunError(f'test_dataloader.dataset: the image {path} does not exist')
+
+
+def _coco_datasets(cfg: Config, loader: str) -> Iterator[CocoDataset]:
+    """The local datasets of COCO format among those of a loader; their annotations are not read yet."""
+    for options in innermost_datasets((cfg.get(loader) or {}).get('dataset') or {}):
+        kind = _class_of(DATASETS, options.get('type'))
+        if not (isinstance(kind, type) and issubclass(kind, CocoDataset)) or options.get('backend_args'):
+            continue
+        dataset = _build(DATASETS, f'{loader}.dataset', {**options, 'lazy_init': True, 'pipeline': []})
+        if not os.path.isfile(dataset.ann_file):
+            raise RunError(f'{loader}.dataset.ann_file is {dataset.ann_file!r}; expected an annotation file')
+        yield dataset
 
 
 def _class_names(setting: str, dataset: Any) -> Sequence[str]:
