@@ -6,6 +6,7 @@ All positions are those of :mod:`roi_plugins.ops.reference`, which the kernels a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +23,14 @@ from tabulate import tabulate
 from roi_plugins.extractors import (
     AdaptiveSampling,
     AlignAvg,
+    AlignMax,
+    AllLevels,
+    ContentAdaptive,
+    Deformable,
+    PositionSensitive,
     Precise,
     QuantizedPool,
+    RandomSampling,
     RoIExtractor,
     RoIWarp,
 )
@@ -34,12 +41,44 @@ METHODS: dict[str, Callable[..., RoIExtractor]] = {
     'quantized-pool-floor': partial(QuantizedPool, region='floor'),
     'quantized-pool-bins': partial(QuantizedPool, region='bins'),
     'roi-warp': RoIWarp,
-    'align': AlignAvg,
+    'align-max': AlignMax,
+    'align-avg': AlignAvg,
     'align-unaligned': partial(AlignAvg, aligned=False),
     'adaptive': AdaptiveSampling,
+    'random-sampling': RandomSampling,
     'precise': Precise,
+    'precise-aligned': partial(Precise, aligned=True),
+    'deformable': partial(Deformable, channels=1),
+    'position-sensitive': partial(PositionSensitive, channels=1),
+    'content-adaptive': partial(ContentAdaptive, channels=1),
+    'all-levels': AllLevels,
 }
-"""Every way of reading: ``(output_size, featmap_strides, level_rule=...)``. Max and average read the same."""
+"""Every way of reading: ``(output_size, featmap_strides, level_rule=...)``, by its name in plans."""
+
+REMARKS = {
+    'align-unaligned': 'no shift by half a cell',
+    'random-sampling': 'as in evaluation; in training the samples lie anywhere in their strata',
+    'precise': 'no shift by half a cell, as published; precise-aligned has it, as the others',
+    'deformable': 'offsets of zero, as at the beginning of a training',
+    'all-levels': 'every map is read; drawn is the one of the level rule',
+}
+"""What a reading has besides its method."""
+
+_ALIASES = {'align': 'align-avg', 'adaptivesampling': 'adaptive'}
+
+
+def method_name(name: str) -> str:
+    """The key of METHODS that a name stands for, also as a class or in a config, e.g. ``AlignMax``.
+
+    Raises:
+        VisualizationError: there is no such method.
+    """
+    plain = re.sub('[-_]', '', name.lower()).removesuffix('roiextractor')
+    keys = {key.replace('-', ''): key for key in METHODS} | _ALIASES
+    if plain not in keys:
+        raise VisualizationError(f'no extractor is named {name!r}; expected all, or of {", ".join(METHODS)}')
+    return keys[plain]
+
 
 SIDES = ('left', 'top', 'right', 'bottom')
 
@@ -49,7 +88,7 @@ _BOX_COLOR, _REGION_COLOR = '#D55E00', '#0072B2'
 
 
 class VisualizationError(ValueError):
-    """A box that cannot be drawn; the message says why."""
+    """A box or an extractor that cannot be drawn; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,10 @@ from roi_plugins.files import written_aside
 from roi_plugins.integrations.inspection import InspectionError, read_extractors
 from roi_plugins.visualization import (
     METHODS,
+    REMARKS,
     VisualizationError,
     draw_readings,
+    method_name,
     read_box,
     to_table,
 )
@@ -47,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--extractors',
         nargs='+',
-        choices=['all', *METHODS],
         metavar='NAME',
         help="draw these in place of the config's own, with the output size, the strides and the level "
         f'rule of its first: all, or of {", ".join(METHODS)}',
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extractors = read_extractors(args.config)
         if args.extractors:
             first = next(iter(extractors.values()))
-            names = METHODS if 'all' in args.extractors else dict.fromkeys(args.extractors)
+            names = METHODS if 'all' in args.extractors else dict.fromkeys(map(method_name, args.extractors))
             extractors = {
                 name: METHODS[name](
                     first.output_size, first.featmap_strides, level_rule=first.level_rule
@@ -78,10 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
         size = image.height, image.width
         readings = {name: read_box(e, args.box, size) for name, e in extractors.items()}
-        print(to_table(readings))
         figure = draw_readings(readings, image)
         with written_aside(args.output) as aside:
             figure.savefig(aside, format=args.output.suffix[1:])
+        print(to_table(readings))
+        for name in readings:
+            if args.extractors and name in REMARKS:
+                print(f'{name}: {REMARKS[name]}')
     except UnidentifiedImageError:
         print(f'error: {args.image}: not an image that Pillow can read', file=sys.stderr)
         return 2
@@ -90,6 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (InspectionError, VisualizationError) as error:
         print(f'error: {error}', file=sys.stderr)
+        return 2
+    except Exception as error:  # configs are programs: anything can happen in them
+        cause = ' '.join(f'{type(error).__name__}: {error}'.split()).rstrip(': ')
+        print(f'error: {args.config}: {cause}', file=sys.stderr)
         return 2
     print(f'{args.output}: the picture')
     return 0

@@ -16,7 +16,7 @@ TITLES = {
     'quantized-pool-floor': "QuantizedPool, region='floor' (the textbook's)",
     'quantized-pool-bins': "QuantizedPool, region='bins' (MMCV's RoIPool)",
     'roi-warp': 'RoIWarp',
-    'align': 'AlignMax, AlignAvg',
+    'align-avg': 'AlignMax, AlignAvg',
     'align-unaligned': 'AlignMax, AlignAvg, aligned=False',
     'adaptive': 'AdaptiveSampling',
     'precise': 'Precise (PrRoIPool)',
@@ -30,6 +30,7 @@ def main():
     readings = {
         TITLES[name]: read_box(make(BINS, [STRIDE]), BOX, (image.height, image.width))
         for name, make in METHODS.items()
+        if name in TITLES
     }
     picture = io.BytesIO()
     draw_readings(readings, image).savefig(picture, dpi=80)

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from roi_plugins.visualization import METHODS
+
 ROOT = Path(__file__).parents[2]
 MMDET = ROOT / 'configs/mmdet/mask_rcnn'
 DETECTRON2 = ROOT / 'configs/detectron2/mask_rcnn'
@@ -87,7 +89,8 @@ def test_draws_all_extractors_side_by_side(visualize, tmp_path):
     status, out, err = visualize(config, '--extractors', 'all', '--output', 'all.svg')
     assert status == 0, err
     table = rows(out)
-    assert len(table) == 8
+    assert table.keys() == METHODS.keys()
+    assert 'precise: no shift by half a cell, as published' in out
     assert table['quantized-pool-floor'] == [32, 0, 0, -25, -25, 0, 0, -217, -217]
     assert table['align-unaligned'] == [32, *2 * [-16, -16, 16, 16]]
     assert '<svg' in (tmp_path / 'all.svg').read_text()
@@ -114,3 +117,29 @@ def test_bad_input_is_named(visualize, tmp_path, options, message):
     assert status == 2
     assert message in err
     assert not (tmp_path / 'where_it_reads.png').exists()
+
+
+@needs('mmdet')
+@pytest.mark.parametrize('name', ['align-max', 'AlignMax', 'align_max', 'AlignMaxRoIExtractor'])
+def test_an_extractor_has_one_name_however_it_is_spelt(visualize, name):
+    config = MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py'
+    status, out, err = visualize(config, '--extractors', name)
+    assert status == 0, err
+    assert rows(out).keys() == {'align-max'}
+
+
+@needs('mmdet')
+def test_an_unknown_extractor_is_named(visualize):
+    status, _, err = visualize(MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py', '--extractors', 'sinc')
+    assert status == 2
+    assert "no extractor is named 'sinc'; expected all, or of quantized-pool" in err
+
+
+@needs('mmdet')
+def test_a_config_that_imports_a_helper_is_one_line(visualize, tmp_path):
+    (tmp_path / 'helper.py').write_text("raise RuntimeError\n")
+    (tmp_path / 'lazy.py').write_text('from helper import model\n')
+    status, _, err = visualize('lazy.py')
+    assert status == 2
+    assert err.startswith('error: ') and len(err.splitlines()) == 1
+    assert 'lazy.py' in err
