@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help='print the cells, their commands and how long they will take, and run nothing',
+        help='print the cells, their commands, how long they will take and what is missing, and run '
+        'nothing; exit status 1 if anything is missing',
     )
     parser.add_argument(
         '--watch', action='store_true', help='show how far the cells are, whoever runs them, and run nothing'
@@ -95,8 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         check_free_options(options, frameworks, '--cfg-options')
         work_dir = expand_home(args.work_dir, '--work-dir') if args.work_dir else plan.work_dir
         if args.dry_run:
-            dry_run(runner.prepare(plan, work_dir, options))
-            return 0
+            return 1 if dry_run(runner.prepare(plan, work_dir, options)) else 0
         stop_on_signals()
         if args.watch:
             failed = executors.watch(plan, work_dir, Console())
@@ -174,15 +174,20 @@ def make_executor(args: argparse.Namespace, plan: Plan, work_dir: Path) -> execu
     return executors.Local(work_dir, args.jobs, plan.num_gpus) if (args.jobs or 1) > 1 else None
 
 
-def dry_run(jobs: list[runner.Job]) -> None:
+def dry_run(jobs: list[runner.Job]) -> bool:
+    """Prints the cells, then what is missing. True if anything is."""
     for job in jobs:
         state = 'to resume' if job.record else 'to run'
         print(f'{job.cell.name}: {"finished" if job.finished else state}')
-        if job.problem:
-            print(f'  not yet: {job.problem}')
         for command in job.commands:
             print(f'  {shlex.join(command)}')
     print('\n' + '\n'.join(summarize(jobs)))
+    missing = [job for job in jobs if job.problem]
+    if missing:
+        print('\nmissing:')
+    for job in missing:
+        print(f'  {job.cell.name}: {job.problem}')
+    return bool(missing)
 
 
 def parse_options(pairs: list[str]) -> dict:

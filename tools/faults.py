@@ -155,7 +155,7 @@ def disturb(
                 return {**counts, 'violations': violations}
         counts['ablations'] += 1
         counts['cells'] += len(finished)
-        logs = [path.read_text(errors='replace') for path in work_dir.glob('*/log.txt')]
+        logs = [path.read_text(errors='replace') for path in work_dir.glob('*/cell.log')]
         counts['processes'] += sum(log.count('] $ ') for log in logs)
         counts['resumed from a checkpoint'] += sum(len(RESUMED.findall(log)) for log in logs)
         if counts['kills'] >= kills:

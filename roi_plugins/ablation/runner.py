@@ -7,7 +7,7 @@ means, and the same command goes on where it was::
       .locks/                            a file for each cell: locked while it is run, with who does
       {config_name}.{extractor}.seed{seed}/
         cell.json                        what was run, and how far it came
-        log.txt                          the output of the cell's processes
+        cell.log                         the output of the cell's processes
         last_checkpoint, *.pth, ...      the framework's own files
         predictions.*.json metrics.json  the finished run
 
@@ -53,7 +53,7 @@ from roi_plugins.ablation.plan import Cell, Plan
 from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
 from roi_plugins.files import write_json
 
-LOG_FILE = 'log.txt'
+LOG_FILE = 'cell.log'  # not log.txt, which Detectron2 writes itself: every line came twice
 LOCKS = '.locks'
 
 _POLL_SECONDS = 0.5
@@ -129,7 +129,7 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
         console: where the progress is shown: a live line on a terminal, plain lines elsewhere.
 
     Returns:
-        The jobs that failed; the cause is their ``problem``, or at the end of the ``log.txt`` of their
+        The jobs that failed; the cause is their ``problem``, or at the end of the ``cell.log`` of their
         ``run_dir``.
 
     Raises:

@@ -41,7 +41,7 @@ def test_a_failed_cell_is_reported_after_the_table_of_the_others(ablate, write_p
     assert ablate([write_plan(avg={'fail': 'train'})]) == 1
     output, errors = capsys.readouterr()
     assert '70.0' in output
-    log = Path('work/tiny.avg.seed0/log.txt')
+    log = Path('work/tiny.avg.seed0/cell.log')
     assert f'error: cell tiny.avg.seed0 failed: see {log}' in errors
     assert 'train fails as asked' in log.read_text()
 
@@ -86,9 +86,10 @@ def test_a_dry_run_tells_which_checkpoint_is_not_there_yet(ablate, write_plan, c
     tree = yaml.safe_load(plan.read_text())
     tree['configs']['tiny']['checkpoints'] = {'avg': '../work/tiny.avg.seed{seed}'}
     Path('swap.yaml').write_text(yaml.safe_dump({**tree, 'work_dir': 'swap'}))
-    assert ablate(['swap.yaml', '--dry-run']) == 0
-    output = capsys.readouterr().out
-    assert 'tiny.avg.max.seed0: to run\n  not yet: there is no checkpoint or finished run work/' in output
+    assert ablate(['swap.yaml', '--dry-run']) == 1
+    cells, _, missing = capsys.readouterr().out.partition('\nmissing:\n')
+    assert 'tiny.avg.max.seed0: to run\n' in cells
+    assert '  tiny.avg.max.seed0: there is no checkpoint or finished run work/' in missing
     assert ablate(['swap.yaml']) == 1
     errors = capsys.readouterr().err
     assert 'error: cell tiny.avg.max.seed0 was not run: there is no checkpoint or finished run' in errors

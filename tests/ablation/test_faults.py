@@ -166,7 +166,7 @@ def test_a_failed_test_goes_through_the_training_again(ablate, write_plan):
     plan = write_plan(['avg'], steps=2)
     for _ in range(2):
         assert ablate([plan, '--cfg-options', 'fail=test']) == 1
-    log = Path('work/tiny.avg.seed0/log.txt').read_text().splitlines()
+    log = Path('work/tiny.avg.seed0/cell.log').read_text().splitlines()
     commands = [line.split()[4] for line in log if ' $ ' in line]
     assert commands == ['train', 'test'] * 2
     assert Path('work/tiny.avg.seed0/steps.txt').read_text() == '1\n2\n'

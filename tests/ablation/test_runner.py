@@ -81,7 +81,7 @@ def test_runs_each_cell_once(make_plan):
     assert 0 < record['seconds'] < 60
     assert record['started'] <= record['finished']
     assert [command[2] for command in record['commands']] == ['train', 'test']
-    assert 'step 2/2' in (plan.work_dir / 'tiny.avg.seed5' / 'log.txt').read_text()
+    assert 'step 2/2' in (plan.work_dir / 'tiny.avg.seed5' / 'cell.log').read_text()
 
     failed, output = run(plan)
     assert failed == []
@@ -95,7 +95,7 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(make_plan, tmp_path, ph
     failed, output = run(plan)
     assert failed == ['tiny.bad.seed0']
     assert f'FAILED tiny.bad.seed0: {phase} fails as asked' in output
-    assert str(plan.work_dir / 'tiny.bad.seed0' / 'log.txt') in output
+    assert str(plan.work_dir / 'tiny.bad.seed0' / 'cell.log') in output
     assert read(plan, 'tiny.bad.seed0', 'cell.json')['state'] == 'failed'
     assert read(plan, 'tiny.good.seed0', 'metrics.json')['seed'] == 0
 
@@ -376,14 +376,14 @@ def test_two_processes_share_the_cells_of_a_plan(make_plan, start, tmp_path):
     first = start(plan)
     wait_for((plan.work_dir / 'tiny.a.seed0' / 'last_checkpoint').exists)
     second = start(plan)
-    wait_for((plan.work_dir / 'tiny.c.seed0' / 'log.txt').exists)
+    wait_for((plan.work_dir / 'tiny.c.seed0' / 'cell.log').exists)
     hold.touch()
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     for output in outputs:
         assert output.count('finished tiny') == 3
         assert 'FAILED tiny.c.seed0' in output or 'NOT RUN tiny.c.seed0: another process ran it' in output
     for name in ('tiny.a.seed0', 'tiny.b.seed0', 'tiny.c.seed0', 'tiny.a.b.seed0'):
-        log = (plan.work_dir / name / 'log.txt').read_text()
+        log = (plan.work_dir / name / 'cell.log').read_text()
         assert log.count(' $ ') == {'tiny.a.b.seed0': 1, 'tiny.c.seed0': 1}.get(name, 2)
     assert sum('running tiny.a.b.seed0' in output for output in outputs) == 1
 

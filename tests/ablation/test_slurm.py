@@ -47,7 +47,7 @@ def test_an_array_of_cells_is_run_and_watched_from_elsewhere(sweep):
     assert sweep.job_of('tiny.a.seed0') == sweep.job_of('tiny.c.seed0').replace('_2', '_0')
     running = sweep.slurm('squeue', '--noheader', '--states=R', '--Format=tres-per-node')
     assert running == ['gres:gpu:1'] * 2
-    logs = [sweep.path(f'tiny.{cell}.seed0', 'log.txt').read_text() for cell in 'ab']
+    logs = [sweep.path(f'tiny.{cell}.seed0', 'cell.log').read_text() for cell in 'ab']
     assert {re.search('CUDA_VISIBLE_DEVICES=(.*)', log)[1] for log in logs} == {'0', '1'}
     assert sweep.state('tiny.c.seed0') is None
     # The same command again: it submits nothing, and can be left.
@@ -132,7 +132,7 @@ def test_a_cell_over_two_nodes(sweep):
     sweep.write(a={'steps': 2})
     options = ('--executor', 'slurm', '--time', '10', '--gpus-per-cell', '2', '--nodes', '2')
     assert 'finished tiny.a.seed0' in sweep.start(*options).communicate(timeout=100)[0]
-    log = sweep.path('tiny.a.seed0', 'log.txt').read_text()
+    log = sweep.path('tiny.a.seed0', 'cell.log').read_text()
     pattern = r'^rank (\d) WORLD_SIZE=2 SLURMD_NODENAME=(node\d) CUDA_VISIBLE_DEVICES=0$'
     ranks, nodes = zip(*re.findall(pattern, log, re.MULTILINE), strict=True)
     assert sorted(ranks) == ['0', '1']

@@ -68,7 +68,7 @@ def test_the_commands_of_the_results_page(short_plan):
     )
     work_dir = Path('work_dirs') / PLAN.stem
     for extractor in EXTRACTORS:
-        log = short_plan / work_dir / f'stride_16.{extractor}.seed0/log.txt'
+        log = short_plan / work_dir / f'stride_16.{extractor}.seed0/cell.log'
         assert 'Load checkpoint from work_dirs/' in log.read_text()
 
     out = short_plan / 'results'
