@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from roi_plugins.ops import assign_levels_detectron2, assign_levels_mmdet
+from roi_plugins.ops import assign_levels_detectron2, assign_levels_mmdet, roi_extract
 
 ULPS = 24  # on either side of a threshold; MMDetection's 1e-6 is 8 of them below its first
 
@@ -132,3 +132,13 @@ def test_rotated_half_boxes_are_widened_first(device, dtype):
         levels = rule(rotated, 4)
         assert torch.equal(levels, rule(rotated.float(), 4))
         assert len(levels.unique()) == 4
+
+
+def test_levels_in_floating_point_are_whole_ones_or_none(device):
+    """A fraction, NaN or a number outside the pyramid is no level: zeros."""
+    given = [0.0, 1.0, 0.5, float('nan'), -1.0, -0.5, -9.0, 2.0, 1e30, float('inf'), -float('inf')]
+    levels = torch.tensor(given, device=device)
+    rois = torch.tensor([[0.0, 0, 0, 2, 2]], device=device).expand(len(levels), 5)
+    maps = [torch.full((1, 1, 4, 4), value, device=device) for value in (3.0, 5.0)]
+    output = roi_extract(maps, rois, 1, [1.0, 0.5], levels=levels)
+    assert output.flatten().tolist() == [3, 5] + [0] * (len(given) - 2)
