@@ -126,9 +126,12 @@ def _measure_costs(comparison: Comparison, output: str | None) -> Costs:
     from roi_plugins.benchmark import extractor_cost  # torch, which a comparison does not need
 
     costs = extractor_cost.measure_costs([run for run, _ in comparison.metrics])
-    if output:
-        extractor_cost.write_costs(costs, output)
-    print('\n' + extractor_cost.to_markdown(costs), end='')
+    if costs.rows:
+        if output:
+            extractor_cost.write_costs(costs, output)
+        print('\n' + extractor_cost.to_markdown(costs), end='')
+    else:
+        costs.problems.append('--cost: no extractor could be measured')
     for problem in costs.problems:
         print(f'error: {problem}', file=sys.stderr)
     return costs

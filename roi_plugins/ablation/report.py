@@ -75,7 +75,7 @@ def write_report(
     )
     pairs, pictures = _pairs(comparison, digits)
     tables = list(_tables(comparison, digits))
-    if costs:
+    if costs and costs.rows:
         header, rows = cost_rows(costs)
         table = pd.DataFrame(rows, columns=header)
         tables.append(_table('Cost of the extractor in a training step', costs.machine, table))

@@ -73,3 +73,11 @@ def test_details_print_the_tables_alone(make_run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith('ann.json, 2 images')
     assert all(not line or line[0] in '|#' for line in lines[1:])
+
+
+def test_a_cost_table_without_a_measurement_is_an_error(make_run, capsys):
+    assert compare(make_run('a'), '--cost', '--output', 'out') == 1
+    output, errors = capsys.readouterr()
+    assert 'error: --cost: no extractor could be measured' in errors
+    assert output.count('| a ') == 2  # AP and its interval
+    assert not Path('out/cost.md').exists()
