@@ -48,4 +48,5 @@ def test_cost_of_bare_predictions_is_an_error_beside_the_table(tool, tmp_path, c
     assert '### Box AP' in out
     assert err.count('its cost is not measured: predictions alone tell nothing of it') == 2
     assert 'its cost is not measured' in (tmp_path / 'report.html').read_text()
-    assert (tmp_path / 'out/cost.json').exists()
+    assert 'no extractor could be measured' in err
+    assert not (tmp_path / 'out/cost.json').exists()
