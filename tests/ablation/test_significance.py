@@ -253,3 +253,12 @@ def test_the_curve_and_the_classes_are_those_of_the_run():
     assert estimates.per_class['value'].mean() == pytest.approx(result['AP'])
     unchanged = sample_run(result, matches, np.ones((20, 1), int))
     assert unchanged.resampled[:, 0] == pytest.approx(run.values, abs=1e-12, nan_ok=True)
+
+
+def test_p_at_the_ends_of_what_it_can_be():
+    from roi_plugins.ablation.significance import _bootstrap_p, _t_interval
+
+    assert _bootstrap_p(np.ones((1, 9))) == 2 / 10  # never 0: as many resamples cannot say that
+    zero, one = np.zeros(1), np.ones(1)
+    assert _t_interval(0.1 * one, zero, zero, one)[2] == 0  # certain
+    assert _t_interval(zero, zero, zero, one)[2] == 1
