@@ -40,9 +40,11 @@ READ = Config.fromfile
 def test_a_dry_run_prints_the_whole_plan_and_writes_nothing(path, ablate, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Config, 'fromfile', lambda path, **_: copy.deepcopy(read_once(path)))
-    assert ablate([str(path), '--dry-run']) == 0
-    cells, summary = capsys.readouterr().out.split('\n\n')
+    code = ablate([str(path), '--dry-run'])
+    cells, summary, *missing = capsys.readouterr().out.split('\n\n')
     plan = load_plan(path)
+    # The checkpoints of those that are tested only are not there.
+    assert code == len(missing) == any(cell.checkpoint for cell in plan.cells)
     lines = cells.splitlines()
     assert [line for line in lines if line[0] != ' '] == [f'{cell.name}: to run' for cell in plan.cells]
     commands = [shlex.split(line) for line in lines if line.startswith('  ') and 'not yet:' not in line]
