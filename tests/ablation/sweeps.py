@@ -104,3 +104,13 @@ def wait_for(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end, 'waited in vain'
         time.sleep(0.05)
+
+
+def read_until(process, *texts):
+    """The lines of a command up to where all the texts have come; what follows is in its ``stdout``."""
+    lines = ''
+    for line in process.stdout:
+        lines += line
+        if all(text in lines for text in texts):
+            return lines
+    raise AssertionError(f'it ended without {texts}: {lines}')
