@@ -228,10 +228,10 @@ def write_run(
         raise DataError(f'{run_dir}: no {" or ".join(PREDICTION_FILES.values())} to evaluate')
     coco = load_annotations(ann_file)
     (run_dir / ANNOTATIONS_FILE).unlink(missing_ok=True)  # of an earlier test
-    if category_ids is not None and set(category_ids) != set(coco.cats):
+    if category_ids is not None and (wanted := set(category_ids)) != set(coco.cats):
         ann_file = run_dir / ANNOTATIONS_FILE
         with written_aside(ann_file) as aside:
-            aside.write_text(json.dumps(_of_categories(coco.dataset, category_ids)), encoding='utf-8')
+            aside.write_text(json.dumps(_of_categories(coco.dataset, wanted)), encoding='utf-8')
         coco = load_annotations(ann_file)
     metrics = {}
     for iou_type, name in predictions.items():
@@ -254,7 +254,7 @@ def write_run(
     return record
 
 
-def _of_categories(dataset: dict, category_ids: Sequence[int]) -> dict:
+def _of_categories(dataset: dict, category_ids: set[int]) -> dict:
     return {
         'images': dataset['images'],
         'annotations': [a for a in dataset['annotations'] if a['category_id'] in category_ids],

@@ -33,6 +33,23 @@ def read_json(path: str | Path, what: str) -> Any:
         raise DataError(f'{path}: the {what} is not JSON: {error}') from None
 
 
+class Folders:
+    """Tells which files are there, and lists each folder once: a data set has many files in few folders."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, set[str]] = {}
+
+    def has(self, path: str) -> bool:
+        """Whether the folder of a path has an entry of its name."""
+        folder, name = os.path.split(path)
+        if folder not in self._names:
+            try:
+                self._names[folder] = set(os.listdir(folder or '.'))
+            except OSError:
+                self._names[folder] = set()
+        return name in self._names[folder]
+
+
 def write_json(path: str | Path, obj: Any) -> None:
     """Writes strict JSON aside and renames it: a reader finds the old file or the whole new one."""
     text = json.dumps(obj, indent=2, allow_nan=False) + '\n'

@@ -18,7 +18,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from wheels import ROOT, copy_sources
+
 CSRC = ROOT / 'roi_plugins' / 'ops' / 'csrc'
 DOCUMENT = ROOT / 'docs' / 'kernels.md'
 TABLE = re.compile(r'(?<=<!-- begin: make kernels -->\n).*(?=<!-- end -->)', re.DOTALL)
@@ -72,9 +73,8 @@ def sentence(text):
 def build(folder: Path) -> tuple[Path, str]:
     """The library with all cards, and what ptxas said."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT / 'roi_plugins', folder / 'roi_plugins', ignore=shutil.ignore_patterns('*.so'))
-    for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'README.md'):
-        shutil.copy(ROOT / name, folder)
+    folder.mkdir(parents=True)
+    copy_sources(folder)
     flags = f'{os.environ.get("NVCC_APPEND_FLAGS", "")} -Xptxas -v'
     required = {'ROI_PLUGINS_CUDA': '1', 'ROI_PLUGINS_REQUIRE_EXTENSION': '1', 'NVCC_APPEND_FLAGS': flags}
     log = folder / 'build.log'

@@ -43,18 +43,20 @@ def install(path, *arguments):
     run('uv', 'pip', 'install', '--quiet', '--python', path, *arguments)
 
 
-def build_wheel(interpreter, out):
-    """The wheel for the torch that an interpreter has, in a folder that may hold those of others.
+def copy_sources(folder):
+    """All that a build needs, and nothing of an earlier one, which may be another torch's."""
+    for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'README.md'):
+        shutil.copy(ROOT / name, folder)
+    ignored = shutil.ignore_patterns('*.so', '__pycache__')
+    shutil.copytree(ROOT / 'roi_plugins', folder / 'roi_plugins', ignore=ignored)
 
-    Built from a copy of the sources: objects of an earlier build may be those of another torch.
-    """
+
+def build_wheel(interpreter, out):
+    """The wheel for the torch that an interpreter has, in a folder that may hold those of others."""
     with tempfile.TemporaryDirectory(prefix='roi_plugins_wheel_') as folder:
         source, built = Path(folder) / 'source', Path(folder) / 'built'
         source.mkdir()
-        for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'README.md'):
-            shutil.copy(ROOT / name, source)
-        ignored = shutil.ignore_patterns('*.so', '__pycache__')
-        shutil.copytree(ROOT / 'roi_plugins', source / 'roi_plugins', ignore=ignored)
+        copy_sources(source)
         run(
             *('uv', 'build', '--quiet', '--wheel', '--no-build-isolation', '--python', interpreter),
             *('--out-dir', built, source),

@@ -10,7 +10,7 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from roi_plugins.integrations.detectron2.datasets import coco_files, import_modules, register_coco_files
-from roi_plugins.integrations.detectron2.errors import RunError
+from roi_plugins.integrations.errors import RunError
 
 MODULE = """
 from detectron2.data.datasets import register_coco_instances

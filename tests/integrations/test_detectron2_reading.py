@@ -8,8 +8,8 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
 from detectron2.data import DatasetCatalog
 
-from roi_plugins.integrations.detectron2.errors import RunError
 from roi_plugins.integrations.detectron2.reading import read_config
+from roi_plugins.integrations.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[2]
 LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_align-avg_shapes.py'

@@ -13,8 +13,8 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 from detectron2.data import DatasetCatalog
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
-from roi_plugins.integrations.detectron2.errors import RunError
 from roi_plugins.integrations.detectron2.steps import load_step
+from roi_plugins.integrations.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/detectron2/train_net.py'

@@ -9,6 +9,7 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
+import detectron2_options
 import pytest
 import torch
 
@@ -27,26 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/detectron2/train_net.py'
 YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_{extractor}_shapes.yaml'
 LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_stock_shapes.py'
-OPTIONS = {
-    'SOLVER.MAX_ITER': 2,
-    'SOLVER.IMS_PER_BATCH': 2,
-    'SOLVER.WARMUP_ITERS': 0,
-    'DATALOADER.NUM_WORKERS': 0,
-    'INPUT.MIN_SIZE_TRAIN': '(64,)',
-    'INPUT.MIN_SIZE_TEST': 64,
-    'MODEL.RPN.POST_NMS_TOPK_TEST': 20,
-    'MODEL.ROI_HEADS.SCORE_THRESH_TEST': 0.0,
-    'SEED': 0,
-}
-LAZY_OPTIONS = {
-    'train.max_iter': 2,
-    'train.seed': 0,
-    'dataloader.train.total_batch_size': 2,
-    'dataloader.train.num_workers': 0,
-    'dataloader.test.num_workers': 0,
-    'model.proposal_generator.post_nms_topk': '[150,20]',
-    'model.roi_heads.box_predictor.test_score_thresh': 0.0,
-}
+OPTIONS = {'SOLVER.MAX_ITER': 2, **detectron2_options.YAML_OPTIONS}
+LAZY_OPTIONS = {'train.max_iter': 2, 'train.seed': 0, **detectron2_options.LAZY_OPTIONS}
 
 
 @pytest.fixture(scope='module')

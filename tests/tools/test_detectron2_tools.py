@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import detectron2_options
 import pytest
 import torch
 import yaml
@@ -28,25 +29,14 @@ COCO = 'ROI_PLUGINS_TINY_COCO'
 OPTIONS = {
     'SOLVER.MAX_ITER': 4,
     'SOLVER.CHECKPOINT_PERIOD': 2,
-    'SOLVER.IMS_PER_BATCH': 2,
-    'SOLVER.WARMUP_ITERS': 0,
-    'DATALOADER.NUM_WORKERS': 0,
-    'INPUT.MIN_SIZE_TRAIN': '(64,)',
-    'INPUT.MIN_SIZE_TEST': 64,
-    'MODEL.RPN.POST_NMS_TOPK_TEST': 20,
-    'MODEL.ROI_HEADS.SCORE_THRESH_TEST': 0.0,
     'TEST.DETECTIONS_PER_IMAGE': 5,
-    'SEED': 0,
+    **detectron2_options.YAML_OPTIONS,
 }
 LAZY_OPTIONS = {
     'train.max_iter': 4,
     'train.checkpointer.period': 2,
-    'dataloader.train.total_batch_size': 2,
-    'dataloader.train.num_workers': 0,
-    'dataloader.test.num_workers': 0,
-    'model.proposal_generator.post_nms_topk': [150, 20],
-    'model.roi_heads.box_predictor.test_score_thresh': 0.0,
     'model.roi_heads.box_predictor.test_topk_per_image': 5,
+    **detectron2_options.LAZY_OPTIONS,
 }
 
 

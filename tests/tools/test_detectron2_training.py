@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from detectron2_options import LAZY_OPTIONS
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
@@ -25,12 +26,8 @@ OPTIONS = {
     'train.max_iter': STEPS,
     'train.log_period': 1,
     'train.seed': 0,
-    'dataloader.train.total_batch_size': 2,
-    'dataloader.train.num_workers': 0,
-    'dataloader.test.num_workers': 0,
-    'model.proposal_generator.post_nms_topk': '[150,20]',
-    'model.roi_heads.box_predictor.test_score_thresh': 0.0,
     'model.roi_heads.box_predictor.test_topk_per_image': 5,
+    **LAZY_OPTIONS,
 }
 
 

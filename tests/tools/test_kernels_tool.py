@@ -1,7 +1,6 @@
 """What `make kernels` makes of what ptxas and cuobjdump print; it itself needs nvcc, and runs in CI."""
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,9 @@ TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
 @pytest.fixture(scope='module')
 def kernels():
-    spec = importlib.util.spec_from_file_location('kernels_tool', TOOLS / 'kernels.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # for its dataclasses
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOLS)
+        return importlib.import_module('kernels')
 
 
 ADDING = (

@@ -20,7 +20,7 @@ from roi_plugins.integrations.weights import (
     saving,
 )
 
-from .errors import RunError
+from ..errors import RunError
 
 _PARTIAL = '.partial.'  # the start of the name of a checkpoint that is being written
 

@@ -18,11 +18,12 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, RROIHeads
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from roi_plugins.evaluation import check_annotations
+from roi_plugins.files import Folders
 
+from ..errors import RunError
 from .checkpoints import saved_checkpoints
 from .config import HEADS
 from .datasets import is_coco_files
-from .errors import RunError
 from .poolers import POOLER_TYPES, STOCK_POOLER_TYPES
 from .reading import explain_unknown
 from .roi_heads import OUR_HEADS, pooler_nodes
@@ -333,21 +334,10 @@ def _check_training_set(name: str, records: Sequence[Mapping[str, Any]], model: 
 
 
 def _check_images(name: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Raises RunError on images that are not there; each folder is listed once."""
-    folders: dict[str, set[str]] = {}
-    missing = []
-    for record in records:
-        path = str(record.get('file_name', ''))
-        if not path or '://' in path:
-            continue
-        folder, file = os.path.split(path)
-        if folder not in folders:
-            try:
-                folders[folder] = set(os.listdir(folder or '.'))
-            except OSError:
-                folders[folder] = set()
-        if file not in folders[folder]:
-            missing.append(path)
+    """Raises RunError on images that are not there."""
+    folders = Folders()
+    paths = (str(record.get('file_name', '')) for record in records)
+    missing = [path for path in paths if path and '://' not in path and not folders.has(path)]
     if missing:
         raise RunError(
             f'{len(missing)} of the {len(records)} images of the dataset {name} are not there, such as '

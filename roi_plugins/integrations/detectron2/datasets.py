@@ -21,7 +21,7 @@ from types import ModuleType
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from .errors import RunError
+from ..errors import RunError
 
 _FILES = '.json@'
 

@@ -32,7 +32,7 @@ def _as_ours(module: nn.Module) -> RoIExtractor | None:
         return None
     layer = module.level_poolers[0]
     if isinstance(layer, ROIAlign):
-        method = {'sampling_ratio': max(layer.sampling_ratio, 0), 'aligned': layer.aligned}
+        method = {'sampling_ratio': layer.sampling_ratio, 'aligned': layer.aligned}
     elif isinstance(layer, RoIPool):
         method = {'region': 'round', 'sampling_ratio': None, 'reduction': 'max'}
     else:

@@ -83,10 +83,9 @@ class RoIPluginsPooler(nn.Module):
         check_pooler_type(pooler_type)
         check_options(pooler_type, options)
         if 'sampling_ratio' in _parameters(pooler_type):
-            # As ROIPooler does, take a whole number that is written as a float, and any below 0 as 0.
+            # As ROIPooler does, take a whole number that is written as a float.
             whole = isinstance(sampling_ratio, float) and sampling_ratio.is_integer()
-            number = int(sampling_ratio) if whole else sampling_ratio
-            options['sampling_ratio'] = max(number, 0) if isinstance(number, int) else number
+            options['sampling_ratio'] = int(sampling_ratio) if whole else sampling_ratio
         # An omegaconf list is none of the sequences that the extractors know.
         size = output_size if isinstance(output_size, int) else list(output_size)
         self.min_level, self.max_level = _pyramid_levels(scales)

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import RunError
 from .config import add_roi_plugins_config
 from .datasets import registering_again
-from .errors import RunError
 
 # What Detectron2's own tool reads of these nodes of a LazyConfig.
 _READ = {

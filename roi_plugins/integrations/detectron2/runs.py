@@ -56,10 +56,10 @@ from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, writ
 from roi_plugins.evaluation import evaluate as compute_metrics
 from roi_plugins.files import DataError, write_json
 
+from ..errors import RunError
 from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
 from .checks import build_model, check_run, check_writable
 from .datasets import coco_files, import_modules, register_coco_files
-from .errors import RunError
 from .reading import read_config
 
 COMMAND = ['python', '-m', 'roi_plugins.integrations.detectron2.runs']

@@ -22,10 +22,10 @@ from mmengine.registry import DATASETS, METRICS, Registry, init_default_scope
 from pycocotools.coco import COCO
 
 from roi_plugins.evaluation import IOU_THRESHOLDS, IOU_TYPES, check_annotations
-from roi_plugins.files import read_json
+from roi_plugins.files import Folders, read_json
 from roi_plugins.matching import MAX_DETECTIONS
 
-from .errors import RunError
+from ..errors import RunError
 
 TEST_SETTINGS = ('test_dataloader', 'test_cfg', 'test_evaluator')
 
@@ -320,7 +320,7 @@ def _max_per_image(cfg: Config) -> int:
 def _check_images(coco: COCO, ann_file: str, dataset: Any) -> None:
     """Raises RunError on images that the annotations do not have, that come twice or that are not there."""
     seen: set[int] = set()
-    folders: dict[str, set[str]] = {}
+    folders = Folders()
     if not len(dataset):
         raise RunError('test_dataloader.dataset has no images')
     for index in range(len(dataset)):
@@ -331,13 +331,10 @@ def _check_images(coco: COCO, ann_file: str, dataset: Any) -> None:
         if id_ in seen:
             raise RunError(f'test_dataloader.dataset has the image {id_} twice')
         seen.add(id_)
-        folder, file = os.path.split(path)
         if not path or '://' in path or getattr(dataset, 'backend_args', None):
             continue
-        if folder not in folders:
-            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         # A name in the annotations may hold folders, so a file may be behind a link that a list has not.
-        if file not in folders[folder] and not os.path.exists(path):
+        if not folders.has(path) and not os.path.exists(path):
             raise RunError(f'test_dataloader.dataset: the image {path} does not exist')
 
 

@@ -46,8 +46,8 @@ from roi_plugins.integrations.weights import (
     saving,
 )
 
+from ..errors import RunError
 from .checks import check_data, check_test, check_training_classes, check_validation, has_test
-from .errors import RunError
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')

@@ -1,4 +1,4 @@
-"""What the tools say in one line, with exit code 2."""
+"""What the tools of either framework say in one line, with exit code 2."""
 
 
 class RunError(RuntimeError):
