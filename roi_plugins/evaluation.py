@@ -26,7 +26,7 @@ from pycocotools.coco import COCO
 from roi_plugins import __version__
 from roi_plugins.files import DataError, read_json, write_json, written_aside
 from roi_plugins.hardware import cpu_name
-from roi_plugins.matching import AREAS, Matches, match, precision_at_recall
+from roi_plugins.matching import AREAS, MAX_DETS, Matches, match, precision_at_recall
 
 METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
 """What is reported of one evaluation, in the order of ``COCOeval.stats[:6]``."""
@@ -57,7 +57,10 @@ PREDICTION_FILES = {'bbox': 'predictions.bbox.json', 'segm': 'predictions.segm.j
 
 
 def evaluate(
-    ann_file: str | Path | COCO, predictions: str | Path | Sequence[dict], iou_type: str
+    ann_file: str | Path | COCO,
+    predictions: str | Path | Sequence[dict],
+    iou_type: str,
+    max_dets: int = MAX_DETS,
 ) -> dict[str, Any]:
     """COCO AP of one detector's results over all images of an annotation file.
 
@@ -67,6 +70,8 @@ def evaluate(
             ``score`` and ``bbox`` (x, y, w, h in pixels) or ``segmentation`` (compressed RLE). An
             empty list has AP 0.
         iou_type: ``'bbox'``, ``'segm'`` or, for Boundary AP, ``'boundary'``.
+        max_dets: how many detections of each class count in an image, those with the highest scores:
+            COCO's ``maxDets``, for all figures.
 
     Returns:
         What :func:`summarize` returns.
@@ -75,11 +80,14 @@ def evaluate(
         DataError: a file is missing or malformed, or the predictions are not for these
             annotations.
     """
-    return summarize(match_predictions(ann_file, predictions, iou_type))
+    return summarize(match_predictions(ann_file, predictions, iou_type, max_dets))
 
 
 def match_predictions(
-    ann_file: str | Path | COCO, predictions: str | Path | Sequence[dict], iou_type: str
+    ann_file: str | Path | COCO,
+    predictions: str | Path | Sequence[dict],
+    iou_type: str,
+    max_dets: int = MAX_DETS,
 ) -> Matches:
     """The first half of :func:`evaluate`: which predictions match which objects.
 
@@ -92,7 +100,7 @@ def match_predictions(
     if iou_type != 'bbox':
         _check_outlines(coco)
     with contextlib.redirect_stdout(io.StringIO()):
-        return match(coco, load_results(coco, results), iou_type)
+        return match(coco, load_results(coco, results), iou_type, max_dets)
 
 
 def summarize(matches: Matches) -> dict[str, Any]:
@@ -202,6 +210,7 @@ def write_run(
     ann_file: str | Path,
     command: Sequence[str],
     category_ids: Sequence[int] | None = None,
+    max_dets: int = MAX_DETS,
 ) -> dict[str, Any]:
     """Evaluates the predictions in ``run_dir`` and writes ``metrics.json``: the run is finished.
 
@@ -215,6 +224,7 @@ def write_run(
         category_ids: of the categories that AP is the mean over; by default all of the file. Where it
             is some, ``run_dir`` gets a copy of the annotations with these alone, and the run is one on
             this copy.
+        max_dets: see :func:`evaluate`.
 
     Returns:
         What was written.
@@ -235,7 +245,7 @@ def write_run(
         coco = load_annotations(ann_file)
     metrics = {}
     for iou_type, name in predictions.items():
-        result = evaluate(coco, run_dir / name, iou_type)
+        result = evaluate(coco, run_dir / name, iou_type, max_dets)
         metrics[iou_type] = {metric: result[metric] for metric in METRICS}
     record = {
         'format': 1,
@@ -243,6 +253,7 @@ def write_run(
         'config': str(config),
         'checkpoint': str(checkpoint),
         'ann_file': os.path.abspath(ann_file),
+        'max_dets': max_dets,
         'predictions': predictions,
         'metrics': metrics,
         'versions': _versions(framework),

@@ -18,8 +18,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy.sparse import csr_array
 
-MAX_DETECTIONS = 100
-"""How many detections of each class count in an image: those with the highest scores."""
+MAX_DETS = 100
+"""How many detections of each class count in an image by default, those with the highest scores."""
 
 AREAS = ('all', 'small', 'medium', 'large')
 """The areas of objects for which there is an AP, in the order of ``COCOeval``."""
@@ -55,7 +55,7 @@ class Matches:
         image_ids: of all images of the annotations, sorted.
         category_ids: of all classes of the annotations, sorted.
         classes: in the order of ``category_ids``.
-        count: of all detections, with those beyond ``MAX_DETECTIONS``.
+        count: of all detections, with those that do not count.
     """
 
     image_ids: list[int]
@@ -77,25 +77,34 @@ class ResampledAP:
     per_class: np.ndarray
 
 
-def match(ground_truth: COCO, detections: COCO, iou_type: str) -> Matches:
+def match(ground_truth: COCO, detections: COCO, iou_type: str, max_dets: int = MAX_DETS) -> Matches:
     """Matches detections as ``COCOeval(ground_truth, detections, iou_type).evaluate()`` does.
 
     ``'boundary'``, which pycocotools does not have, is Boundary IoU: see :class:`BoundaryEval`.
 
     Nearly all pairs of an image and a class have no object, so that there is nothing to match.
     pycocotools is called for the others.
+
+    Args:
+        max_dets: how many detections of each class count in an image, those with the highest scores.
+
+    Raises:
+        ValueError: ``max_dets`` is below 1.
     """
+    if max_dets < 1:
+        raise ValueError(f'max_dets is {max_dets}; expected 1 or more')
     if iou_type == 'boundary':
         coco_eval = BoundaryEval(ground_truth, detections)
     else:
         coco_eval = COCOeval(ground_truth, detections, iou_type)
+    coco_eval.params.maxDets = [max_dets]
     coco_eval._prepare()
     params = coco_eval.params
     images_of: dict[int, set[int]] = {category_id: set() for category_id in params.catIds}
     for image_id, category_id in (*coco_eval._gts, *coco_eval._dts):
         images_of[category_id].add(image_id)
     index = {image_id: i for i, image_id in enumerate(params.imgIds)}
-    classes = [_match_class(coco_eval, c, images_of[c], index) for c in params.catIds]
+    classes = [_match_class(coco_eval, c, images_of[c], index, max_dets) for c in params.catIds]
     return Matches(params.imgIds, params.catIds, classes, len(detections.anns))
 
 
@@ -139,7 +148,7 @@ class BoundaryEval(COCOeval):
 
 
 def _match_class(
-    coco_eval: COCOeval, category_id: int, image_ids: set[int], index: dict[int, int]
+    coco_eval: COCOeval, category_id: int, image_ids: set[int], index: dict[int, int], max_dets: int
 ) -> ClassMatches:
     params = coco_eval.params
     shape = len(params.areaRng), len(params.iouThrs)
@@ -150,11 +159,11 @@ def _match_class(
         pair = image_id, category_id
         found = coco_eval._dts.get(pair, [])
         if pair not in coco_eval._gts:
-            found = sorted(found, key=lambda detection: -detection['score'])[:MAX_DETECTIONS]
+            found = sorted(found, key=lambda detection: -detection['score'])[:max_dets]
             alone += [(index[image_id], d['score'], d['area']) for d in found]
             continue
         coco_eval.ious[pair] = coco_eval.computeIoU(*pair) if found else []
-        results = [coco_eval.evaluateImg(*pair, area, MAX_DETECTIONS) for area in params.areaRng]
+        results = [coco_eval.evaluateImg(*pair, area, max_dets) for area in params.areaRng]
         del coco_eval.ious[pair]
         images += [index[image_id]] * len(results[0]['dtScores'])
         scores += results[0]['dtScores']

@@ -24,10 +24,11 @@ def index(dataset):
     return coco
 
 
-def coco_eval(dataset, results, iou_type):
+def coco_eval(dataset, results, iou_type, max_dets=100):
     """pycocotools' own evaluation."""
     truth = index(copy.deepcopy(dataset))
     evaluation = COCOeval(truth, load_results(truth, copy.deepcopy(results)), iou_type)
+    evaluation.params.maxDets = [1, 10, max_dets]
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -84,6 +85,19 @@ def test_precision_is_that_of_pycocotools(iou_type, request):
         matches = match(truth, load_results(truth, copy.deepcopy(some)), iou_type)
         assert np.array_equal(precision_at_recall(matches), expected)
         assert (expected[..., -1, 0] == -1).all()  # the class without objects
+
+
+@pytest.mark.parametrize('max_dets', [11, 99, 120])
+@pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
+def test_precision_at_another_limit(iou_type, max_dets, request):
+    dataset, results = request.getfixturevalue({'bbox': 'boxes', 'segm': 'masks'}[iou_type])
+    expected = coco_eval(dataset, results, iou_type, max_dets).eval['precision'][..., -1]
+    truth = index(copy.deepcopy(dataset))
+    found = load_results(truth, copy.deepcopy(results))
+    assert np.array_equal(precision_at_recall(match(truth, found, iou_type, max_dets)), expected)
+    assert not np.array_equal(precision_at_recall(match(truth, found, iou_type)), expected)
+    with pytest.raises(ValueError, match='max_dets is 0; expected 1 or more'):
+        match(truth, found, iou_type, 0)
 
 
 def test_boundary_ap_is_that_of_faster_coco_eval(masks):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         '--bootstrap',
-        type=_number,
+        type=_number(0),
         default=1000,
         metavar='N',
         help='resamples of the images, for intervals and p-values; 0 for none (default: 1000)',
     )
     parser.add_argument(
         '--bootstrap-seed',
-        type=_number,
+        type=_number(0),
         default=0,
         metavar='N',
         help='seed of the resampling (default: 0)',
@@ -64,7 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help='also what moved: Boundary AP of masks, the errors by kind, the AP of each class',
     )
     parser.add_argument(
-        '--digits', type=_digits, default=1, help='decimals of the points (default: 1)'
+        '--max-dets',
+        type=_number(1),
+        metavar='N',
+        help="how many detections of each class count in an image, in place of what the runs name (COCO's "
+        '100 where they name nothing)',
+    )
+    parser.add_argument(
+        '--digits', type=_number(0, 15), default=1, help='decimals of the points (default: 1)'
     )
     parser.add_argument(
         '--output',
@@ -94,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.bootstrap,
             args.bootstrap_seed,
             args.details,
+            args.max_dets,
         )
         if args.output:
             write_comparison(comparison, args.output, args.digits)
@@ -137,16 +145,16 @@ def _measure_costs(comparison: Comparison, output: str | None) -> Costs:
     return costs
 
 
-def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r}; expected a number, 0 or more')
-    return int(text)
+def _number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """The parser of an argument that is a whole number, from ``low`` up to ``high``."""
 
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
+            expected = f'a number, {low} or more' if high is None else f'a number from {low} to {high}'
+            raise argparse.ArgumentTypeError(f'{text!r}; expected {expected}')
+        return int(text)
 
-def _digits(text: str) -> int:
-    if not text.isdecimal() or int(text) > 15:
-        raise argparse.ArgumentTypeError(f'{text!r}; expected a number from 0 to 15')
-    return int(text)
+    return parse
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ from __future__ import annotations
 import filecmp
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,7 @@ class Comparison:
     Attributes:
         ann_file: the annotations of all runs.
         num_images: how many images they have.
+        max_dets: how many detections of each class count in an image.
         categories: the classes by rising id, with index ``name`` and columns ``objects``, ``images``:
             how many objects there are, without crowds, and how many images that have one.
         baseline: the extractor that the others are compared with, if any.
@@ -113,6 +114,7 @@ class Comparison:
 
     ann_file: Path
     num_images: int
+    max_dets: int
     categories: pd.DataFrame
     baseline: str | None
     resamples: int
@@ -131,6 +133,7 @@ def compare(
     resamples: int = 1000,
     seed: int = 0,
     details: bool = False,
+    max_dets: int | None = None,
 ) -> Comparison:
     """Evaluates runs on their common annotations and groups them by config and extractor.
 
@@ -144,6 +147,7 @@ def compare(
             none of these.
         seed: of the resampling: the same seed gives the same intervals.
         details: also Boundary AP of masks, and the errors by kind.
+        max_dets: how many detections of each class count in an image, in place of what the runs name.
 
     Raises:
         ComparisonError: there is no run to compare, two are the same cell, or none is of the
@@ -152,6 +156,8 @@ def compare(
     """
     found = find_runs(paths, ann_file)
     problems, notes = found.problems, found.notes
+    if max_dets is not None:
+        found.runs = [replace(run, max_dets=max_dets) for run in found.runs]
     runs = _comparable(found.runs, problems, notes)
     coco = load_annotations(runs[0].ann_file)
     if not coco.imgs:
@@ -181,11 +187,12 @@ def compare(
                 path = run.predictions.get('segm' if iou_type == BOUNDARY else iou_type)
                 if path is None:
                     continue
-                matches = match_predictions(coco, path, iou_type)
+                matches = match_predictions(coco, path, iou_type, run.max_dets)
                 results[iou_type] = summarize(matches)
                 errors = None
                 if details and iou_type != BOUNDARY:
-                    errors = break_down_errors(coco, read_predictions(coco, path, iou_type), iou_type)
+                    predictions = read_predictions(coco, path, iou_type)
+                    errors = break_down_errors(coco, predictions, iou_type, run.max_dets)
                 run_samples[iou_type] = sample_run(results[iou_type], matches, counts), errors
         except DataError as error:
             problems.append(str(error))
@@ -207,6 +214,7 @@ def compare(
     return Comparison(
         ann_file=runs[0].ann_file,
         num_images=len(coco.imgs),
+        max_dets=runs[0].max_dets,
         categories=categories,
         baseline=baseline,
         resamples=resamples,
@@ -220,17 +228,22 @@ def compare(
 
 
 def _comparable(runs: Sequence[Run], problems: list[str], notes: Sequence[str]) -> list[Run]:
-    """The runs over the annotations of the first; the others become problems."""
+    """The runs over the annotations of the first, at its limit of detections; the others become problems."""
     comparable = []
     for run in runs:
         first = runs[0]
-        if run.ann_file == first.ann_file or _have_equal_content(run.ann_file, first.ann_file):
-            comparable.append(run)
-        else:
+        if run.ann_file != first.ann_file and not _have_equal_content(run.ann_file, first.ann_file):
             problems.append(
                 f'{run.name}: was evaluated on {run.ann_file}, {first.name} on {first.ann_file}, '
                 'which differ: they cannot be compared; see --ann-file, or compare them apart'
             )
+        elif run.max_dets != first.max_dets:
+            problems.append(
+                f'{run.name}: was evaluated with max_dets {run.max_dets}, {first.name} with '
+                f'{first.max_dets}: give --max-dets for all, or compare them apart'
+            )
+        else:
+            comparable.append(run)
     if not comparable:
         raise ComparisonError('\n'.join(['there is no run to compare:', *problems, *notes]))
     cells: dict[tuple, Run] = {}

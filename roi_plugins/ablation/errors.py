@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from roi_plugins.evaluation import load_results
-from roi_plugins.matching import MAX_DETECTIONS, accumulate
+from roi_plugins.matching import MAX_DETS, accumulate
 
 ERRORS = ('classification', 'localization', 'both', 'duplicate', 'background', 'missed')
 """Kinds of errors. All but the last are of detections; the last is of objects.
@@ -52,13 +52,16 @@ class _Ranking:
     missed: dict[int, int]  # by category
 
 
-def break_down_errors(coco: COCO, results: list[dict], iou_type: str) -> pd.DataFrame:
+def break_down_errors(
+    coco: COCO, results: list[dict], iou_type: str, max_dets: int = MAX_DETS
+) -> pd.DataFrame:
     """Errors at IoU 0.5 by kind.
 
     Args:
         coco: annotations.
         results: what :func:`roi_plugins.evaluation.read_predictions` gave; they are changed.
         iou_type: ``'bbox'`` or ``'segm'``.
+        max_dets: how many detections of each class count in an image.
 
     Returns:
         Index ERRORS; columns ``count`` and ``ap50_lost``: by how much AP50 would be higher, as a
@@ -66,7 +69,7 @@ def break_down_errors(coco: COCO, results: list[dict], iou_type: str) -> pd.Data
         right, the best one for an object that has none; the others vanish; missed objects are not
         asked for.) These do not add up to what AP50 lacks.
     """
-    ranking = _rank(coco, results, iou_type)
+    ranking = _rank(coco, results, iou_type, max_dets)
     ap50 = _ap50(ranking, None)
     counts = np.bincount(ranking.error[ranking.error != _RIGHT], minlength=5).tolist()
     return pd.DataFrame(
@@ -79,10 +82,11 @@ def break_down_errors(coco: COCO, results: list[dict], iou_type: str) -> pd.Data
     )
 
 
-def _rank(coco: COCO, results: list[dict], iou_type: str) -> _Ranking:
+def _rank(coco: COCO, results: list[dict], iou_type: str, max_dets: int) -> _Ranking:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how long it took
         coco_eval = COCOeval(coco, load_results(coco, results), iou_type)
     coco_eval.params.iouThrs = np.array([_FOREGROUND])
+    coco_eval.params.maxDets = [max_dets]
     coco_eval._prepare()
     categories_of = defaultdict(set)
     for image_id, category_id in (*coco_eval._gts, *coco_eval._dts):
@@ -90,7 +94,7 @@ def _rank(coco: COCO, results: list[dict], iou_type: str) -> _Ranking:
     columns = [[np.array([])], [np.array([], int)], [np.array([], int)], [np.array([], int)]]
     objects, missed = defaultdict(int), defaultdict(int)
     for image_id in sorted(categories_of):
-        image = _rank_image(coco_eval, image_id, sorted(categories_of[image_id]))
+        image = _rank_image(coco_eval, image_id, sorted(categories_of[image_id]), max_dets)
         for column, part in zip(
             columns, (image.score, image.category, image.error, image.fixed_category), strict=True
         ):
@@ -101,13 +105,13 @@ def _rank(coco: COCO, results: list[dict], iou_type: str) -> _Ranking:
     return _Ranking(*map(np.concatenate, columns), objects, missed)
 
 
-def _rank_image(coco_eval: COCOeval, image_id: int, categories: list[int]) -> _Ranking:
+def _rank_image(coco_eval: COCOeval, image_id: int, categories: list[int], max_dets: int) -> _Ranking:
     everywhere = coco_eval.params.areaRng[0]
     detections, matched_ids, ignored = [], [], []
     for category in categories:
         pair = image_id, category
         coco_eval.ious[pair] = coco_eval.computeIoU(*pair) if pair in coco_eval._gts else []
-        result = coco_eval.evaluateImg(*pair, everywhere, MAX_DETECTIONS)
+        result = coco_eval.evaluateImg(*pair, everywhere, max_dets)
         detections += [coco_eval.cocoDt.anns[i] for i in result['dtIds']]
         matched_ids += result['dtMatches'][0].tolist()
         ignored += result['dtIgnore'][0].tolist()

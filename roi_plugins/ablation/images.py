@@ -85,7 +85,7 @@ class Detections:
         results = read_predictions(coco, run.predictions[iou_type], iou_type)
         with contextlib.redirect_stdout(io.StringIO()):
             self._found = load_results(coco, results)
-            matches = match(coco, self._found, iou_type)
+            matches = match(coco, self._found, iou_type, run.max_dets)
         self.aps = dict(zip(matches.image_ids, _image_aps(matches).tolist(), strict=True))
 
     def shapes(self, image: dict, classes: dict[int, str], num_objects: int) -> list[Shape]:
@@ -112,6 +112,7 @@ class Detections:
         with contextlib.redirect_stdout(io.StringIO()):
             coco_eval = COCOeval(self._truth, self._found, self.iou_type)
             coco_eval.params.imgIds = [image_id]
+            coco_eval.params.maxDets = [self.run.max_dets]
             coco_eval.params.areaRng, coco_eval.params.areaRngLbl = [[0, 1e10]], ['all']
             coco_eval.evaluate()
         return {

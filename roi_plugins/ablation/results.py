@@ -12,6 +12,7 @@ from typing import Any
 
 from roi_plugins.evaluation import CELL_FILE, IOU_TYPES, METRICS_FILE
 from roi_plugins.files import DataError, read_json
+from roi_plugins.matching import MAX_DETS
 
 DETECTRON2_RESULTS = os.path.join('inference', 'coco_instances_results.json')
 """What Detectron2's own COCOEvaluator leaves in the output directory of a training."""
@@ -31,6 +32,7 @@ class Run:
         framework: ``'mmdet'`` or ``'detectron2'``; None for bare prediction files.
         ann_file: COCO annotations of the evaluated images.
         predictions: COCO results by IoU type, ``'bbox'`` or ``'segm'``.
+        max_dets: how many detections of each class count in an image.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Run:
     framework: str | None
     ann_file: Path
     predictions: dict[str, Path]
+    max_dets: int = MAX_DETS
 
 
 @dataclass
@@ -154,6 +157,12 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
         trained_with = read_json(run_dir / CELL_FILE, 'record').get('trained_with')
         if trained_with:
             labels['config_name'] += f', trained with {trained_with}'
+    # Runs of before it was recorded are at COCO's limit.
+    max_dets = read_json(run_dir / METRICS_FILE, 'record').get('max_dets', MAX_DETS)
+    if not isinstance(max_dets, int) or max_dets < 1:
+        raise DataError(
+            f'{run_dir / METRICS_FILE}: max_dets is {reprlib.repr(max_dets)}; expected a whole number from 1'
+        )
     if not record['predictions']:
         raise DataError(f'{run_dir / METRICS_FILE}: names no predictions')
     predictions = {}
@@ -183,6 +192,7 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
         framework=record['framework'],
         ann_file=recorded if ann_file is None else Path(ann_file),
         predictions=predictions,
+        max_dets=max_dets,
         **labels,
     )
 

@@ -20,6 +20,7 @@ from roi_plugins.ablation.figures import plot_ap_over_iou, save_figure
 from roi_plugins.ablation.significance import CONFIDENCE, Estimates
 from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, METRICS
 from roi_plugins.files import write_json, written_aside
+from roi_plugins.matching import MAX_DETS
 
 TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP', 'boundary': 'Boundary AP'}
 FIGURE = 'ap_over_iou'
@@ -301,6 +302,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         'format': 1,
         'ann_file': str(comparison.ann_file),
         'images': comparison.num_images,
+        'max_dets': comparison.max_dets,
         'iou_thresholds': list(IOU_THRESHOLDS),
         'categories': comparison.categories.reset_index().to_dict('records'),
         'baseline': comparison.baseline,
@@ -365,6 +367,11 @@ def caption(comparison: Comparison, digits: int = 1) -> str:
     lines = [
         f'{comparison.ann_file.name}, {comparison.num_images} images; AP x 100.',
     ]
+    if comparison.max_dets != MAX_DETS:
+        lines.append(
+            f'max_dets {comparison.max_dets}: the best {comparison.max_dets} detections of each class in an '
+            f'image count, in place of COCO\'s {MAX_DETS}.'
+        )
     has_seeds = any(len(group.runs) > 1 for group in comparison.groups)
     if comparison.resamples:
         lines.append(

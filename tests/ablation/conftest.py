@@ -36,7 +36,7 @@ def make_run(tmp_path):
         ann_file, {'images': images, 'annotations': annotations, 'categories': categories}
     )
 
-    def make(name, error=0.1, **cell):
+    def make(name, error=0.1, max_dets=100, **cell):
         rng = np.random.default_rng(cell.get('seed', 0))
         run_dir = tmp_path / name
         run_dir.mkdir(parents=True)
@@ -55,7 +55,13 @@ def make_run(tmp_path):
             record = {'format': 1, **LABELS, 'state': 'finished', 'started': '', **cell}
             write_json(run_dir / 'cell.json', record)
         write_run(
-            run_dir, framework='mmdet', config='c', checkpoint='x', ann_file=ann_file, command=[]
+            run_dir,
+            framework='mmdet',
+            config='c',
+            checkpoint='x',
+            ann_file=ann_file,
+            command=[],
+            max_dets=max_dets,
         )
         return run_dir
 

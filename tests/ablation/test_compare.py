@@ -171,6 +171,36 @@ def test_runs_that_cannot_stand_beside_each_other(make_run, tmp_path):
         compare([make_run('x', seed=0), make_run('y', seed=0)])
 
 
+def test_a_limit_of_detections_is_named_and_not_mixed(make_run, tmp_path):
+    one, other, third = make_run('a', max_dets=1), make_run('b', 0.2, max_dets=1), make_run('c')
+    comparison = compare([one, other, third], baseline='a')
+    assert [group.extractor for group in comparison.groups] == ['a', 'b']
+    assert comparison.problems == [
+        f'{third}: was evaluated with max_dets 100, {one} with 1: give --max-dets for all, or '
+        'compare them apart'
+    ]
+    named = "max_dets 1: the best 1 detections of each class in an image count, in place of COCO's 100."
+    assert named in to_markdown(comparison)
+    expected = evaluate(tmp_path / 'annotations.json', one / 'predictions.bbox.json', 'bbox', 1)['AP']
+    at_100 = evaluate(tmp_path / 'annotations.json', one / 'predictions.bbox.json', 'bbox')['AP']
+    assert comparison.groups[0].mean['AP'] == expected < at_100
+    write_comparison(comparison, tmp_path / 'out')
+    assert json.loads((tmp_path / 'out' / 'compare.json').read_text())['max_dets'] == 1
+
+    comparison = compare([one, other, third], max_dets=100)
+    assert comparison.groups[0].mean['AP'] == at_100 and len(comparison.groups) == 3
+    assert 'max_dets' not in to_markdown(comparison)
+
+
+def test_runs_of_before_the_limit_was_recorded_are_at_cocos(make_run):
+    old, new = make_run('a'), make_run('b', max_dets=100)
+    record = json.loads((old / 'metrics.json').read_text())
+    write_json(old / 'metrics.json', {k: v for k, v in record.items() if k != 'max_dets'})
+    assert len(compare([old, new]).groups) == 2
+    write_json(old / 'metrics.json', {**record, 'max_dets': 'all'})
+    assert "max_dets is 'all'; expected a whole number from 1" in compare([old, new]).problems[0]
+
+
 def test_intervals_in_tables_and_files(sweep, tmp_path):
     comparison = compare([sweep], baseline='align-avg', resamples=100, seed=5)
     again = compare([sweep], baseline='align-avg', resamples=100, seed=5)

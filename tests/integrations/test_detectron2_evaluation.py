@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation import METRICS
+from roi_plugins.evaluation import evaluate as evaluate_predictions
 from roi_plugins.integrations.detectron2.datasets import coco_files
 from roi_plugins.integrations.detectron2.runs import describe, evaluate, read_config
 
@@ -135,24 +136,51 @@ def test_images_that_are_left_out_count(data, tmp_path):
         MetadataCatalog.remove(name)
 
 
-def compare(dataset, language, tmp_path, model):
+@pytest.mark.parametrize('limit', [12, 120])
+@pytest.mark.parametrize('language', ['yaml', 'lazy'])
+def test_another_limit_of_detections(data, tmp_path, language, limit):
+    """It is our setting with a YAML config, and the evaluator's own in a LazyConfig."""
+
+    class Unsure(Detector):
+        """Its best detections are not the best placed, so that a limit cuts some that match."""
+
+        def _find(self, image):
+            found = super()._find(image)
+            found.scores = found.scores[np.random.default_rng(image['image_id']).permutation(self.count)]
+            return found
+
+    annotations = own_annotations(data, tmp_path / 'own.json')
+    dataset = coco_files(annotations, data / 'val')
+    at_limit = compare(dataset, language, tmp_path, Unsure(annotations, 8 * limit, True), limit)
+    metrics = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+    assert metrics['max_dets'] == limit
+    at_100 = evaluate_predictions(annotations, tmp_path / 'out' / 'predictions.bbox.json', 'bbox')
+    assert at_limit['bbox']['AP'] != at_100['AP']
+
+
+def compare(dataset, language, tmp_path, model, limit=None):
     if language == 'yaml':
         options = ['DATASETS.TEST', f'("{dataset}",)', 'OUTPUT_DIR', str(tmp_path / 'out')]
-        run = describe(read_config(YAML, [*options, 'DATALOADER.NUM_WORKERS', '0']))
+        run = describe(read_config(YAML, [*options, 'DATALOADER.NUM_WORKERS', '0']), max_dets=limit)
     else:
         options = [f'dataloader.test.dataset.names="{dataset}"', f'train.output_dir="{tmp_path}/out"']
-        run = describe(read_config(LAZY, [*options, 'dataloader.test.num_workers=0']))
+        options += ['dataloader.test.num_workers=0']
+        options += [f'dataloader.evaluator.max_dets_per_image={limit}'] if limit else []
+        run = describe(read_config(LAZY, options))
     # Its own faster evaluator is not compiled here, and need not be exact.
-    evaluator = COCOEvaluator(dataset, output_dir=str(tmp_path / 'theirs'), use_fast_impl=False)
+    evaluator = COCOEvaluator(
+        dataset, output_dir=str(tmp_path / 'theirs'), use_fast_impl=False, max_dets_per_image=limit
+    )
     theirs = inference_on_dataset(model, run.test_loader(), evaluator)
     ours = evaluate(run, model, config='c', checkpoint='c', command=['c'])['metrics']
     assert ours.keys() == theirs.keys() == ({'bbox', 'segm'} if model.masks else {'bbox'})
     for iou_type, metrics in ours.items():
-        assert 0.05 < metrics['AP'] < 0.95  # an evaluation that could go wrong
+        assert 0.01 < metrics['AP'] < 0.95  # an evaluation that could go wrong
         for metric in METRICS:
             expected = theirs[iou_type][metric]
             expected = -1 if math.isnan(expected) else expected / 100
             assert metrics[metric] == pytest.approx(expected, abs=1e-12), (iou_type, metric)
+    return ours
 
 
 def test_no_predictions(data, tmp_path):

@@ -17,6 +17,8 @@ from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.files import DataError
@@ -94,7 +96,7 @@ def predict(cfg, per_image=20):
     return evaluator.evaluate(len(dataset))
 
 
-def both_numbers(cfg_options, work_dir, monkeypatch, per_image=20):
+def both_numbers(cfg_options, work_dir, monkeypatch, per_image=20, **arguments):
     """What MMDetection reports, and what the tool writes."""
     cfg = Config.fromfile(STOCK)
     cfg.merge_from_dict(cfg_options)
@@ -104,7 +106,12 @@ def both_numbers(cfg_options, work_dir, monkeypatch, per_image=20):
     with monkeypatch.context() as patch:
         patch.setattr(runs, '_run', lambda cfg, phase: predict(cfg, per_image))
         record = runs.test(
-            STOCK, work_dir / 'iter_1.pth', work_dir=work_dir, cfg_options=cfg_options, overwrite=True
+            STOCK,
+            work_dir / 'iter_1.pth',
+            work_dir=work_dir,
+            cfg_options=cfg_options,
+            overwrite=True,
+            **arguments,
         )
     return expected, record
 
@@ -244,6 +251,61 @@ def test_a_setting_that_cannot_be_tested_is_refused_before_the_training(
         runs.train(STOCK, work_dir=tmp_path / 'run', cfg_options={**options, **changes})
     assert '\n' not in str(raised.value)
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('limit', [12, 120])
+def test_max_dets_is_cocos_limit_of_all_figures(options, tmp_path, monkeypatch, limit):
+    options = with_classes({**options, 'model.test_cfg.rcnn.max_per_img': 500}, NAMES[:2])
+    _, record = both_numbers(options, tmp_path, monkeypatch, 400, max_dets=limit)
+    assert record['max_dets'] == limit
+    truth = COCO(record['ann_file'])
+    for kind, name in record['predictions'].items():
+        found = json.loads((tmp_path / name).read_text())
+        found = [{key: d[key] for key in d if key != ('bbox' if kind == 'segm' else '')} for d in found]
+        coco_eval = COCOeval(truth, truth.loadRes(found), kind)
+        coco_eval.params.maxDets = [limit]
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+        precision = coco_eval.eval['precision'][..., 0]
+        at_limit = [precision[..., 0], precision[0, ..., 0], precision[5, ..., 0]]
+        at_limit += [precision[..., area] for area in (1, 2, 3)]
+        for metric, values in zip(ITEMS, at_limit, strict=True):
+            values = values[values > -1]
+            expected = values.mean() if values.size else -1
+            assert record['metrics'][kind][metric] == pytest.approx(expected, abs=1e-12), (kind, metric)
+    _, at_100 = both_numbers(
+        {**options, 'test_evaluator.proposal_nums': [1, 10, 100]}, tmp_path, monkeypatch, 400
+    )
+    assert at_100['max_dets'] == 100
+    assert at_100['metrics']['bbox']['AP'] != record['metrics']['bbox']['AP']
+
+
+@pytest.mark.parametrize(
+    ('max_dets', 'message'),
+    [
+        (300, r'max_dets is 300, but .* at most 100 .* set model\.test_cfg\.rcnn\.max_per_img to 300'),
+        (0, 'max_dets is 0; expected 1 or more'),
+    ],
+)
+def test_a_limit_that_would_have_no_effect_is_refused_before_the_training(
+    options, tmp_path, monkeypatch, max_dets, message
+):
+    monkeypatch.setattr(runs, '_run', lambda cfg, phase: pytest.fail('the training began'))
+    with pytest.raises(RunError, match=message):
+        runs.train(
+            STOCK,
+            work_dir=tmp_path,
+            cfg_options={**options, 'model.test_cfg.rcnn.max_per_img': 100},
+            max_dets=max_dets,
+        )
+
+
+def test_a_test_at_another_limit_is_another_result(options, tmp_path, monkeypatch):
+    both_numbers(options, tmp_path, monkeypatch)
+    with pytest.raises(RunError, match='holds the result of another test'):
+        runs.test(
+            STOCK, tmp_path / 'iter_1.pth', work_dir=tmp_path, cfg_options=options, max_dets=10
+        )
 
 
 def test_an_evaluator_with_its_metrics(options, tmp_path):

@@ -427,7 +427,7 @@ def test_what_detectron2_would_evaluate_otherwise(refused, tmp_path, changes, me
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'dataloader.evaluator.max_dets_per_image': 300}, 'evaluator.max_dets_per_image is 300'),
+        ({'dataloader.evaluator.max_dets_per_image': 5}, 'max_dets_per_image is 5; expected a number of'),
         ({'dataloader.evaluator.dataset_name': 'shapes_train'}, 'dataset_name is shapes_train'),
         ({'dataloader.evaluator._target_': 'detectron2.evaluation.LVISEvaluator'}, 'LVISEvaluator'),
         ({'dataloader.evaluator.tasks': '[bbox,keypoints]'}, 'tasks has keypoints'),
@@ -436,3 +436,15 @@ def test_what_detectron2_would_evaluate_otherwise(refused, tmp_path, changes, me
 )
 def test_what_a_lazy_evaluator_would_do_otherwise(refused, tmp_path, changes, message):
     assert message in refused(lazy_run(tmp_path / 'out', **changes))
+
+
+@pytest.mark.parametrize('language', ['yaml', 'lazy'])
+def test_more_detections_than_the_model_gives(refused, tmp_path, language):
+    make = yaml_run if language == 'yaml' else lazy_run
+    where = {
+        'yaml': 'TEST.DETECTIONS_PER_IMAGE',
+        'lazy': "test_topk_per_image of the model's FastRCNNOutputLayers",
+    }
+    error = refused(['--max-dets', '300', *make(tmp_path / 'out')])
+    message = '--max-dets is 300, but the model gives at most 20 detections an image: set '
+    assert message + where[language] in error

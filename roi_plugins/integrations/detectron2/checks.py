@@ -41,7 +41,15 @@ _OWN = (
 )
 
 
-def check_run(run: Run, *, eval_only: bool, resume: bool, num_processes: int, saves: bool) -> None:
+def check_run(
+    run: Run,
+    *,
+    eval_only: bool,
+    resume: bool,
+    num_processes: int,
+    saves: bool,
+    max_dets: int | None = None,
+) -> None:
     """Raises RunError or DataError where a run could not come to its end.
 
     Args:
@@ -49,6 +57,7 @@ def check_run(run: Run, *, eval_only: bool, resume: bool, num_processes: int, sa
         eval_only, resume: the options of that name.
         num_processes: those that train together, on all machines.
         saves: whether this machine saves the checkpoints.
+        max_dets: the option of that name.
     """
     _check_settings(run)
     _check_weights(run, eval_only, resume)
@@ -62,6 +71,8 @@ def check_run(run: Run, *, eval_only: bool, resume: bool, num_processes: int, sa
     test = _check_evaluator(run)
     model = build_model(run)
     _check_model(run, model)
+    if max_dets is not None:
+        _check_max_dets(run, model, max_dets)
     classes = _check_test_set(run, test, _has(model, 'mask'))
     _check_num_classes(run, model, test, len(classes))
     if not eval_only:
@@ -215,6 +226,32 @@ def _check_evaluator(run: Run) -> str:
     return name
 
 
+def evaluator_max_dets(cfg: DictConfig) -> int | None:
+    """The limit of detections that the evaluators of a LazyConfig name, if they do.
+
+    Raises:
+        RunError: they name several, or one below 10, for which Detectron2 has no AP.
+    """
+    named = {
+        f'{where}.max_dets_per_image': evaluator.max_dets_per_image
+        for where, evaluator in _lazy_evaluators(cfg)
+        if isinstance(evaluator, DictConfig) and evaluator.get('max_dets_per_image') is not None
+    }
+    limits = set(named.values())
+    if not limits:
+        return None
+    setting, limit = next(iter(named.items()))
+    if len(limits) > 1:
+        raise RunError(f'{", ".join(named)} are {", ".join(map(str, named.values()))}; this tool reports one')
+    if not isinstance(limit, int) or limit < 10:
+        # COCOeval sorts 1, 10 and the limit, and takes the AP at the third.
+        raise RunError(
+            f'{setting} is {limit!r}; expected a number of at least 10, as Detectron2 has no AP at a lower '
+            'one: --max-dets does'
+        )
+    return limit
+
+
 def _lazy_evaluators(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     found = OmegaConf.select(cfg, 'dataloader.evaluator')
     if isinstance(found, ListConfig):
@@ -229,12 +266,6 @@ def _check_lazy_evaluator(where: str, evaluator: DictConfig, dataset: str) -> No
     own = f'{COCOEvaluator.__module__}.{COCOEvaluator.__qualname__}'
     if target not in (COCOEvaluator, own, 'detectron2.evaluation.COCOEvaluator'):
         raise RunError(f'{where} is {target}; this tool computes what COCOEvaluator does, and no other')
-    limit = evaluator.get('max_dets_per_image')
-    if limit not in (None, 100):
-        raise RunError(
-            f"{where}.max_dets_per_image is {limit}; this tool's AP is of the 100 best of each class and "
-            "image, COCO's own rule"
-        )
     if evaluator.get('dataset_name', dataset) != dataset:
         raise RunError(
             f'{where}.dataset_name is {evaluator.dataset_name}, but the images are those of {dataset}, '
@@ -259,6 +290,23 @@ def _check_model(run: Run, model: torch.nn.Module) -> None:
         )
     if _has(model, 'keypoint'):
         print('warning: the keypoints are trained, but their AP is not computed', file=sys.stderr)
+
+
+def _check_max_dets(run: Run, model: torch.nn.Module, max_dets: int) -> None:
+    """Raises RunError where the model does not give as many detections as are to count."""
+    predictor = getattr(getattr(model, 'roi_heads', None), 'box_predictor', model)
+    if isinstance(predictor, (list, torch.nn.ModuleList)):
+        predictor = predictor[-1]  # the last stage of a cascade has the last word
+    for attribute in ('test_topk_per_image', 'max_detections_per_image'):
+        most = getattr(predictor, attribute, -1)
+        if 0 <= most < max_dets:
+            setting = 'TEST.DETECTIONS_PER_IMAGE'
+            if isinstance(run.cfg, DictConfig):
+                setting = f"{attribute} of the model's {type(predictor).__name__}"
+            raise RunError(
+                f'--max-dets is {max_dets}, but the model gives at most {most} detections an image: set '
+                f'{setting} to {max_dets} too'
+            )
 
 
 def _has(model: torch.nn.Module, what: str) -> bool:

@@ -55,10 +55,12 @@ from torch.multiprocessing import ProcessExitedException
 from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, write_run
 from roi_plugins.evaluation import evaluate as compute_metrics
 from roi_plugins.files import DataError, write_json
+from roi_plugins.matching import MAX_DETS
 
+from ..arguments import add_max_dets
 from ..errors import RunError
 from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
-from .checks import build_model, check_run, check_writable
+from .checks import build_model, check_run, check_writable, evaluator_max_dets
 from .datasets import coco_files, import_modules, register_coco_files
 from .reading import read_config
 
@@ -114,6 +116,7 @@ class Run:
         max_iter, checkpoints: the steps of the training; options of ``PeriodicCheckpointer``.
         amp, ddp, log_period: mixed precision; options of DistributedDataParallel; steps a log line.
         eval_period: steps between evaluations during the training; ``0``: none.
+        max_dets: how many detections of each class count in an image.
     """
 
     cfg: CfgNode | DictConfig
@@ -134,6 +137,7 @@ class Run:
     ddp: Mapping[str, Any]
     log_period: int
     eval_period: int
+    max_dets: int = MAX_DETS
 
     @property
     def prefix(self) -> str:
@@ -191,18 +195,23 @@ class Predictions(DatasetEvaluator):
         }
 
 
-def describe(cfg: CfgNode | DictConfig, device: str | None = None) -> Run:
+def describe(
+    cfg: CfgNode | DictConfig, device: str | None = None, max_dets: int | None = None
+) -> Run:
     """The run that a config says.
 
     COCO files that it names as datasets are registered, so that every process can read them.
 
     Args:
         device: where, in place of what the config says; without a GPU it is the CPU anyway.
+        max_dets: how many detections of each class count in an image, in place of what the evaluator of a
+            LazyConfig says.
 
     Raises:
         RunError: a LazyConfig lacks what Detectron2's own tool needs of it.
     """
     run = _describe_yaml(cfg, device) if isinstance(cfg, CfgNode) else _describe_lazy(cfg, device)
+    run.max_dets = max_dets or run.max_dets
     register_coco_files([*run.train_datasets, *run.test_datasets])
     return run
 
@@ -281,6 +290,7 @@ def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
         ddp=cfg.train.ddp,
         log_period=cfg.train.log_period,
         eval_period=cfg.train.eval_period,
+        max_dets=evaluator_max_dets(cfg) or MAX_DETS,
     )
 
 
@@ -355,6 +365,7 @@ def evaluate(
         checkpoint=checkpoint,
         ann_file=_ann_file(run),
         command=command,
+        max_dets=run.max_dets,
     )
 
 
@@ -369,7 +380,7 @@ def _metrics(run: Run, model: torch.nn.Module) -> dict[str, dict[str, float]]:
     """What an evaluation during the training shows: the figures that ``metrics.json`` would have."""
     metrics = {}
     for iou_type, predictions in _predict(run, model).items():
-        found = compute_metrics(_ann_file(run), predictions, iou_type)
+        found = compute_metrics(_ann_file(run), predictions, iou_type, run.max_dets)
         metrics[iou_type] = {name: found[name] for name in METRICS}
     _print(metrics)
     return metrics
@@ -476,6 +487,7 @@ def _check(run: Run, args: argparse.Namespace) -> None:
         resume=args.resume,
         num_processes=max(args.num_gpus, 1) * args.num_machines,
         saves=args.machine_rank == 0,
+        max_dets=args.max_dets,
     )
 
 
@@ -507,6 +519,8 @@ def _command(args: argparse.Namespace) -> list[str]:
     for half in ('train', 'test'):
         if files := getattr(args, f'{half}_data'):
             command += [f'--{half}-data', *files]
+    if args.max_dets is not None:
+        command += ['--max-dets', str(args.max_dets)]
     return [*command, *(['--eval-only'] if args.eval_only else []), *args.opts]
 
 
@@ -517,7 +531,7 @@ def _identity(command: Sequence[str]) -> Sequence[str]:
 
 def _work(args: argparse.Namespace) -> None:
     """What each process does."""
-    run = describe(_configure(args))
+    run = describe(_configure(args), max_dets=args.max_dets)
     default_setup(run.cfg, args)
     if args.eval_only:
         model, checkpoint = build_model(run), run.weights
@@ -569,6 +583,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             help=f'{what} on COCO files of your own, in place of the datasets of the config: instance '
             'annotations (.json) and the folder of the images',
         )
+    add_max_dets(parser)
     args = parser.parse_args(argv)
     for option in args.opts:
         # argparse takes all that comes after the first config option for others.
@@ -588,7 +603,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check_processes(args)
         # One process of each machine; the others wait for it to join them.
         if not under_torchrun or os.environ['LOCAL_RANK'] == '0':
-            _check(describe(_configure(args), 'cpu'), args)
+            _check(describe(_configure(args), 'cpu', args.max_dets), args)
         if under_torchrun:
             _work_under_torchrun(args)
             return 0

@@ -23,7 +23,7 @@ from pycocotools.coco import COCO
 
 from roi_plugins.evaluation import IOU_THRESHOLDS, IOU_TYPES, check_annotations
 from roi_plugins.files import Folders, read_json
-from roi_plugins.matching import MAX_DETECTIONS
+from roi_plugins.matching import MAX_DETS
 
 from ..errors import RunError
 
@@ -55,6 +55,7 @@ class Evaluation:
         iou_types: what has an AP, of ``IOU_TYPES``.
         category_ids: of each label, in order; AP is the mean over these.
         classes: their names.
+        max_dets: how many detections of each class count in an image.
     """
 
     metric: dict[str, Any]
@@ -63,6 +64,7 @@ class Evaluation:
     iou_types: list[str]
     category_ids: list[int]
     classes: list[str]
+    max_dets: int
 
 
 def has_test(cfg: Config) -> bool:
@@ -110,8 +112,13 @@ def innermost_datasets(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]
         yield from innermost_datasets(part)
 
 
-def check_test(cfg: Config) -> Evaluation:
-    """Raises RunError or DataError where a test would fail, or report another AP than MMDetection's own."""
+def check_test(cfg: Config, max_dets: int | None = None) -> Evaluation:
+    """Raises RunError or DataError where a test would fail, or report another AP than MMDetection's own.
+
+    Args:
+        max_dets: how many detections of each class count in an image, in place of what the config's
+            evaluator says; AP is then one at this limit.
+    """
     for setting in (*TEST_SETTINGS, 'test_dataloader.dataset'):
         half, _, part = setting.partition('.')
         found = cfg.get(half)
@@ -125,7 +132,10 @@ def check_test(cfg: Config) -> Evaluation:
     coco = check_annotations(ann_file, kinds)
     metric = _build(METRICS, setting, options)
     _check_thresholds(setting, metric)
-    _check_limits(cfg, setting, metric)
+    if max_dets is None:
+        _check_limits(cfg, setting, metric)
+    else:
+        _check_max_dets(cfg, max_dets)
     for _ in _coco_datasets(cfg, 'test_dataloader'):
         pass  # each is looked at on its way
     dataset = _build(DATASETS, 'test_dataloader.dataset', cfg.test_dataloader.dataset)
@@ -135,7 +145,15 @@ def check_test(cfg: Config) -> Evaluation:
     if not ids:
         raise RunError(_no_category('test_dataloader.dataset', ann_file, names))
     _check_num_classes(cfg, ids, ann_file)
-    return Evaluation(options, others, ann_file, kinds, ids, [coco.cats[id_]['name'] for id_ in ids])
+    return Evaluation(
+        metric=options,
+        other_metrics=others,
+        ann_file=ann_file,
+        iou_types=kinds,
+        category_ids=ids,
+        classes=[coco.cats[id_]['name'] for id_ in ids],
+        max_dets=max_dets or MAX_DETS,
+    )
 
 
 def check_training_classes(cfg: Config, evaluation: Evaluation) -> None:
@@ -293,20 +311,32 @@ def _check_limits(cfg: Config, setting: str, metric: CocoMetric) -> None:
     pycocotools takes AP at 100, whatever the limits are, and AP50, AP75 and those of the areas at the third.
     """
     limits = sorted(metric.proposal_nums)
-    advice = f'set it to (1, 10, {MAX_DETECTIONS})'
-    if len(limits) < 3 or MAX_DETECTIONS not in limits:
+    advice = f'set it to (1, 10, {MAX_DETS})'
+    if len(limits) < 3 or MAX_DETS not in limits:
         raise RunError(
             f'{setting}.proposal_nums is {tuple(metric.proposal_nums)}, for which MMDetection has no AP: it '
-            f'needs three limits with {MAX_DETECTIONS} among them; {advice}'
+            f'needs three limits with {MAX_DETS} among them; {advice}'
         )
-    limit = min(limits[2], MAX_DETECTIONS)
+    limit = min(limits[2], MAX_DETS)
     most = _max_per_image(cfg)
-    if limits[2] != MAX_DETECTIONS and not 0 < most <= limit:
+    if limits[2] != MAX_DETS and not 0 < most <= limit:
         raise RunError(
             f"{setting}.proposal_nums is {tuple(metric.proposal_nums)}, so that MMDetection's AP is of "
-            f'{MAX_DETECTIONS} detections of a class in an image and its AP50 of {limits[2]}, while the '
+            f'{MAX_DETS} detections of a class in an image and its AP50 of {limits[2]}, while the '
             f"model gives up to {most if most > 0 else 'any number'} (max_per_img). This tool's are all of "
-            f'{MAX_DETECTIONS}: {advice}'
+            f'{MAX_DETS}: {advice}, or give --max-dets for an AP at another limit'
+        )
+
+
+def _check_max_dets(cfg: Config, max_dets: int) -> None:
+    if max_dets < 1:
+        raise RunError(f'max_dets is {max_dets}; expected 1 or more')
+    most = _max_per_image(cfg)
+    if 0 < most < max_dets:
+        raise RunError(
+            f'max_dets is {max_dets}, but the model gives at most {most} detections an image: set '
+            f'model.test_cfg.rcnn.max_per_img to {max_dets} too (model.test_cfg.max_per_img of a detector of '
+            'one stage)'
         )
 
 
@@ -314,7 +344,7 @@ def _max_per_image(cfg: Config) -> int:
     """How many detections an image has at most: COCO's 100 where the config does not say, -1 for no limit."""
     options = (cfg.get('model') or {}).get('test_cfg') or {}
     options = options.get('rcnn') or options
-    return options.get('max_per_img', MAX_DETECTIONS)
+    return options.get('max_per_img', MAX_DETS)
 
 
 def _check_images(coco: COCO, ann_file: str, dataset: Any) -> None:

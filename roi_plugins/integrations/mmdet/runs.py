@@ -46,6 +46,7 @@ from roi_plugins.integrations.weights import (
     saving,
 )
 
+from ..arguments import add_max_dets
 from ..errors import RunError
 from .checks import check_data, check_test, check_training_classes, check_validation, has_test
 
@@ -137,6 +138,7 @@ def train(
     work_dir: str | Path | None = None,
     amp: bool = False,
     resume: str | Path | None = None,
+    max_dets: int | None = None,
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
 ) -> None:
@@ -148,6 +150,7 @@ def train(
             ``work_dirs/{name of the config}``.
         amp: mixed precision.
         resume: a checkpoint, or ``'auto'`` for the last one in the work directory, if any.
+        max_dets: what the test will be given.
         cfg_options: config options, ``{'dotted.key': value}``.
         launcher: how the processes were started, one of ``LAUNCHERS``.
 
@@ -161,7 +164,7 @@ def train(
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     check_validation(cfg)
     if has_test(cfg):  # what would fail after the training is an error before it
-        check_training_classes(cfg, check_test(cfg))
+        check_training_classes(cfg, check_test(cfg, max_dets))
     if amp:
         if not torch.cuda.is_available():
             raise RunError('--amp: MMEngine trains in mixed precision on a GPU only; there is none')
@@ -202,6 +205,7 @@ def test(
     *,
     work_dir: str | Path | None = None,
     overwrite: bool = False,
+    max_dets: int | None = None,
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
 ) -> dict[str, Any] | None:
@@ -213,6 +217,8 @@ def test(
         work_dir: where the predictions and ``metrics.json`` go; by default the config's
             ``work_dir``, else ``work_dirs/{name of the config}``.
         overwrite: replace the result of another config, checkpoint or options in ``work_dir``.
+        max_dets: how many detections of each class count in an image, those with the highest scores; by
+            default the AP is MMDetection's own.
         cfg_options: config options, ``{'dotted.key': value}``.
         launcher: how the processes were started, one of ``LAUNCHERS``.
 
@@ -231,10 +237,12 @@ def test(
             raise RunError(f'{checkpoint} holds no checkpoint: train first, or name a .pth file')
         checkpoint = last
     cfg.resume, cfg.load_from = False, str(_check_file(checkpoint, 'checkpoint'))
-    evaluation = check_test(cfg)
+    evaluation = check_test(cfg, max_dets)
     run_dir = Path(cfg.work_dir)
     command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
     command += ['--work-dir', str(run_dir), '--launcher', launcher]
+    if max_dets is not None:
+        command += ['--max-dets', str(max_dets)]
     if cfg_options:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in cfg_options.items())]
     if not overwrite:
@@ -264,6 +272,7 @@ def test(
         checkpoint=checkpoint,
         ann_file=evaluation.ann_file,
         category_ids=evaluation.category_ids,
+        max_dets=evaluation.max_dets,
         command=command,
     )
 
@@ -430,7 +439,7 @@ def _check_same_result(
         return
 
     def identity(config: str | Path, checkpoint: str | Path, command: Sequence[str]) -> tuple:
-        options = command[command.index('--cfg-options') :] if '--cfg-options' in command else ()
+        options = command[command.index('--launcher') + 2 :]  # what comes before decides nothing
         return os.path.realpath(config), os.path.realpath(checkpoint), sorted(options)
 
     new = identity(config, checkpoint, command)
@@ -475,6 +484,7 @@ def test_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    add_max_dets(parser)
     parser.add_argument(
         '--cfg-options',
         nargs='+',
