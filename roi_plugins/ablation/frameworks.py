@@ -21,16 +21,43 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a cell is given beside its config, by options that the tools of all frameworks have.
+
+    Attributes:
+        imports: modules to be imported first, by their names, or ``.py`` files.
+        train_data, test_data: annotations and images, in place of the config's data.
+        max_dets: how many detections of each class count in an image.
+    """
+
+    imports: tuple[str, ...] = ()
+    train_data: tuple[str, str] | None = None
+    test_data: tuple[str, str] | None = None
+    max_dets: int | None = None
+
+    def arguments(self, *, with_training: bool) -> list[str]:
+        """The command line of it, for a command that trains or for one that only tests."""
+        arguments = [part for module in self.imports for part in ('--import', module)]
+        if self.train_data and with_training:
+            arguments += ['--train-data', *self.train_data]
+        if self.test_data:
+            arguments += ['--test-data', *self.test_data]
+        if self.max_dets is not None:
+            arguments += ['--max-dets', str(self.max_dets)]
+        return arguments
+
+
+@dataclass(frozen=True)
 class Framework:
     """How cells of one framework are described, run and watched.
 
     Attributes:
         resolve: ``(config, options) -> dict``: all that the config says, with the files it inherits
             from and the options. What a cell was run with is compared by this.
-        commands: ``(config, run_dir, options, checkpoint, num_gpus, num_nodes) -> list of commands``, to be
-            run one after the other, of all GPUs together. Each may be run again after an interruption and
-            then goes on where it was; after the last, ``run_dir`` holds a finished run: of these weights,
-            or, where ``checkpoint`` is None, of those that the commands train.
+        commands: ``(config, run_dir, options, inputs, checkpoint, num_gpus, num_nodes) -> list of commands``,
+            to be run one after the other, of all GPUs together. Each may be run again after an interruption
+            and then goes on where it was; after the last, ``run_dir`` holds a finished run: of these
+            weights, or, where ``checkpoint`` is None, of those that the commands train.
         seed_option: the config option that seeds the initial weights and the order of the data.
         weights_options: the config options that name the weights to start from.
         progress: ``(end of the log) -> (what is done, seconds left of this command)``, or None.
@@ -38,7 +65,7 @@ class Framework:
     """
 
     resolve: Callable[[Path, Mapping[str, Any]], dict]
-    commands: Callable[[Path, Path, Mapping[str, Any], Path | None, int, int], list[list[str]]]
+    commands: Callable[[Path, Path, Mapping[str, Any], Inputs, Path | None, int, int], list[list[str]]]
     seed_option: str
     weights_options: tuple[str, ...]
     progress: Callable[[str], tuple[str, float] | None]
@@ -84,6 +111,7 @@ def _mmdet_commands(
     config: Path,
     run_dir: Path,
     options: Mapping[str, Any],
+    inputs: Inputs,
     checkpoint: Path | None,
     num_gpus: int,
     num_nodes: int,
@@ -94,9 +122,11 @@ def _mmdet_commands(
         runs = torchrun(num_gpus, num_nodes)
         common += ['--launcher', 'pytorch']
     runs += ['-m', 'roi_plugins.integrations.mmdet.runs']
-    common += ['--cfg-options', *_mmdet_arguments(options)]
+    options = ['--cfg-options', *_mmdet_arguments(options)]
     train = [*runs, 'train', str(config), '--resume', 'auto', *common]
+    train += [*inputs.arguments(with_training=True), *options]
     test = [*runs, 'test', str(config), str(checkpoint or run_dir), *common]
+    test += [*inputs.arguments(with_training=False), *options]
     return [test] if checkpoint else [train, test]
 
 
@@ -158,6 +188,7 @@ def _detectron2_commands(
     config: Path,
     run_dir: Path,
     options: Mapping[str, Any],
+    inputs: Inputs,
     checkpoint: Path | None,
     num_gpus: int,
     num_nodes: int,
@@ -170,6 +201,7 @@ def _detectron2_commands(
     flags = ['--eval-only' if checkpoint else '--resume']
     if num_gpus > 1 and num_nodes == 1:
         flags += ['--num-gpus', str(num_gpus)]
+    flags += inputs.arguments(with_training=not checkpoint)
     return [[*runs, '--config-file', str(config), *flags, *_detectron2_arguments(config, options)]]
 
 

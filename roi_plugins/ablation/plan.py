@@ -20,6 +20,15 @@ extractor and one seed. The options of a config win over those of all cells; whe
 configs of both frameworks, whose options have different names, they go to the configs. Where there is
 no GPU, ``num_gpus`` is the number of processes on the CPU. MMDetection's batch size is that of each.
 
+Data and modules of one's own, all of them optional, are for all cells, or for those of one config, which
+win. Paths are relative to this file. ::
+
+    imports: [my_datasets, heads.py]         # imported first: names of modules, or files
+    train_data: [train.json, images/train]   # COCO annotations and the folder of the images,
+    test_data: [val.json, images/val]        # in place of the config's
+    max_dets: 300                            # for all cells only: how many detections of each class
+                                             # count in an image, in place of COCO's 100
+
 A config may say what its training takes by the model zoo of its framework, for ``--dry-run``; the
 figure is that of the zoo's own extractor. Where the zoo has none, a text says so. ::
 
@@ -52,7 +61,10 @@ from typing import Any
 
 import yaml
 
-from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
+
+_INPUTS = ('imports', 'train_data', 'test_data')
+"""The keys that all cells and each config may have, to become the :class:`Inputs` of a cell."""
 
 
 class PlanError(ValueError):
@@ -79,6 +91,7 @@ class Cell:
     """One detector to train and evaluate, or only to evaluate.
 
     Attributes:
+        inputs: data and modules of the user's own, and the limit of detections.
         checkpoint: what is evaluated without training: weights, or the run directory that they are
             from, absolute or relative to the work directory. None for a cell that is trained.
         trained_with: the plan's name for what ``checkpoint`` was trained with.
@@ -91,6 +104,7 @@ class Cell:
     extractor: str
     seed: int
     cfg_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    inputs: Inputs = field(default_factory=Inputs)
     checkpoint: Path | None = None
     trained_with: str | None = None
     zoo_time: ZooTime | str = 'the plan names no figure of a model zoo'
@@ -205,7 +219,7 @@ def _parse(tree: Any, folder: Path) -> Plan:
         tree,
         'the plan',
         required=('name', 'work_dir', 'baseline', 'configs', 'extractors', 'seeds'),
-        optional=('cfg_options', 'num_gpus'),
+        optional=('cfg_options', 'num_gpus', 'max_dets', *_INPUTS),
     )
     for key in ('name', 'work_dir'):
         if not isinstance(tree[key], str) or not tree[key] or '\0' in tree[key]:
@@ -223,12 +237,18 @@ def _parse(tree: Any, folder: Path) -> Plan:
     if not isinstance(tree['configs'], Mapping) or not tree['configs']:
         raise PlanError(f'configs is {tree["configs"]!r}; expected a mapping of names to configs')
     common = check_cfg_options(tree.get('cfg_options', {}))
-    options, zoo_times = {}, {}
+    max_dets = tree.get('max_dets')
+    if max_dets is not None and (not _is_count(max_dets) or max_dets < 1):
+        raise PlanError(f'max_dets is {max_dets!r}; expected an integer >= 1')
+    common_inputs = _inputs(tree, folder, '')
+    options, zoo_times, inputs = {}, {}, {}
     for name, config in tree['configs'].items():
         _check_config(name, config, extractors, seeds)
         own = check_cfg_options(config.get('cfg_options', {}), f'configs.{name}.cfg_options')
         options[name] = {**common, **own}
         zoo_times[name] = _zoo_time(config, f'configs.{name}')
+        own = _inputs(config, folder, f'configs.{name}.')
+        inputs[name] = Inputs(**{**common_inputs, **own}, max_dets=max_dets)
     frameworks = sorted({config['framework'] for config in tree['configs'].values()})
     check_common_options(common, frameworks, 'cfg_options')
     check_free_options(common, frameworks, 'cfg_options')
@@ -243,6 +263,7 @@ def _parse(tree: Any, folder: Path) -> Plan:
             extractor=extractor,
             seed=seed,
             cfg_options=options[name],
+            inputs=inputs[name],
             checkpoint=checkpoint
             and expand_home(checkpoint.replace('{seed}', str(seed)), f'configs.{name}.checkpoints'),
             trained_with=trained_with,
@@ -276,7 +297,7 @@ def _check_config(name: Any, config: Any, extractors: Sequence, seeds: Sequence)
         config,
         where,
         required=('framework', 'path'),
-        optional=('cfg_options', 'checkpoints', 'zoo_time'),
+        optional=('cfg_options', 'checkpoints', 'zoo_time', *_INPUTS),
     )
     if config['framework'] not in list(FRAMEWORKS):  # what has no hash is none of them either
         raise PlanError(
@@ -335,6 +356,26 @@ def _zoo_time(config: Mapping, where: str) -> ZooTime | str:
         if not isinstance(given[key], str) or not given[key]:
             raise PlanError(f'{where}.{key} is {given[key]!r}; expected a string')
     return ZooTime(**given)
+
+
+def _inputs(tree: Mapping[str, Any], folder: Path, where: str) -> dict[str, tuple[str, ...]]:
+    """Those of ``_INPUTS`` that the plan, or a config of it, names."""
+    found = {}
+    for key in _INPUTS:
+        if key not in tree:
+            continue
+        value, files = tree[key], key != 'imports'
+        is_list = isinstance(value, list) and all(isinstance(p, str) and p and '\0' not in p for p in value)
+        if not is_list or (files and len(value) != 2):
+            expected = 'two paths, [ANNOTATIONS, IMAGES]' if files else 'a list of modules'
+            raise PlanError(f'{where}{key} is {value!r}; expected {expected}')
+        found[key] = tuple(
+            str(short_path(folder / expand_home(part, f'{where}{key}')))
+            if files or part.endswith('.py')
+            else part
+            for part in value
+        )
+    return found
 
 
 def _config_path(folder: Path, pattern: str, extractor: str, where: str) -> Path:

@@ -32,7 +32,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
@@ -48,7 +48,7 @@ from roi_plugins.ablation.checkpoints import (
     checkpoint_path,
     find_checkpoint,
 )
-from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.ablation.plan import Cell, Plan
 from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
 from roi_plugins.files import write_json
@@ -243,7 +243,7 @@ def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any], plan: P
         resolved = framework.resolve(cell.config, options)
         weights = checkpoint.path if checkpoint else None
         commands = framework.commands(
-            cell.config, run_dir, options, weights, plan.num_gpus, plan.num_nodes
+            cell.config, run_dir, options, cell.inputs, weights, plan.num_gpus, plan.num_nodes
         )
     except Exception as error:  # configs are programs: anything can happen in them
         raise AblationError(
@@ -255,6 +255,8 @@ def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any], plan: P
         decisive = [resolved, checkpoint.sha256]
     elif plan.num_gpus > 1:  # it decides the batches; a test is the same on any number
         decisive = [resolved, plan.num_gpus]
+    if cell.inputs != Inputs():
+        decisive = [decisive, asdict(cell.inputs)]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
     has_metrics = (run_dir / METRICS_FILE).exists()
     if record.get('digest') != digest:

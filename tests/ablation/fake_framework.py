@@ -28,7 +28,7 @@ def resolve(config, options):
     return {**json.loads(config.read_text()), **options}
 
 
-def commands(config, run_dir, options, checkpoint, num_gpus, num_nodes):
+def commands(config, run_dir, options, inputs, checkpoint, num_gpus, num_nodes):
     arguments = [json.dumps(resolve(config, options)), str(run_dir)]
     test = [sys.executable, __file__, 'test', *arguments, str(checkpoint or run_dir / 'last_checkpoint')]
     launch = [sys.executable] if num_nodes == 1 else torchrun(num_gpus, num_nodes)

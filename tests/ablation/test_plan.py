@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from roi_plugins.ablation.frameworks import Inputs
 from roi_plugins.ablation.plan import PlanError, ZooTime, check_cfg_options, load_plan
 
 PLAN = {
@@ -54,6 +55,43 @@ def test_cells_are_ordered_by_seed_and_named(write_plan, tmp_path):
     assert (plan.name, plan.baseline) == ('small', 'align-avg')
     assert plan.work_dir == Path('work_dirs/small')
     assert all(cell.cfg_options == {'train_cfg.max_iters': 100} for cell in plan.cells)
+
+
+def test_data_and_modules_of_ones_own(write_plan, tmp_path):
+    """Those of a config win; files are relative to the plan, modules have names."""
+    configs = {**PLAN['configs']}
+    configs['faster'] = {**configs['faster'], 'test_data': ['b.json', '../b'], 'imports': ['/x/y.py']}
+    plan = load_plan(
+        write_plan(
+            configs=configs,
+            imports=['my.data', 'heads.py'],
+            train_data=['train.json', 'images'],
+            test_data=['a.json', 'a'],
+            max_dets=300,
+        )
+    )
+    folder = tmp_path / 'plans'
+    mask, _, faster, *_ = plan.cells
+    assert mask.inputs == Inputs(
+        imports=('my.data', str(folder / 'heads.py')),
+        train_data=(str(folder / 'train.json'), str(folder / 'images')),
+        test_data=(str(folder / 'a.json'), str(folder / 'a')),
+        max_dets=300,
+    )
+    assert faster.inputs == Inputs(
+        imports=('/x/y.py',),
+        train_data=mask.inputs.train_data,
+        test_data=(str(folder / 'b.json'), str(tmp_path / 'b')),
+        max_dets=300,
+    )
+    assert faster.inputs.arguments(with_training=True) == [
+        *('--import', '/x/y.py'),
+        *('--train-data', *faster.inputs.train_data),
+        *('--test-data', *faster.inputs.test_data),
+        *('--max-dets', '300'),
+    ]
+    assert '--train-data' not in faster.inputs.arguments(with_training=False)
+    assert Inputs().arguments(with_training=True) == []
 
 
 def test_config_paths_are_relative_to_the_plan(write_plan, tmp_path, monkeypatch):
@@ -129,6 +167,11 @@ def config(**changes):
         ({'seeds': [-1]}, 'seeds is .*integers >= 0'),
         ({'seeds': [True]}, 'seeds is .*integers >= 0'),
         ({'seeds': []}, 'seeds is .*integers >= 0'),
+        ({'max_dets': 0}, 'max_dets is 0; expected an integer >= 1'),
+        ({'max_dets': [1, 10, 100]}, r'max_dets is \[1, 10, 100\]; expected an integer'),
+        ({'imports': 'my.data'}, "imports is 'my.data'; expected a list of modules"),
+        ({'train_data': ['a.json']}, r"train_data is \['a.json'\]; expected two paths"),
+        ({'test_data': {'a': 'b'}}, r'test_data is .*expected two paths, \[ANNOTATIONS, IMAGES\]'),
         ({'configs': {}}, 'configs is .*expected a mapping'),
         ({'configs': {'a b': ONE_CONFIG}}, "configs: 'a b' is not a name"),
         ({'configs': {'a': {'path': 'b'}}}, r'configs\.a lacks framework'),

@@ -18,7 +18,7 @@ from fake_framework import FAKE, hear_signals
 from rich.console import Console
 
 from roi_plugins.ablation import runner
-from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.ablation.plan import Cell, Plan
 from roi_plugins.ablation.runner import AblationError
 
@@ -439,17 +439,17 @@ class TestMMDetection:
     def test_options_are_passed_in_mmengines_language_or_refused(self):
         pytest.importorskip('mmengine')
         options = {'a.b': [1, 2.5], 'c': None, 'd': True, 'e': 'text', 'lr': '1e-3', 'f': []}
-        train, test = self.mmdet.commands(Path('c.py'), Path('run'), options, None, 1, 1)
+        train, test = self.mmdet.commands(Path('c.py'), Path('run'), options, Inputs(), None, 1, 1)
         for command in (train, test):
             arguments = command[command.index('--cfg-options') + 1 :]
             assert arguments == ['a.b=[1,2.5]', 'c=None', 'd=True', 'e=text', 'lr=1e-3', 'f=[]']
         for bad in ('two words', 'a,b', 'None', '[1]'):
             with pytest.raises(ValueError, match=r'the option x=.*write it into the config'):
-                self.mmdet.commands(Path('c.py'), Path('run'), {'x': bad}, None, 1, 1)
+                self.mmdet.commands(Path('c.py'), Path('run'), {'x': bad}, Inputs(), None, 1, 1)
 
     def test_several_gpus_are_joined_by_torchrun(self):
         pytest.importorskip('mmengine')
-        for command in self.mmdet.commands(Path('c.py'), Path('run'), {'a': 1}, None, 8, 1):
+        for command in self.mmdet.commands(Path('c.py'), Path('run'), {'a': 1}, Inputs(), None, 8, 1):
             at = command.index('--nproc_per_node')
             assert command[1:at] == ['-m', 'torch.distributed.run', '--standalone']
             assert command[at + 1 : at + 4] == ['8', '-m', 'roi_plugins.integrations.mmdet.runs']
@@ -459,7 +459,7 @@ class TestMMDetection:
         pytest.importorskip('mmengine')
         pytest.importorskip('detectron2')
         for name, framework in FRAMEWORKS.items():
-            for command in framework.commands(Path('c.py'), Path('run'), {}, None, 8, 2):
+            for command in framework.commands(Path('c.py'), Path('run'), {}, Inputs(), None, 8, 2):
                 start = command[: command.index('-m')]
                 assert start[0] == 'srun' and start[start.index('--ntasks') + 1] == '2'
                 agent = ['torch.distributed.run', '--nnodes', '2', '--rdzv_backend', 'c10d']

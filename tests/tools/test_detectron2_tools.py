@@ -14,7 +14,7 @@ import yaml
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
-from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation import METRICS, evaluate
 from roi_plugins.integrations.detectron2.datasets import register_shapes
@@ -300,12 +300,13 @@ def test_cells_of_lazy_configs():
     assert first == second  # what a cell was run with is compared by it
     assert 'seed: 3' in first['config'] and 'AlignAvg' in first['config']
     assert first != framework.resolve(LAZY, options | {'SEED': 4})
-    ((*_, resume, seed, steps_, _, output),) = framework.commands(LAZY, Path('a/b'), options, None, 1, 1)
+    (command,) = framework.commands(LAZY, Path('a/b'), options, Inputs(), None, 1, 1)
+    *_, resume, seed, steps_, _, output = command
     assert (resume, seed, steps_) == ('--resume', 'train.seed=3', 'train.max_iter=7')
     assert output == 'train.output_dir="a/b"'
-    (command,) = framework.commands(LAZY, Path('a'), {}, Path('c.pth'), 1, 1)
+    (command,) = framework.commands(LAZY, Path('a'), {}, Inputs(), Path('c.pth'), 1, 1)
     assert command[-3:] == ['--eval-only', 'train.output_dir="a"', 'train.init_checkpoint="c.pth"']
-    (command,) = framework.commands(LAZY, Path('a'), {}, None, 8, 1)
+    (command,) = framework.commands(LAZY, Path('a'), {}, Inputs(), None, 8, 1)
     assert command[-4:] == ['--resume', '--num-gpus', '8', 'train.output_dir="a"']
 
 
@@ -314,7 +315,7 @@ def test_cells_of_yaml_configs():
     path, options = Path(config()), {'SEED': 3, 'INPUT.MIN_SIZE_TRAIN': [64, 96]}
     read = yaml.safe_load(framework.resolve(path, options)['config'])
     assert (read['SEED'], read['INPUT']['MIN_SIZE_TRAIN']) == (3, [64, 96])
-    (command,) = framework.commands(path, Path('a/b'), options, None, 1, 1)
+    (command,) = framework.commands(path, Path('a/b'), options, Inputs(), None, 1, 1)
     *_, resume, key, seed, size, sizes, name, output = command
     assert (resume, key, seed, size, sizes) == ('--resume', 'SEED', '3', 'INPUT.MIN_SIZE_TRAIN', '[64, 96]')
     assert (name, output) == ('OUTPUT_DIR', 'a/b')
