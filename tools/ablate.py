@@ -23,6 +23,7 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
 from roi_plugins.ablation import executors, runner
 from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.console import print_anything
+from roi_plugins.ablation.dry_run import find_problems
 from roi_plugins.ablation.estimate import summarize
 from roi_plugins.ablation.plan import (
     Plan,
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         check_free_options(options, frameworks, '--cfg-options')
         work_dir = expand_home(args.work_dir, '--work-dir') if args.work_dir else plan.work_dir
         if args.dry_run:
-            return 1 if dry_run(runner.prepare(plan, work_dir, options)) else 0
+            return 1 if dry_run(runner.prepare(plan, work_dir, options), Console(stderr=True)) else 0
         stop_on_signals()
         if args.watch:
             failed = executors.watch(plan, work_dir, Console())
@@ -174,7 +175,7 @@ def make_executor(args: argparse.Namespace, plan: Plan, work_dir: Path) -> execu
     return executors.Local(work_dir, args.jobs, plan.num_gpus) if (args.jobs or 1) > 1 else None
 
 
-def dry_run(jobs: list[runner.Job]) -> bool:
+def dry_run(jobs: list[runner.Job], console: Console) -> bool:
     """Prints the cells, then what is missing. True if anything is."""
     for job in jobs:
         state = 'to resume' if job.record else 'to run'
@@ -182,7 +183,8 @@ def dry_run(jobs: list[runner.Job]) -> bool:
         for command in job.commands:
             print(f'  {shlex.join(command)}')
     print('\n' + '\n'.join(summarize(jobs)))
-    missing = [job for job in jobs if job.problem]
+    with console.status('looking at data, weights and output folders'):
+        missing = [job for job in find_problems(jobs) if job.problem]
     if missing:
         print('\nmissing:')
     for job in missing:

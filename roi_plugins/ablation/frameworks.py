@@ -61,6 +61,8 @@ class Framework:
         seed_option: the config option that seeds the initial weights and the order of the data.
         weights_options: the config options that name the weights to start from.
         progress: ``(end of the log) -> (what is done, seconds left of this command)``, or None.
+        module: which the commands run as ``python -m``; with ``check`` for its only argument it says what
+            keeps commands from running, as ``roi_plugins.integrations.dry_run`` has it. None: it cannot.
         plan_options: further config options that the commands set, and what a user gives in their place.
     """
 
@@ -69,6 +71,7 @@ class Framework:
     seed_option: str
     weights_options: tuple[str, ...]
     progress: Callable[[str], tuple[str, float] | None]
+    module: str | None = None
     plan_options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -107,6 +110,10 @@ def torchrun(num_gpus: int, num_nodes: int) -> list[str]:
     return [*start, sys.executable, '-m', 'torch.distributed.run', *nodes, *processes]
 
 
+_MMDET_RUNS = 'roi_plugins.integrations.mmdet.runs'
+_DETECTRON2_RUNS = 'roi_plugins.integrations.detectron2.runs'
+
+
 def _mmdet_commands(
     config: Path,
     run_dir: Path,
@@ -121,7 +128,7 @@ def _mmdet_commands(
     if num_gpus > 1:
         runs = torchrun(num_gpus, num_nodes)
         common += ['--launcher', 'pytorch']
-    runs += ['-m', 'roi_plugins.integrations.mmdet.runs']
+    runs += ['-m', _MMDET_RUNS]
     options = ['--cfg-options', *_mmdet_arguments(options)]
     train = [*runs, 'train', str(config), '--resume', 'auto', *common]
     train += [*inputs.arguments(with_training=True), *options]
@@ -194,7 +201,7 @@ def _detectron2_commands(
     num_nodes: int,
 ) -> list[list[str]]:
     runs = torchrun(num_gpus, num_nodes) if num_nodes > 1 else [sys.executable]
-    runs += ['-m', 'roi_plugins.integrations.detectron2.runs']
+    runs += ['-m', _DETECTRON2_RUNS]
     options = {**options, 'OUTPUT_DIR': str(run_dir)}
     if checkpoint:
         options['MODEL.WEIGHTS'] = str(checkpoint)
@@ -248,6 +255,7 @@ FRAMEWORKS = {
         seed_option='randomness.seed',
         weights_options=('load_from', 'resume'),
         progress=_mmdet_progress,
+        module=_MMDET_RUNS,
         plan_options={
             'work_dir': _WORK_DIR,
             'resume': 'the same command again, which resumes what was interrupted',
@@ -260,6 +268,7 @@ FRAMEWORKS = {
         seed_option='SEED',  # train.seed of a LazyConfig
         weights_options=('MODEL.WEIGHTS', 'train.init_checkpoint'),
         progress=_detectron2_progress,
+        module=_DETECTRON2_RUNS,
         plan_options={
             'train.seed': "the plan's seeds",
             'OUTPUT_DIR': _WORK_DIR,

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from pycocotools.cocoeval import COCOeval
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.files import DataError
+from roi_plugins.integrations import output
 from roi_plugins.integrations.mmdet import checks, runs
 from roi_plugins.integrations.mmdet.runs import RunError
 
@@ -430,3 +432,42 @@ def test_a_config_without_a_test_can_be_trained(options, tmp_path, monkeypatch):
     nothing = dict.fromkeys(checks.TEST_SETTINGS)
     runs.train(STOCK, work_dir=tmp_path, cfg_options={**options, **nothing})
     assert phases == ['train']
+
+
+@pytest.mark.parametrize('where', ['a file', 'below a file'])
+def test_an_output_folder_that_cannot_be_one(options, tmp_path, where):
+    (tmp_path / 'file').touch()
+    work_dir = tmp_path / 'file' if where == 'a file' else tmp_path / 'file' / 'run'
+    with pytest.raises(RunError, match=rf'work_dir: {tmp_path}/file is not a folder'):
+        runs.train(STOCK, work_dir=work_dir, cfg_options=options)
+
+
+@pytest.mark.parametrize(
+    ('hook', 'count'),
+    [
+        ({'interval': 1, 'max_keep_ckpts': -1}, 91),
+        ({'interval': 1, 'max_keep_ckpts': 70}, 71),
+        ({'interval': 40, 'max_keep_ckpts': -1}, 3),
+    ],
+)
+def test_a_disk_that_checkpoints_would_fill(options, tmp_path, monkeypatch, hook, count):
+    monkeypatch.setattr(output.shutil, 'disk_usage', lambda path: SimpleNamespace(free=90_000_000))
+    hook = {f'default_hooks.checkpoint.{key}': value for key, value in hook.items()}
+    options = {**options, **hook, 'train_cfg.max_iters': 90}
+    message = rf'work_dir: {count} checkpoints of about 0\.\d\d GB .* 0\.09 GB free'
+    with pytest.raises(RunError, match=message):
+        runs.train(STOCK, work_dir=tmp_path, cfg_options=options)
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'message'),
+    [
+        ('model.roi_head.bbox_roi_extractor.type', 'AlignMxRoIExtractor', r'^model: .*AlignMxRoIExtractor'),
+        ('optim_wrapper.optimizer.type', 'AdamWx', r'^optim_wrapper: .*AdamWx'),
+        ('load_from', 'gone.pth', r'the checkpoint gone\.pth does not exist'),
+    ],
+)
+def test_what_a_training_starts_from_is_looked_at_before_it(options, tmp_path, option, value, message):
+    with pytest.raises(RunError, match=message):
+        runs.train(STOCK, work_dir=tmp_path / 'run', cfg_options={**options, option: value})
+    assert not (tmp_path / 'run').exists()

@@ -20,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
+from roi_plugins.integrations import output
 from roi_plugins.integrations.detectron2 import checks
 from roi_plugins.integrations.detectron2.datasets import register_shapes
 from roi_plugins.integrations.detectron2.runs import main
@@ -369,7 +370,7 @@ def test_an_output_folder_that_cannot_be(refused, tmp_path, monkeypatch):
 @pytest.mark.parametrize('language', ['yaml', 'lazy'])
 def test_a_disk_that_checkpoints_would_fill(refused, data, tmp_path, monkeypatch, language):
     usage = namedtuple('usage', 'free')
-    monkeypatch.setattr(checks.shutil, 'disk_usage', lambda path: usage(300_000_000))
+    monkeypatch.setattr(output.shutil, 'disk_usage', lambda path: usage(300_000_000))
     if language == 'yaml':
         argv = yaml_run(tmp_path / 'out', **{'SOLVER.CHECKPOINT_PERIOD': 1, 'SOLVER.MAX_ITER': 90})
         assert 'OUTPUT_DIR: 91 checkpoints of about 0.0' in (error := refused(argv))
@@ -387,7 +388,7 @@ def test_the_size_of_a_checkpoint(data, tmp_path):
         args = parse_arguments(argv)
         run = describe(read_config(args.config_file, args.opts), 'cpu')
         model = run.model()
-        expected = checks._checkpoint_bytes(model, run.optimizer(model))
+        expected = output.checkpoint_bytes(model, run.optimizer(model))
         assert main(argv) == 0
         size = (run.output_dir / 'model_final.pth').stat().st_size
         assert 0.97 * size < expected < 1.03 * size

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +19,7 @@ from roi_plugins.evaluation import check_annotations
 from roi_plugins.files import Folders
 
 from ..errors import RunError
+from ..output import check_space, checkpoint_bytes
 from .checkpoints import saved_checkpoints
 from .config import HEADS
 from .datasets import is_coco_files
@@ -417,18 +416,8 @@ def _check_order(train: str, found: Sequence[str], test: str, expected: Sequence
             )
 
 
-def check_writable(run: Run) -> None:
-    """Raises RunError where the output folder is none, or cannot be written to."""
-    folder = _existing(run.output_dir)
-    if not folder.is_dir():
-        raise RunError(f'{run.settings["output"]}: {folder} is not a folder')
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise RunError(f'{run.settings["output"]}: {folder} cannot be written to')
-
-
 def _check_space(run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer, resume: bool) -> None:
     """Raises RunError where the checkpoints of a training would fill the disk."""
-    size = _checkpoint_bytes(model, optimizer)
     saved = saved_checkpoints(run.output_dir, run.prefix) if resume else []
     period, keep = run.checkpoints['period'], run.checkpoints.get('max_to_keep')
     done = 0
@@ -440,30 +429,10 @@ def _check_space(run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimi
     count = run.max_iter // period - done // period if period > 0 else 0
     # One more is written before the oldest goes, and the last is saved once more, as final.
     count = (count if keep is None else min(count, keep + 1)) + 1
-    folder = _existing(run.output_dir)
-    free = shutil.disk_usage(folder).free
-    if size * count > free:
-        raise RunError(
-            f'{run.settings["output"]}: {count} checkpoints of about {_gigabytes(size)} are to be saved, but '
-            f'{folder} has {_gigabytes(free)} free. Make room, or save fewer: {run.settings["period"]}'
-        )
-
-
-def _checkpoint_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Weights, and what the optimiser keeps of each that is trained."""
-    size = sum(value.nbytes for value in model.state_dict().values())
-    for group in optimizer.param_groups:
-        # SGD's momentum, or the two averages of Adam and its kin.
-        copies = 2 if 'betas' in group else int(bool(group.get('momentum')))
-        size += copies * sum(value.nbytes for value in group['params'])
-    return size
-
-
-def _gigabytes(size: int) -> str:
-    return f'{size / 1e9:.2f} GB'
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    path = path.absolute()
-    return next(found for found in (path, *path.parents) if found.exists())
+    check_space(
+        run.output_dir,
+        checkpoint_bytes(model, optimizer),
+        count,
+        setting=run.settings['output'],
+        count_setting=run.settings['period'],
+    )

@@ -58,9 +58,11 @@ from roi_plugins.files import DataError, write_json
 from roi_plugins.matching import MAX_DETS
 
 from ..arguments import add_max_dets
+from ..dry_run import answer
 from ..errors import RunError
+from ..output import check_writable
 from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
-from .checks import build_model, check_run, check_writable, evaluator_max_dets
+from .checks import build_model, check_run, evaluator_max_dets
 from .datasets import coco_files, import_modules, register_coco_files
 from .reading import read_config
 
@@ -479,7 +481,7 @@ def _configure(args: argparse.Namespace) -> CfgNode | DictConfig:
 
 def _check(run: Run, args: argparse.Namespace) -> None:
     """Raises RunError where the run cannot be, before any process is started."""
-    check_writable(run)
+    check_writable(run.output_dir, run.settings['output'])
     _check_output(run, args)
     check_run(
         run,
@@ -592,6 +594,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def check(argv: Sequence[str]) -> None:
+    """Raises RunError or DataError where the command line could not come to its end; it runs nothing."""
+    args = parse_arguments(argv)
+    _check(describe(_configure(args), 'cpu', args.max_dets), args)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: trains, then evaluates; with ``--eval-only``, evaluates."""
     args = parse_arguments(argv)
@@ -626,4 +634,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(answer(check) if sys.argv[1:] == ['check'] else main())

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
-from mmengine.registry import DATASETS, METRICS, Registry, init_default_scope
+from mmengine.optim import OptimWrapperDict, build_optim_wrapper
+from mmengine.registry import DATASETS, METRICS, MODELS, Registry, init_default_scope
 from pycocotools.coco import COCO
 
 from roi_plugins.evaluation import IOU_THRESHOLDS, IOU_TYPES, check_annotations
@@ -26,6 +28,7 @@ from roi_plugins.files import Folders, read_json
 from roi_plugins.matching import MAX_DETS
 
 from ..errors import RunError
+from ..output import check_space, checkpoint_bytes
 
 TEST_SETTINGS = ('test_dataloader', 'test_cfg', 'test_evaluator')
 
@@ -186,6 +189,45 @@ def check_training_classes(cfg: Config, evaluation: Evaluation) -> None:
                 f'the test are {_listed(evaluation.classes)}, as {evaluation.ann_file} does. Labels must be '
                 'the same classes in both: set metainfo.classes, or sort the categories of the files'
             )
+
+
+def check_model(cfg: Config) -> torch.nn.Module:
+    """The model, not initialised; a RunError where the config does not make one."""
+    _enter_scope(cfg)
+    return _build(MODELS, 'model', cfg.model)
+
+
+def check_space_for_checkpoints(cfg: Config, model: torch.nn.Module, done: int) -> None:
+    """Raises RunError where the checkpoints of a training would fill the disk, or it has no optimiser.
+
+    Args:
+        done: the epochs or steps that a training to be resumed has done.
+    """
+    options = (cfg.get('default_hooks') or {}).get('checkpoint', {'type': 'CheckpointHook'})
+    if options is None:
+        return
+    _enter_scope(cfg)
+    try:
+        wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+    except _BUILD_ERRORS as error:
+        raise RunError(f'optim_wrapper: {error}') from error
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    train_cfg = cfg.get('train_cfg') or {}
+    unit = 'epochs' if options.get('by_epoch', True) else 'iters'
+    total, interval = train_cfg.get(f'max_{unit}'), options.get('interval', -1)
+    if not total:  # saved by epoch and trained by step, or the other way: how many is not known
+        return
+    count = total // interval - done // interval if interval > 0 else 0
+    keep = options.get('max_keep_ckpts', -1)
+    # One more is written before the oldest goes, and the last is saved whatever the interval.
+    count = (count if keep < 0 else min(count, keep)) + 1
+    check_space(
+        cfg.work_dir,
+        checkpoint_bytes(model, *(wrapper.optimizer for wrapper in wrappers)),
+        count,
+        setting='work_dir',
+        count_setting='default_hooks.checkpoint.interval, max_keep_ckpts',
+    )
 
 
 def check_validation(cfg: Config) -> None:

@@ -47,8 +47,19 @@ from roi_plugins.integrations.weights import (
 )
 
 from ..arguments import add_max_dets
+from ..dry_run import answer
 from ..errors import RunError
-from .checks import check_data, check_test, check_training_classes, check_validation, has_test
+from ..output import check_writable
+from .checks import (
+    Evaluation,
+    check_data,
+    check_model,
+    check_space_for_checkpoints,
+    check_test,
+    check_training_classes,
+    check_validation,
+    has_test,
+)
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -160,7 +171,23 @@ def train(
             given; or a checkpoint to be resumed is damaged or holds more than data. With ``'auto'``,
             damaged ones are left out as long as there is one before.
     """
+    cfg = _prepare_training(config, work_dir, amp, resume, max_dets, cfg_options, launcher)
+    if cfg is not None:
+        _run(cfg, 'train')
+
+
+def _prepare_training(
+    config: str | Path,
+    work_dir: str | Path | None,
+    amp: bool,
+    resume: str | Path | None,
+    max_dets: int | None,
+    cfg_options: Mapping[str, Any] | None,
+    launcher: str,
+) -> Config | None:
+    """The config of a training that can come to its end, with its test; None where nothing is left to do."""
     cfg = _read_config(config, work_dir, cfg_options, launcher)
+    check_writable(cfg.work_dir, 'work_dir')
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     check_validation(cfg)
     if has_test(cfg):  # what would fail after the training is an error before it
@@ -188,7 +215,7 @@ def train(
             ends = [f'{unit}_{cfg.train_cfg.get(f"max_{unit}s")}' for unit in ('iter', 'epoch')]
             if last.stem in ends:  # MMEngine would load the data of all steps, to skip them
                 print(f'{last} is of the last step: nothing is left to train')
-                return
+                return None
             cfg.resume, cfg.load_from = True, str(last)
     else:
         cfg.resume, cfg.load_from = True, str(_check_file(resume, 'checkpoint'))
@@ -196,7 +223,11 @@ def train(
     hooks.setdefault('checkpoint', {'type': 'CheckpointHook'})
     if hooks.checkpoint is not None:
         hooks.checkpoint.setdefault('backend_args', {'backend': 'atomic_local'})
-    _run(cfg, 'train')
+    if cfg.get('load_from'):
+        _check_file(cfg.load_from, 'checkpoint')
+    done = last.stem.rpartition('_')[2] if cfg.get('resume') and last is not None else '0'
+    check_space_for_checkpoints(cfg, check_model(cfg), int(done) if done.isdecimal() else 0)
+    return cfg
 
 
 def test(
@@ -230,24 +261,10 @@ def test(
             would be another than MMDetection's own, or the work directory holds another result.
         DataError: the annotations cannot be evaluated.
     """
-    cfg = _read_config(config, work_dir, cfg_options, launcher)
-    if Path(checkpoint).is_dir():
-        last = last_checkpoint(checkpoint)
-        if last is None:
-            raise RunError(f'{checkpoint} holds no checkpoint: train first, or name a .pth file')
-        checkpoint = last
-    cfg.resume, cfg.load_from = False, str(_check_file(checkpoint, 'checkpoint'))
-    evaluation = check_test(cfg, max_dets)
+    cfg, evaluation, checkpoint, command = _prepare_test(
+        config, checkpoint, work_dir, overwrite, max_dets, cfg_options, launcher
+    )
     run_dir = Path(cfg.work_dir)
-    command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
-    command += ['--work-dir', str(run_dir), '--launcher', launcher]
-    if max_dets is not None:
-        command += ['--max-dets', str(max_dets)]
-    if cfg_options:
-        command += ['--cfg-options', *(f'{key}={value}' for key, value in cfg_options.items())]
-    if not overwrite:
-        _check_same_result(run_dir, config, checkpoint, command)
-
     # One place evaluates, for every framework: the metric writes the predictions, and no more. They
     # come aside first, for a test that is stopped half-way must leave an earlier result as it was.
     aside = run_dir / 'predictions.partial'
@@ -275,6 +292,38 @@ def test(
         max_dets=evaluation.max_dets,
         command=command,
     )
+
+
+def _prepare_test(
+    config: str | Path,
+    checkpoint: str | Path,
+    work_dir: str | Path | None,
+    overwrite: bool,
+    max_dets: int | None,
+    cfg_options: Mapping[str, Any] | None,
+    launcher: str,
+) -> tuple[Config, Evaluation, str | Path, list[str]]:
+    """The config of a test that can come to its end, what it evaluates, the weights and its command."""
+    cfg = _read_config(config, work_dir, cfg_options, launcher)
+    if Path(checkpoint).is_dir():
+        last = last_checkpoint(checkpoint)
+        if last is None:
+            raise RunError(f'{checkpoint} holds no checkpoint: train first, or name a .pth file')
+        checkpoint = last
+    cfg.resume, cfg.load_from = False, str(_check_file(checkpoint, 'checkpoint'))
+    evaluation = check_test(cfg, max_dets)
+    run_dir = Path(cfg.work_dir)
+    check_writable(run_dir, 'work_dir')
+    check_model(cfg)
+    command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
+    command += ['--work-dir', str(run_dir), '--launcher', launcher]
+    if max_dets is not None:
+        command += ['--max-dets', str(max_dets)]
+    if cfg_options:
+        command += ['--cfg-options', *(f'{key}={value}' for key, value in cfg_options.items())]
+    if not overwrite:
+        _check_same_result(run_dir, config, checkpoint, command)
+    return cfg, evaluation, checkpoint, command
 
 
 def last_checkpoint(work_dir: str | Path) -> Path | None:
@@ -453,6 +502,10 @@ def _check_same_result(
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     """The command line of :func:`train`."""
+    return _main(train, _parse_training(argv))
+
+
+def _parse_training(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description='Train a detector of MMDetection.')
     parser.add_argument('config', help='path of the config')
     parser.add_argument('--work-dir', help='where checkpoints and logs go')
@@ -464,12 +517,15 @@ def train_main(argv: Sequence[str] | None = None) -> int:
         metavar='CHECKPOINT',
         help='go on from a checkpoint; without a path, from the last one in the work directory',
     )
-    args = _parse(parser, argv)
-    return _main(train, args)
+    return _parse(parser, argv)
 
 
 def test_main(argv: Sequence[str] | None = None) -> int:
     """The command line of :func:`test`."""
+    return _main(test, _parse_test(argv))
+
+
+def _parse_test(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         description='Evaluate a detector of MMDetection: writes COCO predictions and metrics.json.'
     )
@@ -479,8 +535,20 @@ def test_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--overwrite', action='store_true', help='replace another result in the work directory'
     )
-    args = _parse(parser, argv)
-    return _main(test, args)
+    return _parse(parser, argv)
+
+
+def check(argv: Sequence[str]) -> None:
+    """Raises RunError or DataError where the command line could not come to its end; it runs nothing.
+
+    Args:
+        argv: of the module: ``train`` or ``test``, and what follows it.
+    """
+    phase, *rest = argv
+    if phase == 'train':
+        _prepare_training(**_parse_training(rest))
+    else:
+        _prepare_test(**_parse_test(rest))
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
@@ -521,6 +589,8 @@ def _main(function: Any, args: dict[str, Any]) -> int:
 
 
 if __name__ == '__main__':
+    if sys.argv[1:] == ['check']:
+        sys.exit(answer(check))
     commands = {'train': train_main, 'test': test_main}
     if sys.argv[1:2] == [] or sys.argv[1] not in commands:
         sys.exit(f'usage: python -m {MODULE} train|test ...')
