@@ -35,7 +35,6 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from roi_plugins.evaluation import METRICS_FILE, PREDICTION_FILES, write_run
-from roi_plugins.extractors import EXTRACTORS
 from roi_plugins.files import DataError, written_aside
 from roi_plugins.integrations.weights import (
     ARRAY_GLOBALS,
@@ -47,7 +46,11 @@ from roi_plugins.integrations.weights import (
 )
 
 from ..errors import RunError
-from .checks import check_data, check_test, check_training_classes, check_validation, has_test
+from ..own_data import add_data_options, add_import_option, as_arguments
+from .checks import check_data, check_test, check_training, check_validation, has_test
+from .own_files import use_files
+from .reading import read_config
+from .registered import check_registered, explain_unregistered
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -139,6 +142,9 @@ def train(
     resume: str | Path | None = None,
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
+    imports: Sequence[str] = (),
+    train_data: Sequence[str | Path] | None = None,
+    test_data: Sequence[str | Path] | None = None,
 ) -> None:
     """Trains a detector.
 
@@ -150,6 +156,8 @@ def train(
         resume: a checkpoint, or ``'auto'`` for the last one in the work directory, if any.
         cfg_options: config options, ``{'dotted.key': value}``.
         launcher: how the processes were started, one of ``LAUNCHERS``.
+        imports: modules to import first, see :func:`~roi_plugins.integrations.own_data.import_modules`.
+        train_data, test_data: COCO annotations and the folder of their images, in place of the config's.
 
     Raises:
         RunError: an input is missing; the test of the config would fail, or report another AP than
@@ -157,11 +165,14 @@ def train(
             given; or a checkpoint to be resumed is damaged or holds more than data. With ``'auto'``,
             damaged ones are left out as long as there is one before.
     """
-    cfg = _read_config(config, work_dir, cfg_options, launcher)
+    cfg = _read_config(config, work_dir, cfg_options, launcher, imports)
+    check_registered(cfg, 'train_dataloader', 'val_dataloader', 'test_dataloader')
+    use_files(cfg, 'train', train_data)
+    use_files(cfg, 'test', test_data)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     check_validation(cfg)
-    if has_test(cfg):  # what would fail after the training is an error before it
-        check_training_classes(cfg, check_test(cfg))
+    # What would fail after the training is an error before it.
+    check_training(cfg, check_test(cfg) if has_test(cfg) else None)
     if amp:
         if not torch.cuda.is_available():
             raise RunError('--amp: MMEngine trains in mixed precision on a GPU only; there is none')
@@ -204,6 +215,8 @@ def test(
     overwrite: bool = False,
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
+    imports: Sequence[str] = (),
+    test_data: Sequence[str | Path] | None = None,
 ) -> dict[str, Any] | None:
     """Evaluates a detector on the test set of its config, which must be in COCO format.
 
@@ -215,6 +228,7 @@ def test(
         overwrite: replace the result of another config, checkpoint or options in ``work_dir``.
         cfg_options: config options, ``{'dotted.key': value}``.
         launcher: how the processes were started, one of ``LAUNCHERS``.
+        imports, test_data: as of :func:`train`.
 
     Returns:
         The content of ``metrics.json``; None in processes other than the first.
@@ -224,7 +238,9 @@ def test(
             would be another than MMDetection's own, or the work directory holds another result.
         DataError: the annotations cannot be evaluated.
     """
-    cfg = _read_config(config, work_dir, cfg_options, launcher)
+    cfg = _read_config(config, work_dir, cfg_options, launcher, imports)
+    check_registered(cfg, 'test_dataloader')
+    use_files(cfg, 'test', test_data)
     if Path(checkpoint).is_dir():
         last = last_checkpoint(checkpoint)
         if last is None:
@@ -234,6 +250,7 @@ def test(
     evaluation = check_test(cfg)
     run_dir = Path(cfg.work_dir)
     command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
+    command += as_arguments(imports, test_data=test_data)
     command += ['--work-dir', str(run_dir), '--launcher', launcher]
     if cfg_options:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in cfg_options.items())]
@@ -329,13 +346,9 @@ def _run(cfg: Config, phase: str) -> None:
     try:
         runner = build(cfg)
     except KeyError as error:
-        # MMEngine names the type it does not know, but not those that there are.
-        if 'RoIExtractor is not in' not in str(error):
+        if not (message := explain_unregistered(error)):
             raise
-        raise RunError(
-            f'{error.args[0]}\nOurs are {", ".join(f"{name}RoIExtractor" for name in EXTRACTORS)}, found '
-            "through custom_imports = dict(imports=['roi_plugins.integrations.mmdet'])"
-        ) from error
+        raise RunError(message) from error
     if phase == 'train':
         runner.register_hook(RandomState())
     else:
@@ -344,6 +357,10 @@ def _run(cfg: Config, phase: str) -> None:
     try:
         with only_data():
             getattr(runner, phase)()
+    except KeyError as error:  # of what is built last, such as a transform in a transform
+        if not (message := explain_unregistered(error)):
+            raise
+        raise RunError(message) from error
     except pickle.UnpicklingError as error:
         if not cfg.load_from:  # it is of the config's own pretrained weights
             raise
@@ -397,16 +414,12 @@ def _read_config(
     work_dir: str | Path | None,
     cfg_options: Mapping[str, Any] | None,
     launcher: str,
+    imports: Sequence[str],
 ) -> Config:
     if launcher not in LAUNCHERS:
         raise RunError(f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}')
     _check_file(path, 'config')
-    try:
-        cfg = Config.fromfile(path)
-        cfg.merge_from_dict(dict(cfg_options or {}))
-    except (FileNotFoundError, ImportError) as error:  # of a base, or of custom_imports
-        # MMEngine's own message on an import lists the whole search path.
-        raise RunError(f'the config {path} cannot be read: {error.__cause__ or error}') from error
+    cfg = read_config(path, cfg_options, imports)
     cfg.launcher = launcher
     default = cfg.get('work_dir') or Path('work_dirs') / Path(path).stem
     cfg.work_dir = str(work_dir or default)
@@ -431,7 +444,8 @@ def _check_same_result(
 
     def identity(config: str | Path, checkpoint: str | Path, command: Sequence[str]) -> tuple:
         options = command[command.index('--cfg-options') :] if '--cfg-options' in command else ()
-        return os.path.realpath(config), os.path.realpath(checkpoint), sorted(options)
+        data = command[command.index('--test-data') :][:3] if '--test-data' in command else []
+        return os.path.realpath(config), os.path.realpath(checkpoint), data, sorted(options)
 
     new = identity(config, checkpoint, command)
     if identity(found['config'], found['checkpoint'], found['command']) != new:
@@ -455,6 +469,8 @@ def train_main(argv: Sequence[str] | None = None) -> int:
         metavar='CHECKPOINT',
         help='go on from a checkpoint; without a path, from the last one in the work directory',
     )
+    add_import_option(parser)
+    add_data_options(parser, 'train', 'test')
     args = _parse(parser, argv)
     return _main(train, args)
 
@@ -470,6 +486,8 @@ def test_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--overwrite', action='store_true', help='replace another result in the work directory'
     )
+    add_import_option(parser)
+    add_data_options(parser, 'test')
     args = _parse(parser, argv)
     return _main(test, args)
 
