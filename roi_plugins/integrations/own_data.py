@@ -24,8 +24,8 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
         action='append',
         default=[],
         metavar='MODULE',
-        help='import a module first, such as one that registers your datasets: its name, or a .py file; '
-        'may be given several times',
+        help='import a module first, such as one that registers your datasets or parts of models: its '
+        'name, or a .py file; may be given several times',
     )
 
 
