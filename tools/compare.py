@@ -21,6 +21,8 @@ from roi_plugins.ablation.compare import Comparison, ComparisonError, compare
 from roi_plugins.ablation.console import print_anything
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.files import DataError
+from roi_plugins.integrations.errors import RunError
+from roi_plugins.integrations.own_data import add_import_option, import_modules
 
 if TYPE_CHECKING:
     from roi_plugins.benchmark.extractor_cost import Costs
@@ -91,9 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help='write one page that needs nothing else: the tables, the curves, the images on which runs '
         'differ most, and what each run was made with',
     )
+    add_import_option(parser)
     args = parser.parse_args(arguments)
+    if args.imports and not args.cost:
+        parser.error('--import: a comparison reads predictions and needs no module; it is for --cost')
     print_anything()
     try:
+        import_modules(args.imports)
         comparison = compare(
             args.runs,
             args.ann_file,
@@ -105,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if args.output:
             write_comparison(comparison, args.output, args.digits)
-    except (ComparisonError, DataError) as error:
+    except (ComparisonError, DataError, RunError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except OSError as error:

@@ -25,7 +25,9 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
 from roi_plugins.ablation.console import print_anything
 from roi_plugins.ablation.images import as_rgb
 from roi_plugins.files import written_aside
+from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.inspection import InspectionError, read_extractors
+from roi_plugins.integrations.own_data import add_import_option, import_modules
 from roi_plugins.visualization import (
     METHODS,
     REMARKS,
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar='FILE',
         help='the picture, .png, .svg or .pdf (default: %(default)s)',
     )
+    add_import_option(parser)
     args = parser.parse_args(arguments)
     print_anything()
     try:
@@ -67,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             image = as_rgb(ImageOps.exif_transpose(file))
         if args.output.exists() and os.path.samefile(args.output, args.image):
             parser.error(f'--output: {args.output} is the image itself')
+        import_modules(args.imports)
         extractors = read_extractors(args.config)
         if args.extractors:
             first = next(iter(extractors.values()))
@@ -92,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f'error: {error.filename or args.image}: {error.strerror or error}', file=sys.stderr)
         return 2
-    except (InspectionError, VisualizationError) as error:
+    except (InspectionError, RunError, VisualizationError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except Exception as error:  # configs are programs: anything can happen in them

@@ -7,6 +7,11 @@ from pathlib import Path
 
 from ..extractors import RoIExtractor
 
+# Packages and names that a config of one framework has, and none of the other.
+_OPENMMLAB = {'mmengine', 'mmcv', 'mmdet'}
+_OF_MMENGINE = {'_base_', 'read_base', 'default_scope', 'custom_imports', 'train_dataloader'}
+_OF_A_LAZY_CONFIG = {'LazyCall', 'LazyConfig', 'L', 'dataloader', 'lr_multiplier', 'train'}
+
 
 class InspectionError(ValueError):
     """A config whose extractors cannot be had; the message names it and the cause."""
@@ -27,7 +32,43 @@ def read_extractors(config: str | Path) -> dict[str, RoIExtractor]:
     config = Path(config)
     if not config.is_file():
         raise InspectionError(f'the config {config} does not exist')
-    framework = guess_framework(config)
+    frameworks = guess_frameworks(config)
+    errors = []
+    for framework in frameworks:
+        try:
+            return _read_extractors(config, framework)
+        except Exception as error:  # configs are programs: anything can happen in them
+            if len(frameworks) == 1:
+                raise
+            errors.append(f'read as one of {framework}: {" ".join(str(error).split())}')
+    raise InspectionError(f'{config} is a config of neither framework. {". ".join(errors)}')
+
+
+def guess_frameworks(config: Path) -> list[str]:
+    """Whose config it is: ``'detectron2'`` or ``'mmdet'``, or both where nothing in it tells."""
+    if config.suffix != '.py':
+        return ['detectron2']
+    try:
+        tree = ast.parse(config.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise InspectionError(f'the config {config} cannot be read: {error}') from None
+    nodes = list(ast.walk(tree))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    imported = [node.module or '' for node in imports if node.level == 0]
+    imported += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    packages = {name.partition('.')[0] for name in imported}
+    # What the config has: of its own, and of the modules that it takes it from.
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names |= {alias.asname or alias.name for node in imports for alias in node.names}
+    if packages & _OPENMMLAB or names & _OF_MMENGINE:
+        return ['mmdet']
+    # Both frameworks' configs may import others by relative paths, MMEngine's under its read_base.
+    if 'detectron2' in packages or names & _OF_A_LAZY_CONFIG or any(node.level > 0 for node in imports):
+        return ['detectron2']
+    return ['mmdet', 'detectron2'] if packages else ['mmdet']
+
+
+def _read_extractors(config: Path, framework: str) -> dict[str, RoIExtractor]:
     try:
         if framework == 'mmdet':
             from .mmdet.inspection import find_extractors
@@ -44,22 +85,3 @@ def read_extractors(config: str | Path) -> dict[str, RoIExtractor]:
             'expected the config of a two-stage detector such as Faster or Mask R-CNN'
         )
     return found
-
-
-def guess_framework(config: Path) -> str:
-    """``'detectron2'`` for YAML and for a LazyConfig, which imports it or neighbours; else ``'mmdet'``."""
-    if config.suffix != '.py':
-        return 'detectron2'
-    try:
-        tree = ast.parse(config.read_bytes())
-    except (SyntaxError, ValueError) as error:
-        raise InspectionError(f'the config {config} cannot be read: {error}') from None
-    nodes = list(ast.walk(tree))
-    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-    names = [node.module or '' for node in imports if node.level == 0]
-    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    packages = {name.partition('.')[0] for name in names}
-    # Both frameworks' configs may import others by relative paths, MMEngine's under its read_base.
-    is_relative = any(node.level > 0 for node in imports)
-    is_lazy = 'detectron2' in packages or (is_relative and 'mmengine' not in packages)
-    return 'detectron2' if is_lazy else 'mmdet'

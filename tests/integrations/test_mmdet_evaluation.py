@@ -242,7 +242,7 @@ def test_the_number_is_mmdetections_or_a_setting_is_refused(
         ({'train_dataloader.dataset.ann_file': 'annotations'}, r"train\S+ann_file is '\S+/annotations'; ex"),
         ({'train_dataloader.dataset.data_prefix': 'train'}, r"data_prefix is 'train'; expected dict\(img"),
         ({'test_dataloader.dataset': None}, r'has no test_dataloader\.dataset'),
-        ({'test_dataloader.dataset.type': 'CocoDatset'}, 'test_dataloader.dataset: .*CocoDatset'),
+        ({'test_dataloader.dataset.type': 'CocoDatset'}, r'dataset\.type: CocoDatset .*mean CocoDataset'),
     ],
 )
 def test_a_setting_that_cannot_be_tested_is_refused_before_the_training(

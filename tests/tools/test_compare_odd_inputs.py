@@ -75,6 +75,20 @@ def test_details_print_the_tables_alone(make_run, capsys):
     assert all(not line or line[0] in '|#' for line in lines[1:])
 
 
+def test_a_module_is_imported_for_the_cost_alone(make_run, tmp_path, capsys):
+    run = make_run('a')
+    with pytest.raises(SystemExit) as exited:
+        compare(run, '--import', 'mine_for_the_cost')
+    assert exited.value.code == 2
+    assert '--import: a comparison reads predictions' in capsys.readouterr().err
+    assert compare(run, '--cost', '--import', 'mine_for_the_cost') == 1
+    assert 'error: --import: mine_for_the_cost cannot be imported' in capsys.readouterr().err
+    (tmp_path / 'mine_for_the_cost.py').write_text("from pathlib import Path\nPath('imported').touch()\n")
+    compare(run, '--cost', '--import', 'mine_for_the_cost')
+    assert Path('imported').exists()
+    sys.modules.pop('mine_for_the_cost')
+
+
 def test_a_cost_table_without_a_measurement_is_an_error(make_run, capsys):
     assert compare(make_run('a'), '--cost', '--output', 'out') == 1
     output, errors = capsys.readouterr()

@@ -143,3 +143,76 @@ def test_a_config_that_imports_a_helper_is_one_line(visualize, tmp_path):
     assert status == 2
     assert err.startswith('error: ') and len(err.splitlines()) == 1
     assert 'lazy.py' in err
+
+
+LAZY_HELPER = f"""
+from detectron2.config import LazyConfig
+_found = LazyConfig.load({str(DETECTRON2 / 'mask-rcnn_r50-fpn_1x_stock_coco.py')!r})
+model, train, dataloader, optimizer = _found.model, _found.train, _found.dataloader, _found.optimizer
+"""
+
+
+@needs('detectron2')
+@pytest.mark.parametrize(
+    'lines', ['from {} import model, train, dataloader, optimizer', 'import {0}\nglobals().update(vars({0}))']
+)
+def test_a_lazy_config_that_imports_a_helper_by_its_name(visualize, tmp_path, lines):
+    """Nothing in the first says ``detectron2``, and nothing in the second says anything."""
+    name = f'helper_{len(lines)}'
+    (tmp_path / f'{name}.py').write_text(LAZY_HELPER)
+    (tmp_path / 'lazy.py').write_text(lines.format(name) + '\n')
+    status, out, err = visualize('lazy.py')
+    assert status == 0, err
+    assert rows(out).keys() == {'roi_heads.box_pooler', 'roi_heads.mask_pooler'}
+
+
+@needs('mmdet')
+@needs('detectron2')
+def test_a_config_that_neither_framework_reads_is_one_line(visualize, tmp_path):
+    (tmp_path / 'helper_of_none.py').write_text('model = 1\n')
+    (tmp_path / 'config.py').write_text('import helper_of_none\nmodel = helper_of_none.model\n')
+    status, _, err = visualize('config.py')
+    assert status == 2
+    (line,) = err.splitlines()
+    assert line.startswith('error: config.py is a config of neither framework. read as one of mmdet: ')
+    assert '. read as one of detectron2: ' in line
+
+
+MODULES = {
+    'mmdet': """
+from mmdet.registry import MODELS
+from roi_plugins.integrations.mmdet import QuantizedPoolRoIExtractor
+MODELS.register_module(name='OfMineRoIExtractor', module=type('Mine', (QuantizedPoolRoIExtractor,), {}))
+""",
+    'detectron2': """
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from roi_plugins.integrations.detectron2 import RoIPluginsStandardROIHeads
+ROI_HEADS_REGISTRY.register(type('HeadsOfMine', (RoIPluginsStandardROIHeads,), {}))
+""",
+}
+CONFIGS_OF_MODULES = {
+    'mmdet': f"""
+_base_ = '{MMDET / 'mask-rcnn_r50-fpn_1x_quantized-pool_coco.py'}'
+model = dict(roi_head=dict(bbox_roi_extractor=dict(type='OfMineRoIExtractor')))
+""",
+    'detectron2': f"""
+_BASE_: {DETECTRON2 / 'mask-rcnn_r50-fpn_1x_quantized-pool_coco.yaml'}
+MODEL: {{ROI_HEADS: {{NAME: HeadsOfMine}}}}
+""",
+}
+
+
+@pytest.mark.parametrize(
+    'framework', [pytest.param(name, marks=needs(name)) for name in ('mmdet', 'detectron2')]
+)
+def test_parts_that_a_module_registers(visualize, tmp_path, framework):
+    config = 'config.py' if framework == 'mmdet' else 'config.yaml'
+    (tmp_path / config).write_text(CONFIGS_OF_MODULES[framework])
+    status, _, err = visualize(config)
+    assert status == 2 and 'OfMine' in err and len(err.splitlines()) == 1
+    status, _, err = visualize(config, '--import', 'nowhere')
+    assert status == 2 and err.startswith('error: --import: nowhere cannot be imported')
+    (tmp_path / f'of_mine_{framework}.py').write_text(MODULES[framework])
+    status, out, err = visualize(config, '--import', f'of_mine_{framework}.py')
+    assert status == 0, err
+    assert len(rows(out)) == 2

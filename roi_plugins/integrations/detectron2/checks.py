@@ -18,13 +18,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from roi_plugins.evaluation import check_annotations
 from roi_plugins.files import Folders
 
-from ..errors import RunError
+from ..errors import RunError, explain_unknown
 from ..output import check_space, checkpoint_bytes
 from .checkpoints import saved_checkpoints
 from .config import HEADS
 from .datasets import is_coco_files
 from .poolers import POOLER_TYPES, STOCK_POOLER_TYPES
-from .reading import explain_unknown
 from .roi_heads import OUR_HEADS, pooler_nodes
 
 if TYPE_CHECKING:

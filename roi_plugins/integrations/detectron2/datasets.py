@@ -10,17 +10,14 @@ images, is the name of a dataset wherever a config takes one.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from .. import own_data
 from ..errors import RunError
 
 _FILES = '.json@'
@@ -63,30 +60,9 @@ def register_coco_files(names: Sequence[str]) -> None:
 
 
 def import_modules(modules: Sequence[str]) -> None:
-    """Imports modules that register datasets or parts of models: what ``--import`` names.
-
-    Args:
-        modules: each a dotted name, also of a module in the current folder, or the path of a ``.py`` file.
-            One that is imported already is left alone.
-
-    Raises:
-        RunError: a module is not found, or imports one that is not.
-    """
-    # A tool has its own folder on the path, ``python -m`` the current one: the same modules for both.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    for module in modules:
-        try:
-            with registering_again():
-                if module.endswith('.py'):
-                    _import_file(module)
-                else:
-                    importlib.import_module(module)
-        except (ImportError, FileNotFoundError) as error:
-            raise RunError(
-                f'--import: {module} cannot be imported: {error}. Give the name of a module that Python '
-                'finds from here, or the path of a .py file'
-            ) from error
+    """:func:`roi_plugins.integrations.own_data.import_modules`, of modules that may register data again."""
+    with registering_again():
+        own_data.import_modules(modules)
 
 
 @contextlib.contextmanager
@@ -117,24 +93,6 @@ def _register_coco(name: str, annotations: str, images: str) -> None:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     register_coco_instances(name, {}, annotations, images)
-
-
-def _import_file(path: str) -> ModuleType:
-    file = Path(path).resolve()
-    known = sys.modules.get(file.stem)
-    if known is not None:
-        if Path(getattr(known, '__file__', None) or '').resolve() == file:
-            return known
-        raise ImportError(f'there is another module {file.stem} already; rename the file')
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module  # before it runs, as of any import: what it defines can be pickled
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[file.stem]
-        raise
-    return module
 
 
 register_shapes(os.environ.get('ROI_PLUGINS_SHAPES', 'data/shapes'))

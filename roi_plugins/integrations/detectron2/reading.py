@@ -6,7 +6,7 @@ import difflib
 import inspect
 import os
 import pydoc
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import RunError
+from ..errors import RunError, explain_unknown
 from .config import add_roi_plugins_config
 from .datasets import registering_again
 
@@ -49,16 +49,6 @@ def read_config(path: str | Path, options: Sequence[str] = ()) -> CfgNode | Dict
     ) as error:
         message = error.args[0] if len(error.args) == 1 else error
         raise RunError(f'the config {path} cannot be read: {message}') from error
-
-
-def explain_unknown(name: str, known: Iterable[Any]) -> str:
-    """For messages: the names that are near to one that does not exist, then all that do."""
-    known = sorted(map(str, known))
-    near = difflib.get_close_matches(name, known)
-    if not near:
-        near = [other for other in known if other.lower() == name.lower()]
-    ask = f'did you mean {" or ".join(near)}? ' if near else ''
-    return f'{ask}There is {", ".join(known) or "none"}'
 
 
 def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:

@@ -61,6 +61,7 @@ from ..arguments import add_max_dets
 from ..dry_run import answer
 from ..errors import RunError
 from ..output import check_writable
+from ..own_data import add_data_options, add_import_option, as_arguments
 from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
 from .checks import build_model, check_run, evaluator_max_dets
 from .datasets import coco_files, import_modules, register_coco_files
@@ -515,12 +516,7 @@ def _check_output(run: Run, args: argparse.Namespace) -> None:
 def _command(args: argparse.Namespace) -> list[str]:
     command = [*COMMAND, '--num-gpus', str(args.num_gpus)]
     command += ['--num-machines', str(args.num_machines), '--config-file', args.config_file]
-    for module in args.imports:
-        # A file is found from any folder, when the training is looked at again.
-        command += ['--import', os.path.abspath(module) if module.endswith('.py') else module]
-    for half in ('train', 'test'):
-        if files := getattr(args, f'{half}_data'):
-            command += [f'--{half}-data', *files]
+    command += as_arguments(args.imports, train_data=args.train_data, test_data=args.test_data)
     if args.max_dets is not None:
         command += ['--max-dets', str(args.max_dets)]
     return [*command, *(['--eval-only'] if args.eval_only else []), *args.opts]
@@ -568,23 +564,8 @@ def _work_of_process(args: argparse.Namespace) -> None:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line, which are those of Detectron2's tool and where one's own data is."""
     parser = default_argument_parser()
-    parser.add_argument(
-        '--import',
-        dest='imports',
-        action='append',
-        default=[],
-        metavar='MODULE',
-        help='import a module first, such as one that registers your datasets: its name, or a .py file; '
-        'may be given several times',
-    )
-    for half, what in (('train', 'train'), ('test', 'evaluate')):
-        parser.add_argument(
-            f'--{half}-data',
-            nargs=2,
-            metavar=('ANNOTATIONS', 'IMAGES'),
-            help=f'{what} on COCO files of your own, in place of the datasets of the config: instance '
-            'annotations (.json) and the folder of the images',
-        )
+    add_import_option(parser)
+    add_data_options(parser, 'train', 'test')
     add_max_dets(parser)
     args = parser.parse_args(argv)
     for option in args.opts:

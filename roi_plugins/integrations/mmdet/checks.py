@@ -20,7 +20,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
-from mmengine.registry import DATASETS, METRICS, MODELS, Registry, init_default_scope
+from mmengine.registry import DATASETS, METRICS, MODELS, Registry
 from pycocotools.coco import COCO
 
 from roi_plugins.evaluation import IOU_THRESHOLDS, IOU_TYPES, check_annotations
@@ -29,8 +29,17 @@ from roi_plugins.matching import MAX_DETS
 
 from ..errors import RunError
 from ..output import check_space, checkpoint_bytes
+from .registered import class_of, enter_scope, explain_unregistered, type_name
 
 TEST_SETTINGS = ('test_dataloader', 'test_cfg', 'test_evaluator')
+
+_HEADS = ('bbox_head', 'mask_head', 'mask_iou_head', 'point_head')
+
+_OPTIONS = {
+    'train_dataloader': 'train-data',
+    'val_dataloader': 'test-data',
+    'test_dataloader': 'test-data',
+}
 
 # Of two CocoMetrics, these choose what is printed and where; the others choose what is computed.
 _OF_THE_OUTPUT = ('type', 'metric', 'classwise', 'metric_items', 'prefix', 'format_only', 'outfile_prefix')
@@ -99,7 +108,8 @@ def check_data(cfg: Config, *loaders: str) -> None:
                 if '://' not in full and not os.path.exists(full):
                     raise RunError(
                         f'{loader}: the dataset is not there: {full} does not exist. Put it there, '
-                        f'or say where it is with --cfg-options {setting}.data_root=FOLDER'
+                        f'or say where it is with --cfg-options {setting}.data_root=FOLDER. COCO files of '
+                        f'your own are named by --{_OPTIONS[loader]} ANNOTATIONS.json IMAGES'
                     )
             full = os.path.join(root, ann_file)
             if ann_file and os.path.isfile(full) and not os.path.getsize(full):
@@ -128,7 +138,7 @@ def check_test(cfg: Config, max_dets: int | None = None) -> Evaluation:
         if (found.get(part) if part else found) is None:
             raise RunError(f'the config {cfg.filename} has no {setting}, which a test needs')
     check_data(cfg, 'test_dataloader')
-    _enter_scope(cfg)
+    enter_scope(cfg)
     setting, options, others = _coco_metric(cfg)
     kinds = _kinds(cfg, setting, options)
     ann_file = _annotation_file(setting, options)
@@ -147,7 +157,7 @@ def check_test(cfg: Config, max_dets: int | None = None) -> Evaluation:
     ids = metric._coco_api.get_cat_ids(cat_names=names)
     if not ids:
         raise RunError(_no_category('test_dataloader.dataset', ann_file, names))
-    _check_num_classes(cfg, ids, ann_file)
+    _check_num_classes(cfg, len(ids), 'test_dataloader.dataset', ann_file)
     return Evaluation(
         metric=options,
         other_metrics=others,
@@ -159,12 +169,12 @@ def check_test(cfg: Config, max_dets: int | None = None) -> Evaluation:
     )
 
 
-def check_training_classes(cfg: Config, evaluation: Evaluation) -> None:
-    """Raises RunError where a label means one class in the training data and another in the test data.
+def check_training(cfg: Config, evaluation: Evaluation | None) -> None:
+    """Raises RunError on training data of other classes than the heads, or than the test, if there is one.
 
     Labels number the categories as the annotation file lists them, whatever the order in ``metainfo``.
     """
-    _enter_scope(cfg)
+    enter_scope(cfg)
     setting = 'train_dataloader.dataset'
     for dataset in _coco_datasets(cfg, 'train_dataloader'):
         names = _class_names(setting, dataset)
@@ -183,7 +193,9 @@ def check_training_classes(cfg: Config, evaluation: Evaluation) -> None:
             )
         if not found:
             raise RunError(_no_category(setting, dataset.ann_file, names))
-        if found != evaluation.classes:
+        if evaluation is None:
+            _check_num_classes(cfg, len(found), setting, dataset.ann_file)
+        elif found != evaluation.classes:
             raise RunError(
                 f'{setting}: its labels are {_listed(found)}, as {dataset.ann_file} lists them, but those of '
                 f'the test are {_listed(evaluation.classes)}, as {evaluation.ann_file} does. Labels must be '
@@ -193,7 +205,7 @@ def check_training_classes(cfg: Config, evaluation: Evaluation) -> None:
 
 def check_model(cfg: Config) -> torch.nn.Module:
     """The model, not initialised; a RunError where the config does not make one."""
-    _enter_scope(cfg)
+    enter_scope(cfg)
     return _build(MODELS, 'model', cfg.model)
 
 
@@ -206,7 +218,7 @@ def check_space_for_checkpoints(cfg: Config, model: torch.nn.Module, done: int) 
     options = (cfg.get('default_hooks') or {}).get('checkpoint', {'type': 'CheckpointHook'})
     if options is None:
         return
-    _enter_scope(cfg)
+    enter_scope(cfg)
     try:
         wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
     except _BUILD_ERRORS as error:
@@ -234,8 +246,8 @@ def check_validation(cfg: Config) -> None:
     """Raises RunError or DataError where a validation on the way would fail on its annotations."""
     if cfg.get('val_evaluator') is None:
         return
-    _enter_scope(cfg)
-    for setting, options, kind in _metrics('val_evaluator', cfg.val_evaluator):
+    enter_scope(cfg)
+    for setting, options, kind in metrics_of('val_evaluator', cfg.val_evaluator):
         # Others, such as LVISMetric, may need other annotations.
         if getattr(kind, 'compute_metrics', None) is not CocoMetric.compute_metrics:
             continue
@@ -245,13 +257,6 @@ def check_validation(cfg: Config) -> None:
             check_annotations(_annotation_file(setting, options), kinds)
 
 
-def _enter_scope(cfg: Config) -> None:
-    """Lets registries find what the config names without a scope, as the runner will."""
-    scope = cfg.get('default_scope', 'mmengine')
-    if scope is not None:
-        init_default_scope(scope)
-
-
 def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
     """The setting and the options of the one CocoMetric, and the evaluators of other types.
 
@@ -259,11 +264,11 @@ def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]
     """
     evaluator = cfg.test_evaluator
     if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
-        kind = _type_name({'type': 'Evaluator', **evaluator})
+        kind = type_name({'type': 'Evaluator', **evaluator})
         if kind.rpartition('.')[2] != 'Evaluator':
             raise RunError(f'test_evaluator.type is {kind}, which this tool cannot do; use a list of metrics')
     found, others = [], []
-    entries = _metrics('test_evaluator', evaluator)
+    entries = metrics_of('test_evaluator', evaluator)
     for setting, options, kind in entries:
         if not (isinstance(kind, type) and issubclass(kind, CocoMetric)):
             others.append(options)
@@ -275,7 +280,7 @@ def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]
             )
         found.append((setting, options))
     if not found:
-        types = ', '.join(_type_name(options) for _, options, _ in entries)
+        types = ', '.join(type_name(options) for _, options, _ in entries)
         raise RunError(
             f'test_evaluator of the config {cfg.filename} has no CocoMetric, only {types}; it is what writes '
             "the predictions in COCO format, and this tool's AP is COCO's"
@@ -293,7 +298,7 @@ def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]
     return setting, {**options, 'metric': kinds}, others
 
 
-def _metrics(setting: str, evaluator: Any) -> list[tuple[str, Any, Any]]:
+def metrics_of(setting: str, evaluator: Any) -> list[tuple[str, Any, Any]]:
     """Setting, options and class of each metric of an evaluator, in any of the forms that it may have."""
     if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
         setting, evaluator = f'{setting}.metrics', evaluator['metrics']
@@ -301,7 +306,7 @@ def _metrics(setting: str, evaluator: Any) -> list[tuple[str, Any, Any]]:
     if isinstance(evaluator, (list, tuple)):
         named = [(f'{setting}.{index}', options) for index, options in enumerate(evaluator)]
     return [
-        (name, options, _class_of(METRICS, options.get('type')) if isinstance(options, Mapping) else None)
+        (name, options, class_of(METRICS, options.get('type')) if isinstance(options, Mapping) else None)
         for name, options in named
     ]
 
@@ -413,7 +418,7 @@ def _check_images(coco: COCO, ann_file: str, dataset: Any) -> None:
 def _coco_datasets(cfg: Config, loader: str) -> Iterator[CocoDataset]:
     """The local datasets of COCO format among those of a loader; their annotations are not read yet."""
     for options in innermost_datasets((cfg.get(loader) or {}).get('dataset') or {}):
-        kind = _class_of(DATASETS, options.get('type'))
+        kind = class_of(DATASETS, options.get('type'))
         if not (isinstance(kind, type) and issubclass(kind, CocoDataset)) or options.get('backend_args'):
             continue
         dataset = _build(DATASETS, f'{loader}.dataset', {**options, 'lazy_init': True, 'pipeline': []})
@@ -439,17 +444,30 @@ def _no_category(setting: str, ann_file: str, names: Sequence[str]) -> str:
     )
 
 
-def _check_num_classes(cfg: Config, category_ids: Sequence[int], ann_file: str) -> None:
-    heads = (cfg.get('model') or {}).get('roi_head') or {}
-    for key in ('bbox_head', 'mask_head'):
-        head = heads.get(key) or []
-        for options in head if isinstance(head, (list, tuple)) else [head]:
-            found = options.get('num_classes', len(category_ids))
-            if found != len(category_ids) and not options.get('class_agnostic'):
-                raise RunError(
-                    f'model.roi_head.{key}.num_classes is {found}, but {len(category_ids)} categories of '
-                    f'{ann_file} are among test_dataloader.dataset.metainfo.classes'
-                )
+def _check_num_classes(cfg: Config, expected: int, setting: str, ann_file: str) -> None:
+    misfits = {
+        name: found for name, found in _numbers_of_classes(cfg.get('model') or {}) if found != expected
+    }
+    if misfits:
+        name, found = next(iter(misfits.items()))
+        options = ' '.join(f'{name}={expected}' for name in misfits)
+        raise RunError(
+            f'{name} is {found}, but {expected} categories of {ann_file} are among '
+            f'{setting}.metainfo.classes: give --cfg-options {options}'
+        )
+
+
+def _numbers_of_classes(model: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The settings of the heads' numbers of classes, of detectors of two stages or one."""
+    for where, heads in (('model', model), ('model.roi_head', model.get('roi_head') or {})):
+        for key in _HEADS:
+            head = heads.get(key) or {}
+            stages = {f'{where}.{key}': head}
+            if isinstance(head, (list, tuple)):
+                stages = {f'{where}.{key}.{stage}': options for stage, options in enumerate(head)}
+            for name, options in stages.items():
+                if 'num_classes' in options and not options.get('class_agnostic'):
+                    yield f'{name}.num_classes', options['num_classes']
 
 
 def _build(registry: Registry, setting: str, options: Mapping[str, Any]) -> Any:
@@ -460,21 +478,8 @@ def _build(registry: Registry, setting: str, options: Mapping[str, Any]) -> Any:
     except _BUILD_ERRORS as error:
         # The text of a KeyError is in quotes; that of an OSError is not its first argument.
         message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        message = message or type(error).__name__
+        message = explain_unregistered(error) or message or type(error).__name__
         raise RunError(f'{setting}: {message}') from error
-
-
-def _class_of(registry: Registry, kind: Any) -> Any:
-    """The class of a type in any of MMEngine's spellings: a name, with a scope or without, or the class."""
-    if not isinstance(kind, str):
-        return kind
-    with registry.switch_scope_and_registry(None) as found:
-        return found.get(kind)
-
-
-def _type_name(options: Any) -> str:
-    kind = options.get('type') if isinstance(options, Mapping) else type(options)
-    return getattr(kind, '__name__', str(kind))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,31 +10,32 @@ from typing import Any
 from mmcv.ops import PrRoIPool, RoIAlign, RoIPool
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor, SingleRoIExtractor
 from mmdet.registry import MODELS
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
 from ...extractors import RoIExtractor
 from ...ops import assign_levels_mmdet
+from ..errors import RunError
 from ..inspection import InspectionError
 from . import MMDetRoIExtractor
+from .reading import read_config
+from .registered import explain_unregistered
 
 
 def find_extractors(config: Path) -> dict[str, RoIExtractor]:
     """See :func:`roi_plugins.integrations.inspection.read_extractors`."""
     try:
-        cfg = Config.fromfile(config)
-    except (FileNotFoundError, ImportError, SyntaxError) as error:  # of a base, or of custom_imports
-        raise InspectionError(
-            f'the config {config} cannot be read: {error.__cause__ or error}'
-        ) from error
+        cfg = read_config(config)
+    except RunError as error:
+        raise InspectionError(str(error)) from error
     init_default_scope(cfg.get('default_scope') or 'mmdet')  # new-style configs set it to None
     found = {}
     for name, options in _extractor_configs(cfg.get('model') or {}):
         try:
             built = MODELS.build(options)
         except (KeyError, TypeError, ValueError) as error:
-            raise InspectionError(f'{config}: {name}: {error.args[0]}') from error
+            message = explain_unregistered(error) or error.args[0]
+            raise InspectionError(f'{config}: {name}: {message}') from error
         if extractor := _as_ours(built):
             found[name] = extractor
     return found

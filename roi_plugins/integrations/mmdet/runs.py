@@ -35,7 +35,6 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from roi_plugins.evaluation import METRICS_FILE, PREDICTION_FILES, write_run
-from roi_plugins.extractors import EXTRACTORS
 from roi_plugins.files import DataError, written_aside
 from roi_plugins.integrations.weights import (
     ARRAY_GLOBALS,
@@ -50,16 +49,19 @@ from ..arguments import add_max_dets
 from ..dry_run import answer
 from ..errors import RunError
 from ..output import check_writable
+from ..own_data import add_data_options, add_import_option, as_arguments
 from .checks import (
-    Evaluation,
     check_data,
     check_model,
     check_space_for_checkpoints,
     check_test,
-    check_training_classes,
+    check_training,
     check_validation,
     has_test,
 )
+from .own_files import use_files
+from .reading import read_config
+from .registered import check_registered, explain_unregistered
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -152,6 +154,10 @@ def train(
     max_dets: int | None = None,
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
+    imports: Sequence[str] = (),
+    train_data: Sequence[str | Path] | None = None,
+    test_data: Sequence[str | Path] | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Trains a detector.
 
@@ -164,6 +170,9 @@ def train(
         max_dets: what the test will be given.
         cfg_options: config options, ``{'dotted.key': value}``.
         launcher: how the processes were started, one of ``LAUNCHERS``.
+        imports: modules to import first, see :func:`~roi_plugins.integrations.own_data.import_modules`.
+        train_data, test_data: COCO annotations and the folder of their images, in place of the config's.
+        dry_run: look at all that a training and its test need, and stop.
 
     Raises:
         RunError: an input is missing; the test of the config would fail, or report another AP than
@@ -171,27 +180,15 @@ def train(
             given; or a checkpoint to be resumed is damaged or holds more than data. With ``'auto'``,
             damaged ones are left out as long as there is one before.
     """
-    cfg = _prepare_training(config, work_dir, amp, resume, max_dets, cfg_options, launcher)
-    if cfg is not None:
-        _run(cfg, 'train')
-
-
-def _prepare_training(
-    config: str | Path,
-    work_dir: str | Path | None,
-    amp: bool,
-    resume: str | Path | None,
-    max_dets: int | None,
-    cfg_options: Mapping[str, Any] | None,
-    launcher: str,
-) -> Config | None:
-    """The config of a training that can come to its end, with its test; None where nothing is left to do."""
-    cfg = _read_config(config, work_dir, cfg_options, launcher)
+    cfg = _read_config(config, work_dir, cfg_options, launcher, imports)
+    check_registered(cfg, 'train_dataloader', 'val_dataloader', 'test_dataloader')
+    use_files(cfg, 'train', train_data)
+    use_files(cfg, 'test', test_data)
     check_writable(cfg.work_dir, 'work_dir')
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     check_validation(cfg)
-    if has_test(cfg):  # what would fail after the training is an error before it
-        check_training_classes(cfg, check_test(cfg, max_dets))
+    # What would fail after the training is an error before it.
+    check_training(cfg, check_test(cfg, max_dets) if has_test(cfg) else None)
     if amp:
         if not torch.cuda.is_available():
             raise RunError('--amp: MMEngine trains in mixed precision on a GPU only; there is none')
@@ -215,7 +212,7 @@ def _prepare_training(
             ends = [f'{unit}_{cfg.train_cfg.get(f"max_{unit}s")}' for unit in ('iter', 'epoch')]
             if last.stem in ends:  # MMEngine would load the data of all steps, to skip them
                 print(f'{last} is of the last step: nothing is left to train')
-                return None
+                return
             cfg.resume, cfg.load_from = True, str(last)
     else:
         cfg.resume, cfg.load_from = True, str(_check_file(resume, 'checkpoint'))
@@ -227,7 +224,8 @@ def _prepare_training(
         _check_file(cfg.load_from, 'checkpoint')
     done = last.stem.rpartition('_')[2] if cfg.get('resume') and last is not None else '0'
     check_space_for_checkpoints(cfg, check_model(cfg), int(done) if done.isdecimal() else 0)
-    return cfg
+    if not dry_run:
+        _run(cfg, 'train')
 
 
 def test(
@@ -239,6 +237,9 @@ def test(
     max_dets: int | None = None,
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
+    imports: Sequence[str] = (),
+    test_data: Sequence[str | Path] | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any] | None:
     """Evaluates a detector on the test set of its config, which must be in COCO format.
 
@@ -252,19 +253,42 @@ def test(
             default the AP is MMDetection's own.
         cfg_options: config options, ``{'dotted.key': value}``.
         launcher: how the processes were started, one of ``LAUNCHERS``.
+        imports, test_data: as of :func:`train`.
+        dry_run: look at all that a test needs, and stop.
 
     Returns:
-        The content of ``metrics.json``; None in processes other than the first.
+        The content of ``metrics.json``; None in processes other than the first, and of a dry run.
 
     Raises:
         RunError: an input is missing, the checkpoint is not of the config's detector, its AP
             would be another than MMDetection's own, or the work directory holds another result.
         DataError: the annotations cannot be evaluated.
     """
-    cfg, evaluation, checkpoint, command = _prepare_test(
-        config, checkpoint, work_dir, overwrite, max_dets, cfg_options, launcher
-    )
+    cfg = _read_config(config, work_dir, cfg_options, launcher, imports)
+    check_registered(cfg, 'test_dataloader')
+    use_files(cfg, 'test', test_data)
+    if Path(checkpoint).is_dir():
+        last = last_checkpoint(checkpoint)
+        if last is None:
+            raise RunError(f'{checkpoint} holds no checkpoint: train first, or name a .pth file')
+        checkpoint = last
+    cfg.resume, cfg.load_from = False, str(_check_file(checkpoint, 'checkpoint'))
+    evaluation = check_test(cfg, max_dets)
     run_dir = Path(cfg.work_dir)
+    check_writable(run_dir, 'work_dir')
+    check_model(cfg)
+    command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
+    command += ['--work-dir', str(run_dir), '--launcher', launcher]
+    command += as_arguments(imports, test_data=test_data)
+    if max_dets is not None:
+        command += ['--max-dets', str(max_dets)]
+    if cfg_options:
+        command += ['--cfg-options', *(f'{key}={value}' for key, value in cfg_options.items())]
+    if not overwrite:
+        _check_same_result(run_dir, config, checkpoint, command)
+    if dry_run:
+        return None
+
     # One place evaluates, for every framework: the metric writes the predictions, and no more. They
     # come aside first, for a test that is stopped half-way must leave an earlier result as it was.
     aside = run_dir / 'predictions.partial'
@@ -292,38 +316,6 @@ def test(
         max_dets=evaluation.max_dets,
         command=command,
     )
-
-
-def _prepare_test(
-    config: str | Path,
-    checkpoint: str | Path,
-    work_dir: str | Path | None,
-    overwrite: bool,
-    max_dets: int | None,
-    cfg_options: Mapping[str, Any] | None,
-    launcher: str,
-) -> tuple[Config, Evaluation, str | Path, list[str]]:
-    """The config of a test that can come to its end, what it evaluates, the weights and its command."""
-    cfg = _read_config(config, work_dir, cfg_options, launcher)
-    if Path(checkpoint).is_dir():
-        last = last_checkpoint(checkpoint)
-        if last is None:
-            raise RunError(f'{checkpoint} holds no checkpoint: train first, or name a .pth file')
-        checkpoint = last
-    cfg.resume, cfg.load_from = False, str(_check_file(checkpoint, 'checkpoint'))
-    evaluation = check_test(cfg, max_dets)
-    run_dir = Path(cfg.work_dir)
-    check_writable(run_dir, 'work_dir')
-    check_model(cfg)
-    command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
-    command += ['--work-dir', str(run_dir), '--launcher', launcher]
-    if max_dets is not None:
-        command += ['--max-dets', str(max_dets)]
-    if cfg_options:
-        command += ['--cfg-options', *(f'{key}={value}' for key, value in cfg_options.items())]
-    if not overwrite:
-        _check_same_result(run_dir, config, checkpoint, command)
-    return cfg, evaluation, checkpoint, command
 
 
 def last_checkpoint(work_dir: str | Path) -> Path | None:
@@ -387,13 +379,9 @@ def _run(cfg: Config, phase: str) -> None:
     try:
         runner = build(cfg)
     except KeyError as error:
-        # MMEngine names the type it does not know, but not those that there are.
-        if 'RoIExtractor is not in' not in str(error):
+        if not (message := explain_unregistered(error)):
             raise
-        raise RunError(
-            f'{error.args[0]}\nOurs are {", ".join(f"{name}RoIExtractor" for name in EXTRACTORS)}, found '
-            "through custom_imports = dict(imports=['roi_plugins.integrations.mmdet'])"
-        ) from error
+        raise RunError(message) from error
     if phase == 'train':
         runner.register_hook(RandomState())
     else:
@@ -402,6 +390,10 @@ def _run(cfg: Config, phase: str) -> None:
     try:
         with only_data():
             getattr(runner, phase)()
+    except KeyError as error:  # of what is built last, such as a transform in a transform
+        if not (message := explain_unregistered(error)):
+            raise
+        raise RunError(message) from error
     except pickle.UnpicklingError as error:
         if not cfg.load_from:  # it is of the config's own pretrained weights
             raise
@@ -455,16 +447,12 @@ def _read_config(
     work_dir: str | Path | None,
     cfg_options: Mapping[str, Any] | None,
     launcher: str,
+    imports: Sequence[str],
 ) -> Config:
     if launcher not in LAUNCHERS:
         raise RunError(f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}')
     _check_file(path, 'config')
-    try:
-        cfg = Config.fromfile(path)
-        cfg.merge_from_dict(dict(cfg_options or {}))
-    except (FileNotFoundError, ImportError) as error:  # of a base, or of custom_imports
-        # MMEngine's own message on an import lists the whole search path.
-        raise RunError(f'the config {path} cannot be read: {error.__cause__ or error}') from error
+    cfg = read_config(path, cfg_options, imports)
     cfg.launcher = launcher
     default = cfg.get('work_dir') or Path('work_dirs') / Path(path).stem
     cfg.work_dir = str(work_dir or default)
@@ -517,6 +505,8 @@ def _parse_training(argv: Sequence[str] | None) -> dict[str, Any]:
         metavar='CHECKPOINT',
         help='go on from a checkpoint; without a path, from the last one in the work directory',
     )
+    add_import_option(parser)
+    add_data_options(parser, 'train', 'test')
     return _parse(parser, argv)
 
 
@@ -535,6 +525,8 @@ def _parse_test(argv: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument(
         '--overwrite', action='store_true', help='replace another result in the work directory'
     )
+    add_import_option(parser)
+    add_data_options(parser, 'test')
     return _parse(parser, argv)
 
 
@@ -546,9 +538,9 @@ def check(argv: Sequence[str]) -> None:
     """
     phase, *rest = argv
     if phase == 'train':
-        _prepare_training(**_parse_training(rest))
+        train(**_parse_training(rest), dry_run=True)
     else:
-        _prepare_test(**_parse_test(rest))
+        test(**_parse_test(rest), dry_run=True)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:

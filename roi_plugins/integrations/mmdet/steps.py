@@ -17,6 +17,7 @@ from torch import nn
 from roi_plugins.integrations.weights import only_data
 
 from . import MMDetRoIExtractor
+from .reading import read_config
 from .runs import allow_mmengine_checkpoints
 
 EXTRACTOR_TYPES = (BaseRoIExtractor, MMDetRoIExtractor)
@@ -26,7 +27,7 @@ def load_step(
     config: str | Path, checkpoint: str | Path, device: torch.device
 ) -> tuple[nn.Module, Callable[[], object]]:
     """:func:`build_step` of a finished training, whose weights stay as they are."""
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     model, step = build_step(cfg, device, num_batches=1, learns=False)
     allow_mmengine_checkpoints()
     with only_data():

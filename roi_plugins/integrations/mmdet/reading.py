@@ -1,0 +1,48 @@
+"""MMDetection configs from files and options, with the modules that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ..errors import RunError
+from ..own_data import absolute_modules, import_modules
+
+IMPORTED_FILES = 'imported_files'
+"""The setting for imported ``.py`` files, which MMEngine's ``custom_imports`` cannot name."""
+
+
+def read_config(
+    path: str | Path, options: Mapping[str, Any] | None = None, imports: Sequence[str] = ()
+) -> Config:
+    """A config. It names the modules that were imported for it, so that once saved it can be read again.
+
+    Args:
+        options: config options, ``{'dotted.key': value}``.
+        imports: modules of the user's own, see :func:`~roi_plugins.integrations.own_data.import_modules`.
+
+    Raises:
+        RunError: the config, a base of it or a module cannot be read.
+    """
+    import_modules(imports)
+    try:
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(dict(options or {}))
+    except (FileNotFoundError, ImportError, SyntaxError) as error:  # of a base, or of custom_imports
+        # MMEngine's own message on an import lists the whole search path.
+        raise RunError(f'the config {path} cannot be read: {error.__cause__ or error}') from error
+    files = cfg.get(IMPORTED_FILES) or []
+    import_modules(files, f'{IMPORTED_FILES} of the config {path}')
+    given = absolute_modules(imports)
+    if by_file := [module for module in given if module.endswith('.py') and module not in files]:
+        cfg[IMPORTED_FILES] = [*files, *by_file]
+    if by_name := [module for module in given if not module.endswith('.py')]:
+        custom = dict(cfg.get('custom_imports') or {'allow_failed_imports': False})
+        names = custom.get('imports') or []
+        names = [names] if isinstance(names, str) else list(names)
+        custom['imports'] = [*names, *(name for name in by_name if name not in names)]
+        cfg.custom_imports = custom
+    return cfg

@@ -1,0 +1,112 @@
+"""Modules and COCO files of the user's own: the options that the tools of both frameworks share."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import RunError
+
+_PURPOSE = {'train': 'train', 'test': 'evaluate'}
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--import MODULE``, whose values are in ``imports``."""
+    parser.add_argument(
+        '--import',
+        dest='imports',
+        action='append',
+        default=[],
+        metavar='MODULE',
+        help='import a module first, such as one that registers your datasets or parts of models: its '
+        'name, or a .py file; may be given several times',
+    )
+
+
+def add_data_options(parser: argparse.ArgumentParser, *halves: str) -> None:
+    """Adds ``--train-data`` and ``--test-data``, or the one of them that ``halves`` names."""
+    for half in halves:
+        parser.add_argument(
+            f'--{half}-data',
+            nargs=2,
+            metavar=('ANNOTATIONS', 'IMAGES'),
+            help=f'{_PURPOSE[half]} on COCO files of your own, in place of the datasets of the config: '
+            'instance annotations (.json) and the folder of the images',
+        )
+
+
+def as_arguments(imports: Sequence[str] = (), **data: Sequence[str | Path] | None) -> list[str]:
+    """These options as a command line that means the same from any folder.
+
+    Args:
+        imports: of ``--import``.
+        data: ``train_data`` and ``test_data``, each annotations and images; None where not given.
+    """
+    arguments = []
+    for module in absolute_modules(imports):
+        arguments += ['--import', module]
+    for name, files in data.items():
+        if files:
+            arguments += [f'--{name.replace("_", "-")}', *map(os.path.abspath, files)]
+    return arguments
+
+
+def absolute_modules(modules: Sequence[str]) -> list[str]:
+    """Modules as they are found from any folder: files by their absolute paths, others by their names."""
+    return [os.path.abspath(module) if module.endswith('.py') else module for module in modules]
+
+
+def import_modules(modules: Sequence[str], given_by: str = '--import') -> None:
+    """Imports modules that register datasets, transforms or parts of models.
+
+    Args:
+        modules: each a dotted name, also of a module in the current folder, or the path of a ``.py`` file.
+            One that is imported already is left alone.
+        given_by: the option or setting that named them, for errors.
+
+    Raises:
+        RunError: a module is not found, or fails while it is imported.
+    """
+    # A tool has its own folder on the path, ``python -m`` the current one: the same modules for both.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for module in modules:
+        try:
+            if module.endswith('.py'):
+                _import_file(module)
+            else:
+                importlib.import_module(module)
+        except (ImportError, FileNotFoundError) as error:
+            raise RunError(
+                f'{given_by}: {module} cannot be imported: {error}. Give the name of a module that Python '
+                'finds from here, or the path of a .py file'
+            ) from error
+        except Exception as error:  # modules are programs: anything can happen in them
+            cause = ' '.join(f'{type(error).__name__}: {error}'.split())
+            if not isinstance(error, SyntaxError):  # which says where itself
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                cause += f' (line {where.lineno} of {where.filename})'
+            raise RunError(f'{given_by}: {module} cannot be imported: {cause}') from error
+
+
+def _import_file(path: str) -> None:
+    file = Path(path).resolve()
+    known = sys.modules.get(file.stem)
+    if known is not None:
+        if Path(getattr(known, '__file__', None) or '').resolve() == file:
+            return
+        raise ImportError(f'there is another module {file.stem} already; rename the file')
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # before it runs, as of any import: what it defines can be pickled
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[file.stem]
+        raise
