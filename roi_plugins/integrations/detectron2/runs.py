@@ -52,6 +52,7 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from omegaconf import DictConfig, OmegaConf
 from torch.multiprocessing import ProcessExitedException
 
+from roi_plugins.console import print_anything
 from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, write_run
 from roi_plugins.evaluation import evaluate as compute_metrics
 from roi_plugins.files import DataError, write_json
@@ -517,6 +518,7 @@ def _identity(command: Sequence[str]) -> Sequence[str]:
 
 def _work(args: argparse.Namespace) -> None:
     """What each process does."""
+    print_anything()
     run = describe(_configure(args))
     default_setup(run.cfg, args)
     if args.eval_only:

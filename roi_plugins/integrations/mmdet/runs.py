@@ -34,6 +34,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from roi_plugins.console import print_anything
 from roi_plugins.evaluation import METRICS_FILE, PREDICTION_FILES, write_run
 from roi_plugins.extractors import EXTRACTORS
 from roi_plugins.files import DataError, written_aside
@@ -493,6 +494,7 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[
 
 
 def _main(function: Any, args: dict[str, Any]) -> int:
+    print_anything()
     try:
         result = function(**args)
         # The first process still evaluates and writes when the others are done. One that leaves takes
