@@ -16,9 +16,11 @@ import torch
 pytest.importorskip('mmdet')
 pytest.importorskip('mmcv.ops')
 
+import mmcv.transforms
+from mmdet.registry import TRANSFORMS
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, init_default_scope
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation import METRICS, evaluate
@@ -114,6 +116,23 @@ def test_an_unreadable_image_is_named(data, tmp_path, size):
     config = write_config(tmp_path, tmp_path / 'data')
     with pytest.raises(OSError, match=r'the image \S+/data/train/\S+\.(png|jpg) cannot be read: '):
         train(config, work_dir=tmp_path / 'work')
+
+
+class Subclass(mmcv.transforms.LoadImageFromFile):
+    """As of a user."""
+
+
+@pytest.mark.parametrize(
+    'type_', ['LoadImageFromFile', 'mmcv.LoadImageFromFile', mmcv.transforms.LoadImageFromFile, Subclass]
+)
+def test_an_unreadable_image_is_named_whatever_reads_it_is_called(tmp_path, type_):
+    init_default_scope('mmdet')
+    load = TRANSFORMS.build({'type': type_})
+    image = {'img_path': str(tmp_path / 'nowhere.png')}
+    with runs.named_images(), pytest.raises(OSError, match=r'the image \S+/nowhere\.png cannot be read: '):
+        load(image)
+    with pytest.raises(FileNotFoundError):  # MMCV's own, for other programs
+        load(image)
 
 
 def test_an_earlier_training_is_not_overwritten(config, trained):

@@ -12,19 +12,19 @@ and ``tools/mmdet/test.py``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pickle
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import mmcv.transforms
 import numpy as np
 import torch
-from mmdet.registry import TRANSFORMS
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -78,15 +78,23 @@ class AtomicLocalBackend(LocalBackend):
                 super().remove(old)
 
 
-@TRANSFORMS.register_module()
-class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
-    """MMCV's, but whatever is wrong with an image, the error names it."""
+@contextlib.contextmanager
+def named_images() -> Iterator[None]:
+    """Lets errors of MMCV's ``LoadImageFromFile`` name the image, whatever a config calls this class."""
+    load = LoadImageFromFile.transform
 
-    def transform(self, results: dict) -> dict | None:
+    def transform(self: LoadImageFromFile, results: dict) -> dict | None:
         try:
-            return super().transform(results)
+            return load(self, results)
         except Exception as error:
             raise OSError(f'the image {results["img_path"]} cannot be read: {error}') from error
+
+    # Of the class: a config may name it with a scope, as an object, or by a subclass.
+    LoadImageFromFile.transform = transform
+    try:
+        yield
+    finally:
+        LoadImageFromFile.transform = load
 
 
 class RandomState(Hook):
@@ -343,7 +351,7 @@ def _run(cfg: Config, phase: str) -> None:
         # After the hooks that change what is loaded, such as the EMA's.
         runner.register_hook(CheckpointFits(), 'LOWEST')
     try:
-        with only_data():
+        with only_data(), named_images():
             getattr(runner, phase)()
     except pickle.UnpicklingError as error:
         if not cfg.load_from:  # it is of the config's own pretrained weights
