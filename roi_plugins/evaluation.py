@@ -14,8 +14,10 @@ import os
 import platform
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,26 @@ def summarize(matches: Matches) -> dict[str, Any]:
         PER_CLASS: [_mean_precision(p) for p in np.moveaxis(over_all, -1, 0)],
         COUNT: matches.count,
     }
+
+
+def format_points(fraction: float, digits: int, sign: bool = False) -> str:
+    """An AP in points: 100 times the fraction, rounded half to even, once and exactly.
+
+    With one digit these are the digits that pycocotools prints: 31.2 where it has 0.312.
+    """
+    scaled = round(Fraction(fraction) * 100 * 10**digits)
+    return f'{Decimal(scaled).scaleb(-digits):{"+" if sign else ""}.{digits}f}'
+
+
+def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints a line for each IoU type, e.g. ``bbox  AP 31.2  AP50 ...``: points, as in all tables.
+
+    Args:
+        metrics: the ``METRICS`` by IoU type, as fractions; -1 where there is no ground truth, shown as ``-``.
+    """
+    for iou_type, values in metrics.items():
+        points = {name: '-' if value == -1 else format_points(value, 1) for name, value in values.items()}
+        print(iou_type, *(f'{name} {value}' for name, value in points.items()), sep='  ')
 
 
 def _mean_precision(precision: np.ndarray) -> float:

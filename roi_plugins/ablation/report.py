@@ -30,10 +30,10 @@ from roi_plugins.ablation.images import (
 )
 from roi_plugins.ablation.records import Record, read_record
 from roi_plugins.ablation.results import Run
-from roi_plugins.ablation.tables import TITLES, caption, format_points, make_tables
+from roi_plugins.ablation.tables import TITLES, caption, make_tables
 from roi_plugins.benchmark.extractor_cost import Costs
 from roi_plugins.benchmark.extractor_cost import to_rows as cost_rows
-from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, IOU_TYPES, load_annotations
+from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, IOU_TYPES, format_points, load_annotations
 from roi_plugins.files import written_aside
 from roi_plugins.hardware import cpu_name
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pandas as pd
 from roi_plugins.ablation.compare import Comparison, Group
 from roi_plugins.ablation.figures import plot_ap_over_iou, save_figure
 from roi_plugins.ablation.significance import CONFIDENCE, Estimates
-from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, METRICS
+from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, METRICS, format_points
 from roi_plugins.files import write_json, written_aside
 
 TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP', 'boundary': 'Boundary AP'}
@@ -65,15 +64,6 @@ def write_comparison(comparison: Comparison, output: str | Path, digits: int = 1
     for suffix in ('png', 'svg'):
         with written_aside(output / f'{FIGURE}.{suffix}') as aside:
             save_figure(figure, aside, suffix)
-
-
-def format_points(fraction: float, digits: int, sign: bool = False) -> str:
-    """An AP in points: 100 times the fraction, rounded half to even, once and exactly.
-
-    With one digit these are the digits that pycocotools prints: 31.2 where it has 0.312.
-    """
-    scaled = round(Fraction(fraction) * 100 * 10**digits)
-    return f'{Decimal(scaled).scaleb(-digits):{"+" if sign else ""}.{digits}f}'
 
 
 def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFrame]:

@@ -53,7 +53,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.multiprocessing import ProcessExitedException
 
 from roi_plugins.console import print_anything
-from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, write_run
+from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, print_metrics, write_run
 from roi_plugins.evaluation import evaluate as compute_metrics
 from roi_plugins.files import DataError, write_json
 
@@ -372,13 +372,8 @@ def _metrics(run: Run, model: torch.nn.Module) -> dict[str, dict[str, float]]:
     for iou_type, predictions in _predict(run, model).items():
         found = compute_metrics(_ann_file(run), predictions, iou_type)
         metrics[iou_type] = {name: found[name] for name in METRICS}
-    _print(metrics)
+    print_metrics(metrics)
     return metrics
-
-
-def _print(metrics: Mapping[str, Mapping[str, float]]) -> None:
-    for iou_type, found in metrics.items():
-        print(iou_type, *(f'{name} {value:.3f}' for name, value in found.items()), sep='  ')
 
 
 def _ann_file(run: Run) -> str:
@@ -531,7 +526,7 @@ def _work(args: argparse.Namespace) -> None:
             checkpoint = str(saved_checkpoints(run.output_dir, run.prefix)[0])
     result = evaluate(run, model, config=args.config_file, checkpoint=checkpoint, command=_command(args))
     if result is not None:
-        _print(result['metrics'])
+        print_metrics(result['metrics'])
 
 
 def _print_error(error: Exception) -> None:

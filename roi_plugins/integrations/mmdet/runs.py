@@ -35,7 +35,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from roi_plugins.console import print_anything
-from roi_plugins.evaluation import METRICS_FILE, PREDICTION_FILES, write_run
+from roi_plugins.evaluation import METRICS_FILE, PREDICTION_FILES, print_metrics, write_run
 from roi_plugins.extractors import EXTRACTORS
 from roi_plugins.files import DataError, written_aside
 from roi_plugins.integrations.weights import (
@@ -515,8 +515,8 @@ def _main(function: Any, args: dict[str, Any]) -> int:
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    for iou_type, metrics in (result or {}).get('metrics', {}).items():
-        print(iou_type, *(f'{name} {value:.3f}' for name, value in metrics.items()), sep='  ')
+    if result:
+        print_metrics(result['metrics'])
     return 0
 
 
