@@ -1,4 +1,4 @@
-"""requirements.txt pins all that the package and its frameworks need, as its dependencies are not resolved."""
+"""requirements.txt pins all that the package and its frameworks need: nothing else is installed with it."""
 
 import configparser
 import re

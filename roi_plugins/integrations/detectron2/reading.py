@@ -51,6 +51,39 @@ def read_config(path: str | Path, options: Sequence[str] = ()) -> CfgNode | Dict
         raise RunError(f'the config {path} cannot be read: {message}') from error
 
 
+def read_saved_config(path: str | Path, packages: Iterable[str] = ()) -> CfgNode | DictConfig:
+    """The ``config.yaml`` that a training has left, of either language, read as data.
+
+    Detectron2 itself reads that of a LazyConfig with YAML's unsafe loader, which runs code of the file's choice.
+
+    Args:
+        packages: whose classes and functions it may name besides those of the libraries that it is built of.
+
+    Raises:
+        RunError: the file cannot be read, or names what is of another package.
+    """
+    try:
+        saved = yaml.load(Path(path).read_bytes(), _SavedConfig)  # noqa: S506  a SafeLoader
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise RunError(f'the config {path} cannot be read: {" ".join(str(error).split())}') from error
+    # A LazyConfig is saved as YAML too, but has no MODEL.
+    if not isinstance(saved, dict) or 'model' not in saved:
+        return read_config(path)
+    known = {*_PACKAGES, *packages}
+    nodes: list[Any] = [saved]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, _Name):
+            _check_package(path, node.name, known)
+        elif isinstance(node, dict):
+            if '_target_' in node and isinstance(node['_target_'], str):
+                _check_package(path, node['_target_'], known)
+            nodes += node.values()
+        elif isinstance(node, (list, tuple)):
+            nodes += node
+    return OmegaConf.create(_with_objects(saved, path), flags={'allow_objects': True})
+
+
 def explain_unknown(name: str, known: Iterable[Any]) -> str:
     """For messages: the names that are near to one that does not exist, then all that do."""
     known = sorted(map(str, known))
