@@ -248,6 +248,7 @@ def write_run(
     predictions = {t: name for t, name in PREDICTION_FILES.items() if (run_dir / name).is_file()}
     if not predictions:
         raise DataError(f'{run_dir}: no {" or ".join(PREDICTION_FILES.values())} to evaluate')
+    source = os.path.abspath(ann_file)
     coco = load_annotations(ann_file)
     (run_dir / ANNOTATIONS_FILE).unlink(missing_ok=True)  # of an earlier test
     if category_ids is not None and (wanted := set(category_ids)) != set(coco.cats):
@@ -265,6 +266,7 @@ def write_run(
         'config': str(config),
         'checkpoint': str(checkpoint),
         'ann_file': os.path.abspath(ann_file),
+        'source_ann_file': source,  # the images are beside it, not beside a copy
         'predictions': predictions,
         'metrics': metrics,
         'versions': _versions(framework),
