@@ -378,3 +378,49 @@ def test_extractors_with_one_seed_start_alike(data, tmp_path):
     other_weights, other_images = start('stock', 1)
     assert other_weights != weights
     assert other_images != images
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('model = dict(', "cannot be read: '(' was never closed"),
+        ("raise RuntimeError('in\\ntwo lines')", 'cannot be read: in two lines'),
+        ('x = undefined', "cannot be read: name 'undefined' is not defined"),
+        ('', 'has no '),
+        ('model = 3', 'model is 3; expected a dict'),
+        ("{base}\nmodel = dict(type='MaskRCN')", 'cannot be built: MaskRCN is not in the mmdet::model'),
+        ('{base}\nmodel = dict(no_part=1)', "unexpected keyword argument 'no_part'"),
+        (
+            "{base}\nmodel = dict(roi_head=dict(bbox_roi_extractor=dict(type='AlignMaxxRoIExtractor')))",
+            'Ours are QuantizedPoolRoIExtractor, ',
+        ),
+        (
+            "{base}\nfor half in ('train', 'test'):\n"
+            "    globals()[f'{{half}}_dataloader'] = dict(dataset=dict(pipeline=[dict(type='LoadImag')]))",
+            'LoadImag is not in the mmdet::transform registry',
+        ),
+    ],
+)
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_a_broken_config_is_one_line(config, trained, tmp_path, capsys, tool, text, message):
+    path = tmp_path / 'broken.py'
+    path.write_text(text.format(base=f"_base_ = '{config}'"))
+    argv = [str(path), '--work-dir', str(tmp_path / 'work')]
+    assert getattr(runs, f'{tool}_main')(argv if tool == 'train' else [*argv, str(trained)]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert (str(path) in error or 'dataset' in error) and message in error
+
+
+@pytest.mark.parametrize('missing', ['train_cfg', 'optim_wrapper', 'train_dataloader', 'model'])
+def test_what_a_training_needs_is_named(config, tmp_path, capsys, missing):
+    path = tmp_path / 'less.py'
+    path.write_text(f"_base_ = '{config}'\n{missing} = None\n")
+    assert runs.train_main([str(path), '--work-dir', str(tmp_path / 'work')]) == 2
+    assert f'the config {path} has no {missing}, which a training needs' in capsys.readouterr().err
+
+
+def test_a_config_without_hooks_trains(config, tmp_path):
+    path = tmp_path / 'hookless.py'
+    path.write_text(f"_base_ = '{config}'\ndefault_hooks = None\ntrain_cfg = dict(max_iters=1)\n")
+    train(path, work_dir=tmp_path / 'work')
+    assert last_checkpoint(tmp_path / 'work')

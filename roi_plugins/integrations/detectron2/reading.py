@@ -7,6 +7,7 @@ import difflib
 import inspect
 import os
 import pydoc
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,9 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import RunError
+from ..errors import RunError, describe_error
 from .config import add_roi_plugins_config
 from .datasets import registering_again
 
@@ -47,12 +47,10 @@ def read_config(path: str | Path, options: Sequence[str] = ()) -> CfgNode | Dict
         raise RunError(f'--config-file: the config {path!r} does not exist')
     try:
         return _read_lazy(path, options) if path.endswith('.py') else _read_yaml(path, options)
-    except (
-        *(AssertionError, KeyError, ValueError, SyntaxError, FileNotFoundError, ImportError),
-        *(OmegaConfBaseException, yaml.YAMLError),
-    ) as error:
-        message = error.args[0] if len(error.args) == 1 else error
-        raise RunError(f'the config {path} cannot be read: {message}') from error
+    except RunError:
+        raise
+    except Exception as error:  # configs are programs: anything can happen in them
+        raise RunError(f'the config {path} cannot be read: {describe_error(error)}') from error
 
 
 def read_saved_config(path: str | Path, packages: Iterable[str] = ()) -> CfgNode | DictConfig:
@@ -75,7 +73,7 @@ def read_saved_config(path: str | Path, packages: Iterable[str] = ()) -> CfgNode
         for target in _targets(saved):
             _check_package(target, known)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise RunError(f'the config {path} cannot be read: {" ".join(str(error).split())}') from error
+        raise RunError(f'the config {path} cannot be read: {describe_error(error)}') from error
     return OmegaConf.create(saved, flags={'allow_objects': True})
 
 
@@ -141,6 +139,9 @@ def explain_unknown(name: str, known: Iterable[Any]) -> str:
 def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     add_roi_plugins_config(cfg)
+    settings = yaml.safe_load(Path(path).read_bytes())
+    if not isinstance(settings, dict):
+        raise RunError(f'the config {path} is {reprlib.repr(settings)}; expected settings, KEY: VALUE')
     try:
         cfg.merge_from_file(path, allow_unsafe=False)
     except KeyError as error:

@@ -49,7 +49,8 @@ from detectron2.modeling import build_model as build_yaml_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch.multiprocessing import ProcessExitedException
 
 from roi_plugins.console import print_anything
@@ -57,9 +58,9 @@ from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, prin
 from roi_plugins.evaluation import evaluate as compute_metrics
 from roi_plugins.files import DataError, write_json
 
-from ..errors import RunError
+from ..errors import RunError, describe_error
 from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
-from .checks import build_model, check_run, check_writable
+from .checks import build, build_model, check_run, check_writable
 from .datasets import coco_files, import_modules, register_coco_files
 from .reading import read_config
 
@@ -203,7 +204,10 @@ def describe(cfg: CfgNode | DictConfig, device: str | None = None) -> Run:
     Raises:
         RunError: a LazyConfig lacks what Detectron2's own tool needs of it.
     """
-    run = _describe_yaml(cfg, device) if isinstance(cfg, CfgNode) else _describe_lazy(cfg, device)
+    try:
+        run = _describe_yaml(cfg, device) if isinstance(cfg, CfgNode) else _describe_lazy(cfg, device)
+    except OmegaConfBaseException as error:  # such as of an interpolation
+        raise RunError(f'the LazyConfig cannot be read: {describe_error(error)}') from error
     register_coco_files([*run.train_datasets, *run.test_datasets])
     return run
 
@@ -243,6 +247,10 @@ def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
                 f'the LazyConfig has no {key}; it needs model, dataloader, optimizer, lr_multiplier and '
                 "train, of which model_zoo.get_config('common/train.py').train has all"
             )
+    for name in ('max_iter', 'checkpointer.period', 'eval_period', 'log_period'):
+        value = OmegaConf.select(cfg, f'train.{name}')
+        if not isinstance(value, int):
+            raise RunError(f'train.{name} is {value!r}; expected a whole number')
 
     def optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
         cfg.optimizer.params.model = model
@@ -258,6 +266,8 @@ def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
 
     def names(half: str) -> list[str]:
         found = OmegaConf.select(cfg, f'dataloader.{half}.dataset.names', default=[])
+        if not isinstance(found, (str, list, tuple, ListConfig)):
+            raise RunError(f'dataloader.{half}.dataset.names is {found!r}; expected names of datasets')
         return [found] if isinstance(found, str) else list(found)
 
     if device or not torch.cuda.is_available():
@@ -290,7 +300,7 @@ def train(run: Run, resume: bool) -> torch.nn.Module:
     saved = saved_checkpoints(run.output_dir, run.prefix) if resume else []
     model = build_model(run)
     optimizer = run.optimizer(model)
-    loader = run.train_loader()
+    loader = build('loader of the training data', run.train_loader)
     wrapped = _distributed(model, run.ddp)
     trainer = (AMPTrainer if run.amp else SimpleTrainer)(wrapped, loader, optimizer)
     checkpointer = Checkpointer(wrapped, str(run.output_dir), prefix=run.prefix, trainer=trainer)

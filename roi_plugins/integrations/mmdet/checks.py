@@ -25,14 +25,14 @@ from roi_plugins.evaluation import IOU_THRESHOLDS, IOU_TYPES, check_annotations
 from roi_plugins.files import Folders, read_json
 from roi_plugins.matching import MAX_DETECTIONS
 
-from ..errors import RunError
+from ..errors import RunError, describe_error
 
 TEST_SETTINGS = ('test_dataloader', 'test_cfg', 'test_evaluator')
 
 # Of two CocoMetrics, these choose what is printed and where; the others choose what is computed.
 _OF_THE_OUTPUT = ('type', 'metric', 'classwise', 'metric_items', 'prefix', 'format_only', 'outfile_prefix')
 
-_BUILD_ERRORS = (
+BUILD_ERRORS = (
     AssertionError,
     AttributeError,
     ImportError,
@@ -385,11 +385,8 @@ def _build(registry: Registry, setting: str, options: Mapping[str, Any]) -> Any:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how far it is
             return registry.build(copy.deepcopy(options))
-    except _BUILD_ERRORS as error:
-        # The text of a KeyError is in quotes; that of an OSError is not its first argument.
-        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        message = message or type(error).__name__
-        raise RunError(f'{setting}: {message}') from error
+    except BUILD_ERRORS as error:
+        raise RunError(f'{setting}: {describe_error(error)}') from error
 
 
 def _class_of(registry: Registry, kind: Any) -> Any:

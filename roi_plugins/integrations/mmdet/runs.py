@@ -20,6 +20,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,11 +48,23 @@ from roi_plugins.integrations.weights import (
     saving,
 )
 
-from ..errors import RunError
-from .checks import check_data, check_test, check_training_classes, check_validation, has_test
+from ..errors import RunError, describe_error
+from .checks import (
+    BUILD_ERRORS,
+    check_data,
+    check_test,
+    check_training_classes,
+    check_validation,
+    has_test,
+)
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+_SECTIONS = (
+    *('model', 'optim_wrapper', 'default_hooks'),
+    *(f'{phase}_{part}' for phase in ('train', 'val', 'test') for part in ('dataloader', 'cfg')),
+)
 
 
 @register_backend('atomic_local', force=True)
@@ -167,6 +180,9 @@ def train(
             damaged ones are left out as long as there is one before.
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher)
+    for setting in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if cfg.get(setting) is None:
+            raise RunError(f'the config {config} has no {setting}, which a training needs')
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     check_validation(cfg)
     if has_test(cfg):  # what would fail after the training is an error before it
@@ -198,7 +214,9 @@ def train(
             cfg.resume, cfg.load_from = True, str(last)
     else:
         cfg.resume, cfg.load_from = True, str(_check_file(resume, 'checkpoint'))
-    hooks = cfg.setdefault('default_hooks', {})
+    if cfg.get('default_hooks') is None:
+        cfg.default_hooks = {}
+    hooks = cfg.default_hooks
     hooks.setdefault('checkpoint', {'type': 'CheckpointHook'})
     if hooks.checkpoint is not None:
         hooks.checkpoint.setdefault('backend_args', {'backend': 'atomic_local'})
@@ -334,17 +352,7 @@ def _history_statistic(owner: Any, name: str) -> Any:
 def _run(cfg: Config, phase: str) -> None:
     _join_processes(cfg)
     allow_mmengine_checkpoints()
-    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
-    try:
-        runner = build(cfg)
-    except KeyError as error:
-        # MMEngine names the type it does not know, but not those that there are.
-        if 'RoIExtractor is not in' not in str(error):
-            raise
-        raise RunError(
-            f'{error.args[0]}\nOurs are {", ".join(f"{name}RoIExtractor" for name in EXTRACTORS)}, found '
-            "through custom_imports = dict(imports=['roi_plugins.integrations.mmdet'])"
-        ) from error
+    runner = _build_runner(cfg, phase)
     if phase == 'train':
         runner.register_hook(RandomState())
     else:
@@ -361,6 +369,27 @@ def _run(cfg: Config, phase: str) -> None:
             f'that could run code: {_unsafe_objects(cfg.load_from) or error}. Give one that was '
             'saved by MMEngine'
         ) from error
+
+
+def _build_runner(cfg: Config, phase: str) -> Runner:
+    """The runner, with what it builds at its start: what fails here is the config's fault."""
+    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+    try:
+        with only_data():
+            runner = build(cfg)
+            getattr(runner, f'{phase}_loop')  # builds it with its data, once
+            if phase == 'train' and isinstance(runner, Runner):
+                runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    except BUILD_ERRORS as error:
+        message = describe_error(error)
+        if 'RoIExtractor is not in' in message:
+            # MMEngine names the type it does not know, but not those that there are.
+            message += (
+                f'. Ours are {", ".join(f"{name}RoIExtractor" for name in EXTRACTORS)}, found through '
+                "custom_imports = dict(imports=['roi_plugins.integrations.mmdet'])"
+            )
+        raise RunError(f'the config {cfg.filename} cannot be built: {message}') from error
+    return runner
 
 
 def _unsafe_objects(checkpoint: str) -> str:
@@ -413,9 +442,13 @@ def _read_config(
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(dict(cfg_options or {}))
-    except (FileNotFoundError, ImportError) as error:  # of a base, or of custom_imports
+    except Exception as error:  # configs are programs: anything can happen in them
         # MMEngine's own message on an import lists the whole search path.
-        raise RunError(f'the config {path} cannot be read: {error.__cause__ or error}') from error
+        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
+        raise RunError(f'the config {path} cannot be read: {describe_error(cause)}') from error
+    for setting in _SECTIONS:
+        if not isinstance(cfg.get(setting, {}), (Mapping, NoneType)):
+            raise RunError(f'the config {path}: {setting} is {cfg[setting]!r}; expected a dict')
     cfg.launcher = launcher
     default = cfg.get('work_dir') or Path('work_dirs') / Path(path).stem
     cfg.work_dir = str(work_dir or default)
