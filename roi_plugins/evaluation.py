@@ -14,8 +14,10 @@ import os
 import platform
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,26 @@ def summarize(matches: Matches) -> dict[str, Any]:
     }
 
 
+def format_points(fraction: float, digits: int, sign: bool = False) -> str:
+    """An AP in points: 100 times the fraction, rounded half to even, once and exactly.
+
+    With one digit these are the digits that pycocotools prints: 31.2 where it has 0.312.
+    """
+    scaled = round(Fraction(fraction) * 100 * 10**digits)
+    return f'{Decimal(scaled).scaleb(-digits):{"+" if sign else ""}.{digits}f}'
+
+
+def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints a line for each IoU type, e.g. ``bbox  AP 31.2  AP50 ...``: points, as in all tables.
+
+    Args:
+        metrics: the ``METRICS`` by IoU type, as fractions; -1 where there is no ground truth, shown as ``-``.
+    """
+    for iou_type, values in metrics.items():
+        points = {name: '-' if value == -1 else format_points(value, 1) for name, value in values.items()}
+        print(iou_type, *(f'{name} {value}' for name, value in points.items()), sep='  ')
+
+
 def _mean_precision(precision: np.ndarray) -> float:
     present = precision[precision > -1]
     return float(np.mean(present)) if present.size else -1.0
@@ -236,6 +258,7 @@ def write_run(
     predictions = {t: name for t, name in PREDICTION_FILES.items() if (run_dir / name).is_file()}
     if not predictions:
         raise DataError(f'{run_dir}: no {" or ".join(PREDICTION_FILES.values())} to evaluate')
+    source = os.path.abspath(ann_file)
     coco = load_annotations(ann_file)
     (run_dir / ANNOTATIONS_FILE).unlink(missing_ok=True)  # of an earlier test
     if category_ids is not None and (wanted := set(category_ids)) != set(coco.cats):
@@ -254,6 +277,7 @@ def write_run(
         'checkpoint': str(checkpoint),
         'ann_file': os.path.abspath(ann_file),
         'max_dets': max_dets,
+        'source_ann_file': source,  # the images are beside it, not beside a copy
         'predictions': predictions,
         'metrics': metrics,
         'versions': _versions(framework),

@@ -19,6 +19,7 @@ from roi_plugins.evaluation import (
     check_annotations,
     evaluate,
     load_annotations,
+    print_metrics,
     write_run,
 )
 from roi_plugins.files import DataError, write_json
@@ -54,6 +55,12 @@ def make_dataset():
     images = [{'id': 10 + i, 'height': HEIGHT, 'width': WIDTH} for i in range(6)]
     categories = [{'id': 3, 'name': 'cat'}, {'id': 7, 'name': 'dog'}]
     return {'images': images, 'annotations': annotations, 'categories': categories}
+
+
+def test_the_console_shows_points_as_the_tables_do(capsys):
+    values = dict(zip(METRICS, (0.2334, 1.0, 0.0005, 0.0, -1.0, 0.31250000000000006), strict=True))
+    print_metrics({'bbox': values})
+    assert capsys.readouterr().out == 'bbox  AP 23.3  AP50 100.0  AP75 0.1  APs 0.0  APm -  APl 31.3\n'
 
 
 def detect(dataset, iou_type, jitter):

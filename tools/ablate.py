@@ -22,7 +22,6 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
 
 from roi_plugins.ablation import executors, runner
 from roi_plugins.ablation.compare import ComparisonError, compare
-from roi_plugins.ablation.console import print_anything
 from roi_plugins.ablation.dry_run import find_problems
 from roi_plugins.ablation.estimate import summarize
 from roi_plugins.ablation.plan import (
@@ -35,6 +34,7 @@ from roi_plugins.ablation.plan import (
     load_plan,
 )
 from roi_plugins.ablation.tables import to_markdown, write_comparison
+from roi_plugins.console import print_anything
 from roi_plugins.files import DataError
 
 

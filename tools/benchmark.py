@@ -41,6 +41,7 @@ from roi_plugins.benchmark.record import (
     start_record,
     write_record,
 )
+from roi_plugins.console import print_anything
 from roi_plugins.files import DataError
 
 try:
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help='measure nothing: make tables and figure of the benchmark.json in DIR, from any machine',
     )
     args = parser.parse_args(arguments)
+    print_anything()
     if report is None and args.render:
         parser.error(f'--render: needs {missing}, which is not installed')
     if report is None and not args.out:

@@ -12,20 +12,16 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from roi_plugins.ablation.compare import Comparison, ComparisonError, compare
-from roi_plugins.ablation.console import print_anything
+from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.tables import to_markdown, write_comparison
+from roi_plugins.console import print_anything
 from roi_plugins.files import DataError
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.own_data import add_import_option, import_modules
-
-if TYPE_CHECKING:
-    from roi_plugins.benchmark.extractor_cost import Costs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,46 +105,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.details,
             args.max_dets,
         )
-        if args.output:
-            write_comparison(comparison, args.output, args.digits)
-    except (ComparisonError, DataError, RunError) as error:
+    except (ComparisonError, DataError, OSError, RunError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    except OSError as error:
-        print(f'error: --output: {error}', file=sys.stderr)
-        return 1
-    print(to_markdown(comparison, args.digits), end='')
-    for note in comparison.notes:
-        print(f'note: {note}', file=sys.stderr)
-    for problem in comparison.problems:
-        print(f'error: {problem}', file=sys.stderr)
-    costs = _measure_costs(comparison, args.output) if args.cost else None
-    problems = comparison.problems + (costs.problems if costs else [])
+    # Files before output: a pipe that is closed early loses none of them.
+    problems = list(comparison.problems)
+    if args.output:
+        problems += _try('--output', lambda: write_comparison(comparison, args.output, args.digits))
+    text = to_markdown(comparison, args.digits)
+    costs = None
+    if args.cost:
+        from roi_plugins.benchmark import extractor_cost  # torch, which a comparison does not need
+
+        costs = extractor_cost.measure_costs([run for run, _ in comparison.metrics])
+        problems += costs.problems
+        if costs.rows:
+            text += '\n' + extractor_cost.to_markdown(costs)
+            if args.output:
+                problems += _try('--output', lambda: extractor_cost.write_costs(costs, args.output))
+        else:
+            problems.append('--cost: no extractor could be measured')
     if args.html:
         from roi_plugins.ablation.report import write_report
 
         command = ['python', 'tools/compare.py', *(sys.argv[1:] if arguments is None else arguments)]
-        try:
-            write_report(comparison, args.html, command, args.digits, costs)
-        except (DataError, OSError) as error:
-            print(f'error: {error}', file=sys.stderr)
-            return 1
+        problems += _try('--html', lambda: write_report(comparison, args.html, command, args.digits, costs))
+    print(text, end='')
+    for note in comparison.notes:
+        print(f'note: {note}', file=sys.stderr)
+    for problem in dict.fromkeys(problems):
+        print(f'error: {problem}', file=sys.stderr)
     return 1 if problems else 0
 
 
-def _measure_costs(comparison: Comparison, output: str | None) -> Costs:
-    from roi_plugins.benchmark import extractor_cost  # torch, which a comparison does not need
-
-    costs = extractor_cost.measure_costs([run for run, _ in comparison.metrics])
-    if costs.rows:
-        if output:
-            extractor_cost.write_costs(costs, output)
-        print('\n' + extractor_cost.to_markdown(costs), end='')
-    else:
-        costs.problems.append('--cost: no extractor could be measured')
-    for problem in costs.problems:
-        print(f'error: {problem}', file=sys.stderr)
-    return costs
+def _try(option: str, write: Callable[[], None]) -> list[str]:
+    """Writes what an option asks for; returns the problem, if there is one."""
+    try:
+        write()
+    except (DataError, OSError) as error:
+        return [f'{option}: {error}']
+    return []
 
 
 def _number(low: int, high: int | None = None) -> Callable[[str], int]:

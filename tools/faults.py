@@ -27,7 +27,7 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
-from roi_plugins.evaluation import METRICS
+from roi_plugins.evaluation import METRICS, format_points
 from roi_plugins.files import write_json
 from roi_plugins.integrations.weights import is_whole
 
@@ -211,7 +211,7 @@ def differences(first: Path, second: Path) -> dict[str, str]:
         metrics = [json.loads((p / 'metrics.json').read_text())['metrics'] for p in pair]
         apart = max(abs(metrics[0][t][m] - metrics[1][t][m]) for t in metrics[0] for m in METRICS)
         same = 'the same predictions' if predictions[0] == predictions[1] else 'other predictions'
-        of = ', '.join(f'{t} AP {100 * metrics[0][t]["AP"]:.1f}' for t in metrics[0])
+        of = ', '.join(f'{t} AP {format_points(metrics[0][t]["AP"], 1)}' for t in metrics[0])
         found[run_dir.name] = f'{same}; figures apart by at most {100 * apart:.2f} ({of})'
     return found
 

@@ -10,6 +10,7 @@ from pathlib import Path
 if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from roi_plugins.console import print_anything
 from roi_plugins.datasets import ShapesSpec, generate_shapes
 
 
@@ -20,6 +21,7 @@ def main(argv=None):
         flag = '--' + field.name.replace('_', '-')
         parser.add_argument(flag, type=int, default=field.default, help='default: %(default)s')
     args = vars(parser.parse_args(argv))
+    print_anything()
     root = args.pop('root')
     try:
         print(generate_shapes(root, ShapesSpec(**args)))

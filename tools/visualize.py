@@ -22,8 +22,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from roi_plugins.ablation.console import print_anything
 from roi_plugins.ablation.images import as_rgb
+from roi_plugins.console import print_anything
 from roi_plugins.files import written_aside
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.inspection import InspectionError, read_extractors

@@ -19,8 +19,7 @@ import pandas as pd
 
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.ablation.significance import RunSample, contrast, resample_images, sample_run
-from roi_plugins.ablation.tables import format_points
-from roi_plugins.evaluation import METRICS, load_annotations, match_predictions, summarize
+from roi_plugins.evaluation import METRICS, format_points, load_annotations, match_predictions, summarize
 from roi_plugins.files import write_json, written_aside
 
 NAMES = {'segm': 'mask', 'bbox': 'box'}  # the paper's table is of masks

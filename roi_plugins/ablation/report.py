@@ -8,7 +8,7 @@ import html
 import os
 import platform
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,10 +30,10 @@ from roi_plugins.ablation.images import (
 )
 from roi_plugins.ablation.records import Record, read_record
 from roi_plugins.ablation.results import Run
-from roi_plugins.ablation.tables import TITLES, caption, format_points, make_tables
+from roi_plugins.ablation.tables import TITLES, caption, make_tables
 from roi_plugins.benchmark.extractor_cost import Costs
 from roi_plugins.benchmark.extractor_cost import to_rows as cost_rows
-from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, IOU_TYPES, load_annotations
+from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, IOU_TYPES, format_points, load_annotations
 from roi_plugins.files import written_aside
 from roi_plugins.hardware import cpu_name
 
@@ -73,7 +73,8 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pairs, pictures = _pairs(comparison, digits)
+    records = {run.name: read_record(run) for run, _ in comparison.metrics}
+    pairs, pictures = _pairs(comparison, records.values(), digits)
     tables = list(_tables(comparison, digits))
     if costs and costs.rows:
         header, rows = cost_rows(costs)
@@ -92,7 +93,7 @@ def write_report(
         pairs=pairs,
         pictures=pictures,
         min_score=MIN_SCORE,
-        runs=_runs(comparison),
+        runs=_runs(comparison, records),
         made={
             'command': shlex.join(command),
             'time': datetime.now().astimezone().isoformat(timespec='seconds'),
@@ -181,10 +182,14 @@ def _traces(group: Group, index: int) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
 
 
-def _pairs(comparison: Comparison, digits: int) -> tuple[list[dict], list[dict]]:
+def _pairs(
+    comparison: Comparison, records: Iterable[Record | None], digits: int
+) -> tuple[list[dict], list[dict]]:
     """What is drawn of each extractor beside the baseline (or the first), and the pictures for it."""
     coco = load_annotations(comparison.ann_file)
     runs = {run.name: run for run, _ in comparison.metrics}
+    sources = [record.source_ann_file for record in records if record and record.source_ann_file]
+    ann_files = list(dict.fromkeys([comparison.ann_file, *sources]))
 
     @functools.lru_cache(maxsize=2)  # the reference, and who is beside it
     def detections(name: str, iou_type: str) -> Detections:
@@ -196,7 +201,7 @@ def _pairs(comparison: Comparison, digits: int) -> tuple[list[dict], list[dict]]
         both = detections(first.name, iou_type), detections(second.name, iou_type)
         found = most_different(coco, *both, IMAGES_PER_PAIR)
         for difference in found:
-            _add_picture(pictures, difference.image, comparison.ann_file)
+            _add_picture(pictures, difference.image, ann_files)
         if found:
             title = f'{_title(second)} and {_title(first)}, {_KINDS[iou_type]}'
             images = [
@@ -264,8 +269,10 @@ def _picture_frame(image: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _add_picture(pictures: dict[int, dict], image: Mapping[str, Any], ann_file: Path) -> None:
-    path = find_picture(image, ann_file)
+def _add_picture(
+    pictures: dict[int, dict], image: Mapping[str, Any], ann_files: Sequence[Path]
+) -> None:
+    path = next(filter(None, (find_picture(image, ann_file) for ann_file in ann_files)), None)
     if image['id'] in pictures or path is None:
         return
     try:
@@ -274,9 +281,8 @@ def _add_picture(pictures: dict[int, dict], image: Mapping[str, Any], ann_file: 
         return
 
 
-def _runs(comparison: Comparison) -> list[dict[str, Any]]:
+def _runs(comparison: Comparison, records: Mapping[str, Record | None]) -> list[dict[str, Any]]:
     runs = [run for run, _ in comparison.metrics]
-    records = {run.name: read_record(run) for run in runs}
     shown = []
     for reference, others in _by_config(comparison, runs):
         base = reference[0]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from roi_plugins.ablation.compare import Comparison, Group
+from roi_plugins.ablation.compare import MIN_IMAGES, Comparison, Group
 from roi_plugins.ablation.figures import plot_ap_over_iou, save_figure
 from roi_plugins.ablation.significance import CONFIDENCE, Estimates
-from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, METRICS
+from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, METRICS, format_points
 from roi_plugins.files import write_json, written_aside
 from roi_plugins.matching import MAX_DETS
 
@@ -53,8 +52,10 @@ def write_comparison(comparison: Comparison, output: str | Path, digits: int = 1
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     picture = f'\n![AP against the IoU threshold]({FIGURE}.png)\n'
+    notes = ''.join(f'\n- Note: {_escape_markdown(note)}' for note in comparison.notes)
+    end = picture + (f'{notes}\n' if notes else '')
     for suffix, text in (
-        ('md', to_markdown(comparison, digits) + picture),
+        ('md', to_markdown(comparison, digits) + end),
         ('csv', to_csv(comparison)),
         ('tex', to_latex(comparison, digits)),
     ):
@@ -66,15 +67,6 @@ def write_comparison(comparison: Comparison, output: str | Path, digits: int = 1
     for suffix in ('png', 'svg'):
         with written_aside(output / f'{FIGURE}.{suffix}') as aside:
             save_figure(figure, aside, suffix)
-
-
-def format_points(fraction: float, digits: int, sign: bool = False) -> str:
-    """An AP in points: 100 times the fraction, rounded half to even, once and exactly.
-
-    With one digit these are the digits that pycocotools prints: 31.2 where it has 0.312.
-    """
-    scaled = round(Fraction(fraction) * 100 * 10**digits)
-    return f'{Decimal(scaled).scaleb(-digits):{"+" if sign else ""}.{digits}f}'
 
 
 def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFrame]:
@@ -141,7 +133,12 @@ def _by_class(comparison: Comparison, groups: Sequence[Group], digits: int) -> I
                 continue
             row = rows.setdefault(
                 group.config_name,
-                {'Config': group.config_name, 'Class': name, 'Objects': str(size['objects'])},
+                {
+                    'Config': group.config_name,
+                    'Class': name,
+                    'Objects': str(size['objects']),
+                    'Images': str(size['images']),
+                },
             )
             estimate = group.difference_estimates.per_class.iloc[index]
             row[group.extractor] = '-'
@@ -149,6 +146,7 @@ def _by_class(comparison: Comparison, groups: Sequence[Group], digits: int) -> I
                 row[group.extractor] = format_points(estimate['value'], digits, sign=True)
             if not np.isnan(estimate['low']):
                 row[group.extractor] += ' ' + _interval(estimate, digits, sign=True)
+                row[group.extractor] += '*' * bool(size['images'] < MIN_IMAGES)
         yield from rows.values()
 
 
@@ -338,6 +336,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
             for group in comparison.groups
         ],
         'problems': comparison.problems,
+        'notes': comparison.notes,
     }
 
 
@@ -395,6 +394,9 @@ def caption(comparison: Comparison, digits: int = 1) -> str:
         if not np.isnan(estimate['value'])
     ):
         lines.append('A difference that is zero to the digits shown has no p-value.')
+    few = comparison.categories['images'].between(1, MIN_IMAGES - 1).any()
+    if few and comparison.details and comparison.resamples and comparison.baseline is not None:
+        lines.append(f'Intervals of classes with a * are from fewer than {MIN_IMAGES} images: too narrow.')
     return ' '.join(lines)
 
 

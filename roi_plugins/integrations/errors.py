@@ -24,3 +24,10 @@ def ask_for_near(name: str, known: Iterable[str]) -> str:
     if not near:
         near = [other for other in known if other.lower() == name.lower()]
     return f'did you mean {" or ".join(near)}? ' if near else ''
+
+
+def describe_error(error: BaseException) -> str:
+    """What an error of a config says, in one line."""
+    # The text of a KeyError is in quotes.
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return ' '.join(message.split()) or type(error).__name__

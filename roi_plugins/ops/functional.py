@@ -140,9 +140,15 @@ def rows_of_image(boxes: Tensor, image: int) -> Tensor:
     Half boxes become float32, as in the op: the number of the image stands in the same row, and not every
     number is there in bfloat16 (no 257) or float16 (no 2049).
     """
-    if boxes.is_floating_point() and boxes.element_size() < 4:
-        boxes = boxes.to(torch.float32)
+    boxes = widened(boxes)
     return torch.cat([torch.full_like(boxes[:, :1], image), boxes], dim=1)
+
+
+def widened(rois: Tensor) -> Tensor:
+    """Half boxes or RoIs as float32, as in the op; others as they are. Compute with RoIs in this type."""
+    if rois.is_floating_point() and rois.element_size() < 4:
+        return rois.to(torch.float32)
+    return rois
 
 
 def as_whole(levels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import library  # noqa: F401  registers torch.ops.roi_plugins
 from .checks import check_indices
-from .functional import as_pair, rows_of_image
+from .functional import as_pair, rows_of_image, widened
 
 __all__ = [
     'DeformRoIPool',
@@ -89,8 +89,7 @@ def _pool(
 def _in_degrees(rois: Tensor, clockwise: bool, num_images: int) -> Tensor:
     """Rotated RoIs as the op takes them, of those with radians."""
     check_indices(rois, num_images)  # before they are widened, which hides it
-    # Half boxes lose nothing here, as they do not in the op.
-    rois = rois if rois.dtype == torch.float64 else rois.to(torch.float32)
+    rois = widened(rois)
     angle = torch.rad2deg(rois[:, 5:])
     return torch.cat([rois[:, :5], -angle if clockwise else angle], dim=1)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pycocotools.mask import encode
 
 from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.report import write_report
 from roi_plugins.ablation.tables import (
     format_points,
     make_tables,
@@ -263,10 +264,27 @@ def test_details(make_run, tmp_path):
     assert by_class['Class'].tolist() == ['thing']
     value = format_points(comparison.groups[1].difference['AP'], 1, sign=True)
     assert by_class['b_1'][0].startswith(f'{value} [')
+    assert by_class['b_1'][0].endswith(']*')  # five images
+    assert by_class['Images'].tolist() == ['5']
+    mark = 'Intervals of classes with a * are from fewer than 20 images: too narrow.'
+    assert mark in to_markdown(comparison)
     assert r'b\_1' in to_latex(comparison).split('by class')[1]
     write_comparison(comparison, tmp_path / 'out')
     record = json.loads((tmp_path / 'out' / 'compare.json').read_text())
     assert record['groups'][1]['errors'][0]['localization']['ap50_lost'] == lost['localization']
+    (few,) = record['notes']
+    assert few.startswith('few images have objects of AP (5)')
+    assert f'- Note: {few}\n' in (tmp_path / 'out' / 'compare.md').read_text()
+    write_report(comparison, tmp_path / 'report.html', [])
+    page = (tmp_path / 'report.html').read_text()
+    assert f'note: {few}' in page and mark in page and ']*</td>' in page
+
+
+def test_a_class_of_many_images_has_no_mark(make_run, monkeypatch):
+    monkeypatch.setattr('roi_plugins.ablation.tables.MIN_IMAGES', 5)
+    comparison = compare([make_run('a'), make_run('b', 0.3)], baseline='a', resamples=50, details=True)
+    assert make_tables(comparison)['Box AP, difference to a, by class']['b'][0].endswith(']')
+    assert 'classes with a *' not in to_markdown(comparison)
 
 
 def test_boundary_ap_is_a_detail_of_masks(make_run, tmp_path, monkeypatch):

@@ -218,6 +218,25 @@ def test_outlines_are_those_of_box_and_mask(ann_file):
     assert numbers.max(axis=0).tolist() == [10, 7]
 
 
+def test_pictures_of_runs_on_some_of_the_classes_are_found(make_run, ann_file, tmp_path):
+    """Their annotations are a reduced copy in the run, with no images beside it."""
+    runs = [make_run(f'some{shift}', shift, f'some{shift}') for shift in (1, 8)]
+    categories = [category['id'] for category in load_annotations(ann_file).dataset['categories']][:4]
+    for run in runs:
+        for name in ('predictions.bbox.json', 'predictions.segm.json'):
+            found = json.loads((run / name).read_text())
+            write_json(run / name, [entry for entry in found if entry['category_id'] in categories])
+        record = write_run(
+            run, framework='mmdet', config='tiny.py', checkpoint='x', ann_file=ann_file, command=[],
+            category_ids=categories,
+        )  # fmt: skip
+        assert record['ann_file'] == str(run / 'annotations.json')
+    write_report(compare(runs, resamples=0), tmp_path / 'report.html', [])
+    page = (tmp_path / 'report.html').read_text()
+    assert 'data:image/jpeg' in page
+    assert 'its file was not found' not in page
+
+
 def test_pictures_are_found_in_cocos_layout_and_shrunk(tmp_path):
     ann_file = tmp_path / 'annotations/instances_val2017.json'
     picture = tmp_path / 'val2017/a.png'

@@ -12,6 +12,7 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
@@ -19,12 +20,17 @@ from pycocotools.coco import COCO
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation import METRICS
 from roi_plugins.evaluation import evaluate as evaluate_predictions
-from roi_plugins.integrations.detectron2.datasets import coco_files
+from roi_plugins.integrations.detectron2.datasets import coco_files, register_shapes
 from roi_plugins.integrations.detectron2.runs import describe, evaluate, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_stock_shapes.yaml'
 LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_stock_shapes.py'
+SMALL = {
+    'SOLVER.IMS_PER_BATCH': 1,
+    'DATALOADER.NUM_WORKERS': 0,
+    'INPUT.MIN_SIZE_TRAIN': '(64,)',
+}
 
 
 @pytest.fixture(scope='module')
@@ -198,3 +204,14 @@ def test_no_predictions(data, tmp_path):
     ours = evaluate(run, model, config='c', checkpoint='c', command=['c'])['metrics']
     assert math.isnan(theirs['bbox']['AP'])
     assert ours['bbox']['AP'] == ours['segm']['AP'] == 0
+
+
+def test_a_script_of_ones_own_with_defaulttrainer_trains(tmp_path, data):
+    """It writes to TensorBoard, unasked, and imports it after the training has begun."""
+    pytest.importorskip('tensorboard', reason='tensorboard is not installed: run make setup')
+    register_shapes(str(data))
+    options = {**SMALL, 'SOLVER.MAX_ITER': 1, 'MODEL.DEVICE': 'cpu', 'DATASETS.TEST': '()'}
+    options['OUTPUT_DIR'] = tmp_path
+    cfg = read_config(YAML, [str(part) for pair in options.items() for part in pair])
+    DefaultTrainer(cfg).train()
+    assert list(tmp_path.glob('events.out.tfevents.*'))

@@ -10,9 +10,12 @@ import torch
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
+from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog
+from detectron2.modeling.backbone.resnet import BasicBlock
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
+from roi_plugins.integrations.detectron2.reading import read_saved_config
 from roi_plugins.integrations.detectron2.steps import load_step
 from roi_plugins.integrations.errors import RunError
 
@@ -102,3 +105,52 @@ def test_data_that_a_lazy_config_registers(data, tmp_path):
     DatasetCatalog.remove('of_a_config_train')
     with pytest.raises(RunError, match="'of_a_config_train' is not registered"):
         load_step(tmp_path / 'out/config.yaml', tmp_path / 'out/model_final.pth', torch.device('cpu'))
+
+
+GOOD = """
+model:
+  _target_: detectron2.modeling.ResNet
+  block: &id001 !!python/name:detectron2.modeling.backbone.resnet.BasicBlock ''
+  again: *id001
+  shape: !!python/object:detectron2.layers.shape_spec.ShapeSpec {channels: 8, height: 7, stride: 1, width: 7}
+  pair: !!python/tuple [1, [2, 3]]
+  number: ${.shape.channels}
+"""
+
+
+def test_what_detectron2_saves_of_a_lazy_config_is_read(tmp_path):
+    path = tmp_path / 'config.yaml'
+    path.write_text(GOOD)
+    found, expected = read_saved_config(path), LazyConfig.load(str(path))
+    assert found == expected
+    assert found.model.block is BasicBlock and found.model.number == 8
+
+
+@pytest.mark.parametrize(
+    'attack',
+    [
+        '!!python/object/apply:os.system ["touch {trap}"]',
+        '!!python/object/new:os.system ["touch {trap}"]',
+        '!!python/module:attack',
+        "!!python/name:os.system ''",
+        "!!python/name:attack.anything ''",
+        "!!python/name:detectron2.attack ''",
+        '!!python/object:attack.Anything {{}}',
+        '!!python/object:detectron2.structures.Boxes {{tensor: 1}}',
+        '{{_target_: os.system, command: touch {trap}}}',
+        '[{{_target_: builtins.exec, source: "import attack"}}]',
+        '{{_target_: "${{train.name}}"}}',
+        '&loop [*loop]',
+        '{{a: 1',
+    ],
+)
+def test_a_saved_config_that_runs_code_is_refused(tmp_path, monkeypatch, attack):
+    trap = tmp_path / 'attacked'
+    (tmp_path / 'attack.py').write_text(f'open({str(trap)!r}, "w")')
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / 'config.yaml'
+    path.write_text(f'{GOOD}  more: {attack.format(trap=trap)}\n')
+    with pytest.raises(RunError, match=r'the config \S+/config.yaml cannot be read: ') as found:
+        load_step(path, tmp_path / 'last.pth', torch.device('cpu'))
+    assert len(str(found.value).splitlines()) == 1
+    assert not trap.exists()

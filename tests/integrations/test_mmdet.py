@@ -409,6 +409,30 @@ def test_rotated_rois_are_read_as_by_mmcv(clockwise, roi_scale_factor):
         torch.testing.assert_close(output[levels == level], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('rotated', [False, True])
+def test_half_rois_are_computed_with_as_precisely_as_others(dtype, rotated):
+    """45 degrees in bfloat16 are off by up to an eighth, a grown corner by pixels."""
+    rois = random_rois().to(dtype)
+    if rotated:
+        rois[:, 3:] = rois[:, 3:].abs() + 1
+        angles = (torch.rand(60, 1, generator=generator(2)) - 0.5) * 2 * math.pi
+        rois = torch.cat([rois, angles.to(dtype)], dim=1)
+    features = [map_.detach() for map_ in pyramid()]
+    extractor = build('AlignAvgRoIExtractor', clockwise=True)
+    output = extractor(features, rois, roi_scale_factor=1.3)
+    torch.testing.assert_close(
+        output, extractor(features, rois.double(), roi_scale_factor=1.3), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize('columns', [5, 6])
+def test_images_that_half_rois_cannot_number_are_refused(columns):
+    features = [torch.zeros(258, CHANNELS, 1, 1)] * 4
+    with pytest.raises(ValueError, match=r'got dtype torch\.bfloat16 for 258 images'):
+        build('AlignAvgRoIExtractor')(features, torch.ones(1, columns, dtype=torch.bfloat16), 1.5)
+
+
 # --------------------------------------------------------------------- whole detectors
 
 DETECTORS = {

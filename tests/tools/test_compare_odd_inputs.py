@@ -1,5 +1,6 @@
 """tools/compare.py where a folder, a terminal or an option is not what it is used to."""
 
+import io
 import os
 import runpy
 import subprocess
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from roi_plugins.benchmark.extractor_cost import Cost, Costs
 from roi_plugins.evaluation import write_run
 from roi_plugins.files import write_json
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'compare.py'
+COSTS = Costs('a machine', [Cost('', 'a', 8, 0.1, 0.2, 1.0, None, 0)], [])
 
 
 @pytest.fixture
@@ -46,9 +49,10 @@ def test_an_output_of_the_wrong_kind_is_named(make_run, capsys, option):
     Path('folder').mkdir()
     target = 'file' if option == '--output' else 'folder'
     assert compare(run, option, target) == 1
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
-    assert len(errors) == 1
-    assert target in errors[0]
+    output, errors = capsys.readouterr()
+    (error,) = [line for line in errors.splitlines() if line.startswith('error')]
+    assert error.startswith(f'error: {option}: ') and target in error
+    assert '| a ' in output  # what was computed is shown all the same
 
 
 def test_a_folder_whose_name_is_not_utf8(make_run, capsys):
@@ -66,6 +70,32 @@ def test_a_terminal_that_knows_ascii_alone(make_run):
     assert result.returncode == 0, result.stderr
     assert b'| gr??e' in result.stdout
     assert Path('out/compare.csv').exists()
+
+
+def test_a_closed_pipe_loses_no_file(make_run):
+    read, write = os.pipe()
+    os.close(read)
+    run = make_run('a')
+    command = [sys.executable, TOOL, run, '--output', 'out', '--html', 'out.html']
+    subprocess.run(command, stdout=write, stderr=subprocess.DEVNULL)
+    os.close(write)
+    assert {path.suffix for path in Path('out').iterdir()} == {'.md', '.csv', '.tex', '.json', '.png', '.svg'}
+    assert Path('out.html').exists()
+
+
+def test_files_come_before_the_first_line(make_run, monkeypatch):
+    monkeypatch.setattr('roi_plugins.benchmark.extractor_cost.measure_costs', lambda runs: COSTS)
+    written = []
+
+    class Terminal(io.StringIO):
+        def write(self, text):
+            files = sorted(path.name for path in Path('out').iterdir())
+            written.append([*files, Path('out.html').exists()])
+            return len(text)
+
+    monkeypatch.setattr(sys, 'stdout', Terminal())
+    assert compare(make_run('a'), '--cost', '--output', 'out', '--html', 'out.html') == 0
+    assert {'compare.md', 'cost.md', 'cost.json', True} <= set(written[0])
 
 
 def test_details_print_the_tables_alone(make_run, capsys):

@@ -449,3 +449,60 @@ def test_more_detections_than_the_model_gives(refused, tmp_path, language):
     error = refused(['--max-dets', '300', *make(tmp_path / 'out')])
     message = '--max-dets is 300, but the model gives at most 20 detections an image: set '
     assert message + where[language] in error
+
+
+# ------------------------------------------------------------------------ broken configs
+
+LAZY_START = (
+    f'from detectron2.config import LazyConfig\n_base = LazyConfig.load({str(LAZY)!r})\n'
+    'globals().update({name: _base[name] for name in _base})\n'
+)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a: [1', "cannot be read: while parsing a flow sequence"),
+        ('just words', "is 'just words'; expected settings, KEY: VALUE"),
+        ('- 1', 'is [1]; expected settings'),
+        ('', 'is None; expected settings'),
+        ('_BASE_: broken.yaml', 'cannot be read: maximum recursion depth exceeded'),
+        ('SOLVER: {MAX_ITER: many}', 'config key: SOLVER.MAX_ITER'),
+        ('MODEL: {ROI_HEADS: {NAME: Nope}}', "MODEL.ROI_HEADS.NAME: got 'Nope'"),
+        ('MODEL: {ROI_BOX_HEAD: {POOLER_TYPE: AlignMaxx}}', "got 'AlignMaxx', expected one of "),
+    ],
+)
+def test_a_broken_yaml(refused, tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    base = '' if text.startswith(('a', 'j', '-', '_')) or not text else f'_BASE_: {YAML}\n'
+    (tmp_path / 'broken.yaml').write_text(base.format(extractor='stock') + text)
+    error = refused(['--config-file', 'broken.yaml', 'OUTPUT_DIR', 'out'])
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('model = (', 'has syntax error'),
+        ("raise RuntimeError('in\\ntwo lines')", 'cannot be read: in two lines'),
+        ('x = undefined', "cannot be read: name 'undefined' is not defined"),
+        ('', 'the LazyConfig has no model'),
+        ('del train', 'the LazyConfig has no train.output_dir'),
+        ('train = None', 'the LazyConfig has no train.output_dir'),
+        ("train.max_iter = 'many'", "train.max_iter is 'many'; expected a whole number"),
+        ("train.max_iter = '${nowhere}'", "Interpolation key 'nowhere' not found"),
+        ('dataloader.train.dataset.names = 3', 'dataloader.train.dataset.names is 3; expected names'),
+        ("model.roi_heads.box_pooler.pooler_type = 'AlignMaxx'", "got 'AlignMaxx', expected one of"),
+    ],
+)
+def test_a_broken_lazy_config(refused, tmp_path, text, message):
+    start = LAZY_START + f'train.output_dir = {str(tmp_path / "out")!r}\n' if text else ''
+    (tmp_path / 'broken.py').write_text(start + text)
+    lines = refused(['--config-file', str(tmp_path / 'broken.py')])
+    assert message in lines
+
+
+def test_a_sampler_that_does_not_exist(data, tmp_path, capfd):
+    assert main(yaml_run(tmp_path / 'out', **{'DATALOADER.SAMPLER_TRAIN': 'Nope'})) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error == 'error: the config makes no loader of the training data: Unknown training sampler: Nope'

@@ -16,9 +16,11 @@ import torch
 pytest.importorskip('mmdet')
 pytest.importorskip('mmcv.ops')
 
+import mmcv.transforms
+from mmdet.registry import TRANSFORMS
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, init_default_scope
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation import METRICS, evaluate
@@ -114,6 +116,23 @@ def test_an_unreadable_image_is_named(data, tmp_path, size):
     config = write_config(tmp_path, tmp_path / 'data')
     with pytest.raises(OSError, match=r'the image \S+/data/train/\S+\.(png|jpg) cannot be read: '):
         train(config, work_dir=tmp_path / 'work')
+
+
+class Subclass(mmcv.transforms.LoadImageFromFile):
+    """As of a user."""
+
+
+@pytest.mark.parametrize(
+    'type_', ['LoadImageFromFile', 'mmcv.LoadImageFromFile', mmcv.transforms.LoadImageFromFile, Subclass]
+)
+def test_an_unreadable_image_is_named_whatever_reads_it_is_called(tmp_path, type_):
+    init_default_scope('mmdet')
+    load = TRANSFORMS.build({'type': type_})
+    image = {'img_path': str(tmp_path / 'nowhere.png')}
+    with runs.named_images(), pytest.raises(OSError, match=r'the image \S+/nowhere\.png cannot be read: '):
+        load(image)
+    with pytest.raises(FileNotFoundError):  # MMCV's own, for other programs
+        load(image)
 
 
 def test_an_earlier_training_is_not_overwritten(config, trained):
@@ -359,3 +378,49 @@ def test_extractors_with_one_seed_start_alike(data, tmp_path):
     other_weights, other_images = start('stock', 1)
     assert other_weights != weights
     assert other_images != images
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('model = dict(', "cannot be read: '(' was never closed"),
+        ("raise RuntimeError('in\\ntwo lines')", 'cannot be read: in two lines'),
+        ('x = undefined', "cannot be read: name 'undefined' is not defined"),
+        ('', 'has no '),
+        ('model = 3', 'model is 3; expected a dict'),
+        ("{base}\nmodel = dict(type='MaskRCN')", 'cannot be built: MaskRCN is not in the mmdet::model'),
+        ('{base}\nmodel = dict(no_part=1)', "unexpected keyword argument 'no_part'"),
+        (
+            "{base}\nmodel = dict(roi_head=dict(bbox_roi_extractor=dict(type='AlignMaxxRoIExtractor')))",
+            'Ours are QuantizedPoolRoIExtractor, ',
+        ),
+        (
+            "{base}\nfor half in ('train', 'test'):\n"
+            "    globals()[f'{{half}}_dataloader'] = dict(dataset=dict(pipeline=[dict(type='LoadImag')]))",
+            'LoadImag is not in the mmdet::transform registry',
+        ),
+    ],
+)
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_a_broken_config_is_one_line(config, trained, tmp_path, capsys, tool, text, message):
+    path = tmp_path / 'broken.py'
+    path.write_text(text.format(base=f"_base_ = '{config}'"))
+    argv = [str(path), '--work-dir', str(tmp_path / 'work')]
+    assert getattr(runs, f'{tool}_main')(argv if tool == 'train' else [*argv, str(trained)]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert (str(path) in error or 'dataset' in error) and message in error
+
+
+@pytest.mark.parametrize('missing', ['train_cfg', 'optim_wrapper', 'train_dataloader', 'model'])
+def test_what_a_training_needs_is_named(config, tmp_path, capsys, missing):
+    path = tmp_path / 'less.py'
+    path.write_text(f"_base_ = '{config}'\n{missing} = None\n")
+    assert runs.train_main([str(path), '--work-dir', str(tmp_path / 'work')]) == 2
+    assert f'the config {path} has no {missing}, which a training needs' in capsys.readouterr().err
+
+
+def test_a_config_without_hooks_trains(config, tmp_path):
+    path = tmp_path / 'hookless.py'
+    path.write_text(f"_base_ = '{config}'\ndefault_hooks = None\ntrain_cfg = dict(max_iters=1)\n")
+    train(path, work_dir=tmp_path / 'work')
+    assert last_checkpoint(tmp_path / 'work')

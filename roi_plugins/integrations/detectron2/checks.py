@@ -75,18 +75,19 @@ def check_run(
     _check_num_classes(run, model, test, len(classes))
     if not eval_only:
         _check_training_sets(run, model, test, classes)
-        optimizer = _build('optimiser', lambda: run.optimizer(model))
-        _build('schedule', lambda: run.scheduler(optimizer))
+        optimizer = build('optimiser', lambda: run.optimizer(model))
+        build('schedule', lambda: run.scheduler(optimizer))
         if saves:
             _check_space(run, model, optimizer, resume)
 
 
 def build_model(run: Run) -> torch.nn.Module:
     """The model of a run; a RunError where the config does not make one."""
-    return _build('model', run.model)
+    return build('model', run.model)
 
 
-def _build(what: str, make: Callable[[], Any]) -> Any:
+def build(what: str, make: Callable[[], Any]) -> Any:
+    """What a config makes; a RunError where it does not."""
     try:
         return make()
     except (

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import os
 import pydoc
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import RunError, explain_unknown
+from ..errors import RunError, describe_error, explain_unknown
 from .config import add_roi_plugins_config
 from .datasets import registering_again
+
+# What a saved LazyConfig is made of, besides the user's own.
+_PACKAGES = ('detectron2', 'fvcore', 'roi_plugins', 'torch', 'torchvision')
 
 # What Detectron2's own tool reads of these nodes of a LazyConfig.
 _READ = {
@@ -43,17 +47,91 @@ def read_config(path: str | Path, options: Sequence[str] = ()) -> CfgNode | Dict
         raise RunError(f'--config-file: the config {path!r} does not exist')
     try:
         return _read_lazy(path, options) if path.endswith('.py') else _read_yaml(path, options)
-    except (
-        *(AssertionError, KeyError, ValueError, SyntaxError, FileNotFoundError, ImportError),
-        *(OmegaConfBaseException, yaml.YAMLError),
-    ) as error:
-        message = error.args[0] if len(error.args) == 1 else error
-        raise RunError(f'the config {path} cannot be read: {message}') from error
+    except RunError:
+        raise
+    except Exception as error:  # configs are programs: anything can happen in them
+        raise RunError(f'the config {path} cannot be read: {describe_error(error)}') from error
+
+
+def read_saved_config(path: str | Path, packages: Iterable[str] = ()) -> CfgNode | DictConfig:
+    """The ``config.yaml`` that a training has left, of either language, read as data.
+
+    Detectron2 itself reads that of a LazyConfig with YAML's unsafe loader, which runs any code.
+
+    Args:
+        packages: whose classes and functions it may name besides those of the libraries that it is built of.
+
+    Raises:
+        RunError: the file cannot be read, or names what is of another package.
+    """
+    known = {*_PACKAGES, *packages}
+    try:
+        saved = _SavedConfig(Path(path).read_bytes(), known).get_single_data()
+        # A LazyConfig is saved as YAML too, but has no MODEL.
+        if not isinstance(saved, dict) or 'model' not in saved:
+            return read_config(path)
+        for target in _targets(saved):
+            _check_package(target, known)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise RunError(f'the config {path} cannot be read: {describe_error(error)}') from error
+    return OmegaConf.create(saved, flags={'allow_objects': True})
+
+
+class _SavedConfig(yaml.SafeLoader):
+    """What ``LazyConfig.save`` writes: plain data, tuples, dataclasses, names of classes and functions."""
+
+    def __init__(self, text: bytes, known: Set[str]):
+        super().__init__(text)
+        self.known = known
+
+    def construct_named(self, name: str, node: yaml.Node) -> Any:
+        _check_package(name, self.known)
+        found = pydoc.locate(name)
+        if found is None:
+            raise ValueError(f'it names {name}, which does not exist here')
+        return found
+
+    def construct_dataclass(self, name: str, node: yaml.Node) -> Any:
+        kind = self.construct_named(name, node)
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            raise ValueError(f'it holds an object of {name}; of objects, dataclasses alone are read')
+        return kind(**self.construct_mapping(node, deep=True))
+
+    def construct_tuple(self, node: yaml.Node) -> tuple:
+        return tuple(self.construct_sequence(node, deep=True))
+
+
+_SavedConfig.add_constructor('tag:yaml.org,2002:python/tuple', _SavedConfig.construct_tuple)
+_SavedConfig.add_multi_constructor('tag:yaml.org,2002:python/name:', _SavedConfig.construct_named)
+_SavedConfig.add_multi_constructor('tag:yaml.org,2002:python/object:', _SavedConfig.construct_dataclass)
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """The names of all that a config has built."""
+    if isinstance(node, dict):
+        if isinstance(node.get('_target_'), str):
+            yield node['_target_']
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _targets(value)
+
+
+def _check_package(name: str, known: Set[str]) -> None:
+    if name.partition('.')[0] not in known:
+        raise ValueError(
+            f'it names {name}, which would be run; expected names of {", ".join(sorted(known))}, or of '
+            'modules that the training imported by --import'
+        )
 
 
 def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     add_roi_plugins_config(cfg)
+    settings = yaml.safe_load(Path(path).read_bytes())
+    if not isinstance(settings, dict):
+        raise RunError(f'the config {path} is {reprlib.repr(settings)}; expected settings, KEY: VALUE')
     try:
         cfg.merge_from_file(path, allow_unsafe=False)
     except KeyError as error:

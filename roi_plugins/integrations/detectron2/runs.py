@@ -49,21 +49,23 @@ from detectron2.modeling import build_model as build_yaml_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch.multiprocessing import ProcessExitedException
 
-from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, write_run
+from roi_plugins.console import print_anything
+from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, print_metrics, write_run
 from roi_plugins.evaluation import evaluate as compute_metrics
 from roi_plugins.files import DataError, write_json
 from roi_plugins.matching import MAX_DETS
 
 from ..arguments import add_max_dets
 from ..dry_run import answer
-from ..errors import RunError
+from ..errors import RunError, describe_error
 from ..output import check_writable
 from ..own_data import add_data_options, add_import_option, as_arguments
 from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
-from .checks import build_model, check_run, evaluator_max_dets
+from .checks import build, build_model, check_run, evaluator_max_dets
 from .datasets import coco_files, import_modules, register_coco_files
 from .reading import read_config
 
@@ -213,7 +215,10 @@ def describe(
     Raises:
         RunError: a LazyConfig lacks what Detectron2's own tool needs of it.
     """
-    run = _describe_yaml(cfg, device) if isinstance(cfg, CfgNode) else _describe_lazy(cfg, device)
+    try:
+        run = _describe_yaml(cfg, device) if isinstance(cfg, CfgNode) else _describe_lazy(cfg, device)
+    except OmegaConfBaseException as error:  # such as of an interpolation
+        raise RunError(f'the LazyConfig cannot be read: {describe_error(error)}') from error
     run.max_dets = max_dets or run.max_dets
     register_coco_files([*run.train_datasets, *run.test_datasets])
     return run
@@ -254,6 +259,10 @@ def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
                 f'the LazyConfig has no {key}; it needs model, dataloader, optimizer, lr_multiplier and '
                 "train, of which model_zoo.get_config('common/train.py').train has all"
             )
+    for name in ('max_iter', 'checkpointer.period', 'eval_period', 'log_period'):
+        value = OmegaConf.select(cfg, f'train.{name}')
+        if not isinstance(value, int):
+            raise RunError(f'train.{name} is {value!r}; expected a whole number')
 
     def optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
         cfg.optimizer.params.model = model
@@ -269,6 +278,8 @@ def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
 
     def names(half: str) -> list[str]:
         found = OmegaConf.select(cfg, f'dataloader.{half}.dataset.names', default=[])
+        if not isinstance(found, (str, list, tuple, ListConfig)):
+            raise RunError(f'dataloader.{half}.dataset.names is {found!r}; expected names of datasets')
         return [found] if isinstance(found, str) else list(found)
 
     if device or not torch.cuda.is_available():
@@ -302,7 +313,7 @@ def train(run: Run, resume: bool) -> torch.nn.Module:
     saved = saved_checkpoints(run.output_dir, run.prefix) if resume else []
     model = build_model(run)
     optimizer = run.optimizer(model)
-    loader = run.train_loader()
+    loader = build('loader of the training data', run.train_loader)
     wrapped = _distributed(model, run.ddp)
     trainer = (AMPTrainer if run.amp else SimpleTrainer)(wrapped, loader, optimizer)
     checkpointer = Checkpointer(wrapped, str(run.output_dir), prefix=run.prefix, trainer=trainer)
@@ -385,13 +396,8 @@ def _metrics(run: Run, model: torch.nn.Module) -> dict[str, dict[str, float]]:
     for iou_type, predictions in _predict(run, model).items():
         found = compute_metrics(_ann_file(run), predictions, iou_type, run.max_dets)
         metrics[iou_type] = {name: found[name] for name in METRICS}
-    _print(metrics)
+    print_metrics(metrics)
     return metrics
-
-
-def _print(metrics: Mapping[str, Mapping[str, float]]) -> None:
-    for iou_type, found in metrics.items():
-        print(iou_type, *(f'{name} {value:.3f}' for name, value in found.items()), sep='  ')
 
 
 def _ann_file(run: Run) -> str:
@@ -529,6 +535,7 @@ def _identity(command: Sequence[str]) -> Sequence[str]:
 
 def _work(args: argparse.Namespace) -> None:
     """What each process does."""
+    print_anything()
     run = describe(_configure(args), max_dets=args.max_dets)
     default_setup(run.cfg, args)
     if args.eval_only:
@@ -541,7 +548,7 @@ def _work(args: argparse.Namespace) -> None:
             checkpoint = str(saved_checkpoints(run.output_dir, run.prefix)[0])
     result = evaluate(run, model, config=args.config_file, checkpoint=checkpoint, command=_command(args))
     if result is not None:
-        _print(result['metrics'])
+        print_metrics(result['metrics'])
 
 
 def _print_error(error: Exception) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, LazyConfig
+from detectron2.config import CfgNode
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -18,7 +18,7 @@ from .checkpoints import DataCheckpointer
 from .checks import check_registered
 from .datasets import import_modules
 from .poolers import RoIPluginsPooler
-from .reading import read_config
+from .reading import read_config, read_saved_config
 from .runs import COMMAND, describe, parse_arguments
 
 EXTRACTOR_TYPES = (ROIPooler, RoIPluginsPooler)
@@ -36,8 +36,9 @@ def load_step(
     Raises:
         RunError: the training data is not registered, or not there.
     """
-    _register_data(Path(config).parent)
-    cfg = _read(Path(config))
+    imported = _register_data(Path(config).parent)
+    is_python = Path(config).suffix == '.py'
+    cfg = read_config(config) if is_python else read_saved_config(config, imported)
     if isinstance(cfg, CfgNode):
         cfg.MODEL.DEVICE = str(device)
         cfg.DATALOADER.NUM_WORKERS = 0
@@ -66,22 +67,19 @@ def load_step(
     return model, step
 
 
-def _register_data(run_dir: Path) -> None:
-    """Does again what registered the data of a finished run: its imports, and its LazyConfig."""
+def _register_data(run_dir: Path) -> list[str]:
+    """Does again what registered the data of a finished run: its imports, and its LazyConfig.
+
+    Returns:
+        The packages of its imports.
+    """
     if not (run_dir / METRICS_FILE).is_file():
-        return
+        return []
     command = read_json(run_dir / METRICS_FILE, 'record').get('command', [])
     if command[: len(COMMAND)] != COMMAND:
-        return
+        return []
     args = parse_arguments(command[len(COMMAND) :])
     import_modules(args.imports)
     if args.config_file.endswith('.py') and Path(args.config_file).is_file():
         read_config(args.config_file)
-
-
-def _read(config: Path):
-    if config.suffix == '.py':
-        return read_config(config)
-    # A LazyConfig is saved as YAML too, but has no MODEL.
-    saved = LazyConfig.load(str(config))
-    return saved if 'model' in saved else read_config(config)
+    return [Path(m).stem if m.endswith('.py') else m.partition('.')[0] for m in args.imports]

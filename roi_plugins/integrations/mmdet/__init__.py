@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ...extractors import EXTRACTORS, AllLevels, RoIExtractor
 from ...ops import assign_levels_mmdet
+from ...ops.checks import check_indices
+from ...ops.functional import widened
 
 
 class MMDetRoIExtractor(BaseModule):
@@ -119,6 +121,8 @@ class MMDetRoIExtractor(BaseModule):
                 f'out_channels: got {self.out_channels}, expected {expected} for the '
                 f'{feats[0].shape[1]} channels of the maps that reach the extractor'
             )
+        check_indices(rois, feats[0].shape[0])  # before they are widened, which hides it
+        rois = widened(rois)
         levels = self.map_roi_levels(rois, len(feats))
         # With one map SingleRoIExtractor has no use for the factor; a swap changes nothing else.
         if roi_scale_factor is not None and len(feats) > 1:

@@ -27,7 +27,7 @@ from roi_plugins.evaluation import IOU_THRESHOLDS, IOU_TYPES, check_annotations
 from roi_plugins.files import Folders, read_json
 from roi_plugins.matching import MAX_DETS
 
-from ..errors import RunError
+from ..errors import RunError, describe_error
 from ..output import check_space, checkpoint_bytes
 from .registered import class_of, enter_scope, explain_unregistered, type_name
 
@@ -44,7 +44,7 @@ _OPTIONS = {
 # Of two CocoMetrics, these choose what is printed and where; the others choose what is computed.
 _OF_THE_OUTPUT = ('type', 'metric', 'classwise', 'metric_items', 'prefix', 'format_only', 'outfile_prefix')
 
-_BUILD_ERRORS = (
+BUILD_ERRORS = (
     AssertionError,
     AttributeError,
     ImportError,
@@ -221,8 +221,8 @@ def check_space_for_checkpoints(cfg: Config, model: torch.nn.Module, done: int) 
     enter_scope(cfg)
     try:
         wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
-    except _BUILD_ERRORS as error:
-        raise RunError(f'optim_wrapper: {error}') from error
+    except BUILD_ERRORS as error:
+        raise RunError(f'optim_wrapper: {describe_error(error)}') from error
     wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     train_cfg = cfg.get('train_cfg') or {}
     unit = 'epochs' if options.get('by_epoch', True) else 'iters'
@@ -475,10 +475,8 @@ def _build(registry: Registry, setting: str, options: Mapping[str, Any]) -> Any:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how far it is
             return registry.build(copy.deepcopy(options))
-    except _BUILD_ERRORS as error:
-        # The text of a KeyError is in quotes; that of an OSError is not its first argument.
-        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        message = explain_unregistered(error) or message or type(error).__name__
+    except BUILD_ERRORS as error:
+        message = explain_unregistered(error) or describe_error(error)
         raise RunError(f'{setting}: {message}') from error
 
 

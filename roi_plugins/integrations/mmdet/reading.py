@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import RunError
+from ..errors import RunError, describe_error
 from ..own_data import absolute_modules, import_modules
 
 IMPORTED_FILES = 'imported_files'
@@ -31,9 +31,10 @@ def read_config(
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(dict(options or {}))
-    except (FileNotFoundError, ImportError, SyntaxError) as error:  # of a base, or of custom_imports
+    except Exception as error:  # configs are programs: anything can happen in them
         # MMEngine's own message on an import lists the whole search path.
-        raise RunError(f'the config {path} cannot be read: {error.__cause__ or error}') from error
+        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
+        raise RunError(f'the config {path} cannot be read: {describe_error(cause)}') from error
     files = cfg.get(IMPORTED_FILES) or []
     import_modules(files, f'{IMPORTED_FILES} of the config {path}')
     given = absolute_modules(imports)

@@ -12,19 +12,20 @@ and ``tools/mmdet/test.py``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pickle
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, ClassVar
 
-import mmcv.transforms
 import numpy as np
 import torch
-from mmdet.registry import TRANSFORMS
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -34,7 +35,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from roi_plugins.evaluation import METRICS_FILE, PREDICTION_FILES, write_run
+from roi_plugins.console import print_anything
+from roi_plugins.evaluation import METRICS_FILE, PREDICTION_FILES, print_metrics, write_run
 from roi_plugins.files import DataError, written_aside
 from roi_plugins.integrations.weights import (
     ARRAY_GLOBALS,
@@ -47,10 +49,11 @@ from roi_plugins.integrations.weights import (
 
 from ..arguments import add_max_dets
 from ..dry_run import answer
-from ..errors import RunError
+from ..errors import RunError, describe_error
 from ..output import check_writable
 from ..own_data import add_data_options, add_import_option, as_arguments
 from .checks import (
+    BUILD_ERRORS,
     check_data,
     check_model,
     check_space_for_checkpoints,
@@ -65,6 +68,11 @@ from .registered import check_registered, explain_unregistered
 
 MODULE = 'roi_plugins.integrations.mmdet.runs'
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+_SECTIONS = (
+    *('model', 'optim_wrapper', 'default_hooks'),
+    *(f'{phase}_{part}' for phase in ('train', 'val', 'test') for part in ('dataloader', 'cfg')),
+)
 
 
 @register_backend('atomic_local', force=True)
@@ -91,15 +99,23 @@ class AtomicLocalBackend(LocalBackend):
                 super().remove(old)
 
 
-@TRANSFORMS.register_module()
-class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
-    """MMCV's, but whatever is wrong with an image, the error names it."""
+@contextlib.contextmanager
+def named_images() -> Iterator[None]:
+    """Lets errors of MMCV's ``LoadImageFromFile`` name the image, whatever a config calls this class."""
+    load = LoadImageFromFile.transform
 
-    def transform(self, results: dict) -> dict | None:
+    def transform(self: LoadImageFromFile, results: dict) -> dict | None:
         try:
-            return super().transform(results)
+            return load(self, results)
         except Exception as error:
             raise OSError(f'the image {results["img_path"]} cannot be read: {error}') from error
+
+    # Of the class: a config may name it with a scope, as an object, or by a subclass.
+    LoadImageFromFile.transform = transform
+    try:
+        yield
+    finally:
+        LoadImageFromFile.transform = load
 
 
 class RandomState(Hook):
@@ -181,6 +197,9 @@ def train(
             damaged ones are left out as long as there is one before.
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher, imports)
+    for setting in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if cfg.get(setting) is None:
+            raise RunError(f'the config {config} has no {setting}, which a training needs')
     check_registered(cfg, 'train_dataloader', 'val_dataloader', 'test_dataloader')
     use_files(cfg, 'train', train_data)
     use_files(cfg, 'test', test_data)
@@ -216,7 +235,9 @@ def train(
             cfg.resume, cfg.load_from = True, str(last)
     else:
         cfg.resume, cfg.load_from = True, str(_check_file(resume, 'checkpoint'))
-    hooks = cfg.setdefault('default_hooks', {})
+    if cfg.get('default_hooks') is None:
+        cfg.default_hooks = {}
+    hooks = cfg.default_hooks
     hooks.setdefault('checkpoint', {'type': 'CheckpointHook'})
     if hooks.checkpoint is not None:
         hooks.checkpoint.setdefault('backend_args', {'backend': 'atomic_local'})
@@ -375,20 +396,14 @@ def _history_statistic(owner: Any, name: str) -> Any:
 def _run(cfg: Config, phase: str) -> None:
     _join_processes(cfg)
     allow_mmengine_checkpoints()
-    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
-    try:
-        runner = build(cfg)
-    except KeyError as error:
-        if not (message := explain_unregistered(error)):
-            raise
-        raise RunError(message) from error
+    runner = _build_runner(cfg, phase)
     if phase == 'train':
         runner.register_hook(RandomState())
     else:
         # After the hooks that change what is loaded, such as the EMA's.
         runner.register_hook(CheckpointFits(), 'LOWEST')
     try:
-        with only_data():
+        with only_data(), named_images():
             getattr(runner, phase)()
     except KeyError as error:  # of what is built last, such as a transform in a transform
         if not (message := explain_unregistered(error)):
@@ -402,6 +417,21 @@ def _run(cfg: Config, phase: str) -> None:
             f'that could run code: {_unsafe_objects(cfg.load_from) or error}. Give one that was '
             'saved by MMEngine'
         ) from error
+
+
+def _build_runner(cfg: Config, phase: str) -> Runner:
+    """The runner, with what it builds at its start: what fails here is the config's fault."""
+    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+    try:
+        with only_data():
+            runner = build(cfg)
+            getattr(runner, f'{phase}_loop')  # builds it with its data, once
+            if phase == 'train' and isinstance(runner, Runner):
+                runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    except BUILD_ERRORS as error:
+        message = explain_unregistered(error) or describe_error(error)
+        raise RunError(f'the config {cfg.filename} cannot be built: {message}') from error
+    return runner
 
 
 def _unsafe_objects(checkpoint: str) -> str:
@@ -453,6 +483,9 @@ def _read_config(
         raise RunError(f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}')
     _check_file(path, 'config')
     cfg = read_config(path, cfg_options, imports)
+    for setting in _SECTIONS:
+        if not isinstance(cfg.get(setting, {}), (Mapping, NoneType)):
+            raise RunError(f'the config {path}: {setting} is {cfg[setting]!r}; expected a dict')
     cfg.launcher = launcher
     default = cfg.get('work_dir') or Path('work_dirs') / Path(path).stem
     cfg.work_dir = str(work_dir or default)
@@ -563,6 +596,7 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[
 
 
 def _main(function: Any, args: dict[str, Any]) -> int:
+    print_anything()
     try:
         result = function(**args)
         # The first process still evaluates and writes when the others are done. One that leaves takes
@@ -575,8 +609,8 @@ def _main(function: Any, args: dict[str, Any]) -> int:
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    for iou_type, metrics in (result or {}).get('metrics', {}).items():
-        print(iou_type, *(f'{name} {value:.3f}' for name, value in metrics.items()), sep='  ')
+    if result:
+        print_metrics(result['metrics'])
     return 0
 
 
