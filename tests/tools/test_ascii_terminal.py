@@ -64,7 +64,7 @@ def test_benchmark(tool):
 
 
 @needs('mmdet')
-def test_ablate_and_visualize(tool):
+def test_ablate_and_visualize(tool, shapes):
     config = str(SHAPES).format('mmdet')
     plan = {
         'name': FOLDER,
@@ -73,6 +73,8 @@ def test_ablate_and_visualize(tool):
         'configs': {'tiny': {'framework': 'mmdet', 'path': config.replace('_stock_', '_{extractor}_')}},
         'extractors': ['stock'],
         'seeds': [0],
+        'train_data': ['shapes/annotations/instances_train.json', 'shapes/train'],
+        'test_data': ['shapes/annotations/instances_val.json', 'shapes/val'],
     }
     (tool.folder / 'plan.yaml').write_text(json.dumps(plan))
     assert 'gr??e' in tool('ablate.py', 'plan.yaml', '--dry-run')
