@@ -1,11 +1,16 @@
 """The extractors in MMDetection's registry, as ``<name>RoIExtractor``; a config finds them through
 
     custom_imports = dict(imports=['roi_plugins.integrations.mmdet'], allow_failed_imports=False)
+
+or names them by their full path, ``roi_plugins.integrations.mmdet.AlignMaxRoIExtractor``.
 """
+
+from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn.bricks import build_plugin_layer
@@ -16,7 +21,11 @@ from torch import Tensor
 from ...extractors import EXTRACTORS, AllLevels, RoIExtractor
 from ...ops import assign_levels_mmdet
 from ...ops.checks import check_indices
-from ...ops.functional import widened
+from ...ops.functional import as_pair, widened
+from .roi_layer import inherited_options
+
+_INHERITED = ('output_size', 'clockwise')
+_registered: list[type[MMDetRoIExtractor]] = []
 
 
 class MMDetRoIExtractor(BaseModule):
@@ -25,40 +34,60 @@ class MMDetRoIExtractor(BaseModule):
     The level rule, ``roi_scale_factor``, empty RoIs and a gradient for every level are
     ``SingleRoIExtractor``'s. RoIs are not cast to the features' dtype under AMP, which would move them.
 
+    A config that changes the ``type`` alone keeps the other options of the stock extractor. Its ``roi_layer``
+    then gives ``output_size``, and those of this extractor's options that the layer has, stated or by the
+    layer's own default, where they are not set beside it.
+
     Args:
-        output_size: bins ``(height, width)``, or one number for both.
+        output_size: bins ``(height, width)``, or one number for both; by default that of ``roi_layer``.
         out_channels: channels of the output, which for most are those of every map.
         featmap_strides: input pixels per cell of each map, finest first.
         finest_scale: sqrt(area), in pixels, below twice which the finest map is read.
-        clockwise: how the angles of rotated RoIs turn, as in MMCV's ``RoIAlignRotated``; MMRotate sets it.
+        clockwise: how the angles of rotated RoIs turn, as in MMCV's ``RoIAlignRotated``; MMRotate sets it. By
+            default as in ``roi_layer``, or counter-clockwise.
+        roi_layer: the config of a layer of MMCV's.
         init_cfg: as for every MMEngine module.
         options: those of the extractor, see :mod:`roi_plugins.extractors`. Where the output may have other
             channels than the maps, ``in_channels`` are those of the maps; by default ``out_channels``.
 
     Raises:
-        TypeError: an option that the extractor does not have; those it has are listed.
-        ValueError: an option of a value without meaning.
+        TypeError: an option that the extractor does not have, its own or one of ``roi_layer``; or there is no
+            ``output_size``.
+        ValueError: an option of a value without meaning, or one that ``roi_layer`` contradicts.
     """
 
     extractor_type: type[RoIExtractor]
 
     def __init__(
         self,
-        output_size: int | Sequence[int],
+        output_size: int | Sequence[int] | None = None,
+        *,
         out_channels: int,
         featmap_strides: Sequence[int],
         finest_scale: float = 56,
-        clockwise: bool = False,
+        clockwise: bool | None = None,
+        roi_layer: Mapping[str, Any] | None = None,
         init_cfg: dict | None = None,
         **options,
     ):
         super().__init__(init_cfg=init_cfg)
-        known = self.options()
-        unknown = sorted(set(options) - set(known))
-        if unknown:
+        self._check_known(options)
+        if roi_layer is not None:
+            inherited = inherited_options(roi_layer, [*_INHERITED, *self.options()])
+            layer_size = inherited.pop('output_size')
+            if output_size is not None and as_pair(output_size) != as_pair(layer_size):
+                raise ValueError(
+                    f'output_size is {output_size}, but that of roi_layer is {layer_size}; leave one out, '
+                    'roi_layer=None for the latter'
+                )
+            output_size = layer_size
+            layer_clockwise = inherited.pop('clockwise', None)
+            clockwise = layer_clockwise if clockwise is None else clockwise
+            options = {**inherited, **options}
+        if output_size is None:
             raise TypeError(
-                f'{", ".join(unknown)}: no option of {type(self).__name__}; its options are '
-                f'output_size, out_channels, featmap_strides, finest_scale, clockwise, {", ".join(known)}'
+                f'output_size: {type(self).__name__} has none, and no roi_layer to take it from; give '
+                'output_size=7, say, or the type alone over a config that has a roi_layer'
             )
         if not (isinstance(finest_scale, (int, float)) and finest_scale > 0):
             raise ValueError(
@@ -75,9 +104,34 @@ class MMDetRoIExtractor(BaseModule):
             level_rule=functools.partial(assign_levels_mmdet, finest_scale=finest_scale),
             **options,
         )
+        if roi_layer is not None:
+            self._check_layer(roi_layer, out_channels)
         self.out_channels = out_channels
         self.finest_scale = finest_scale
-        self.clockwise = clockwise
+        self.clockwise = bool(clockwise)
+
+    def _check_known(self, options: Mapping[str, Any]) -> None:
+        known = self.options()
+        for name in sorted(set(options) - set(known)):
+            owners = [other.__name__ for other in _registered if name in other.options()]
+            theirs = f'; {" and ".join(owners)} {"has" if len(owners) == 1 else "have"} it' if owners else ''
+            raise TypeError(
+                f'{name}: no option of {type(self).__name__}{theirs}; its options are '
+                f'output_size, out_channels, featmap_strides, finest_scale, clockwise, {", ".join(known)}'
+            )
+
+    def _check_layer(self, roi_layer: Mapping[str, Any], out_channels: int) -> None:
+        """Raises ValueError on what the layer states of more than its options, where it would not hold."""
+        channels = roi_layer.get('output_channels', out_channels)
+        if channels != out_channels:
+            raise ValueError(
+                f'out_channels is {out_channels}, but output_channels of roi_layer is {channels}'
+            )
+        if roi_layer.get('pool_mode') == 'max' and self.extractor.reduction != 'max':
+            raise ValueError(
+                f"pool_mode of roi_layer is 'max', but {type(self).__name__} takes no maximum; "
+                'AlignMaxRoIExtractor does'
+            )
 
     @classmethod
     def options(cls) -> list[str]:
@@ -172,9 +226,8 @@ def _register(name: str, extractor_type: type[RoIExtractor]) -> None:
         '__doc__': extractor_type.__doc__,
         '__module__': __name__,
     }
-    globals()[name] = MODELS.register_module(
-        name=name, module=type(name, (base,), members)
-    )
+    globals()[name] = MODELS.register_module(name=name, module=type(name, (base,), members))
+    _registered.append(globals()[name])
 
 
 for _name, _type in EXTRACTORS.items():
