@@ -166,6 +166,15 @@ def test_a_lazy_config_that_imports_a_helper_by_its_name(visualize, tmp_path, li
     assert rows(out).keys() == {'roi_heads.box_pooler', 'roi_heads.mask_pooler'}
 
 
+@needs('detectron2')
+def test_what_a_lazy_config_lacks_is_not_said_of_both_frameworks(visualize, tmp_path):
+    (tmp_path / 'helper_of_parts.py').write_text(LAZY_HELPER)
+    (tmp_path / 'lazy.py').write_text('from helper_of_parts import model, dataloader\n')
+    status, _, err = visualize('lazy.py')
+    assert status == 2
+    assert err.startswith('error: lazy.py: the LazyConfig has no train.output_dir')
+
+
 @needs('mmdet')
 @needs('detectron2')
 def test_a_config_that_neither_framework_reads_is_one_line(visualize, tmp_path):
