@@ -139,7 +139,8 @@ def explain_unknown(name: str, known: Iterable[Any]) -> str:
 def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     add_roi_plugins_config(cfg)
-    settings = yaml.safe_load(Path(path).read_bytes())
+    with open(path, 'rb') as file:
+        settings = yaml.safe_load(file)
     if not isinstance(settings, dict):
         raise RunError(f'the config {path} is {reprlib.repr(settings)}; expected settings, KEY: VALUE')
     try:
