@@ -368,3 +368,13 @@ def test_a_config_without_a_test_can_be_trained(options, tmp_path, monkeypatch):
     nothing = dict.fromkeys(checks.TEST_SETTINGS)
     runs.train(STOCK, work_dir=tmp_path, cfg_options={**options, **nothing})
     assert phases == ['train']
+
+
+@pytest.mark.parametrize('sort_categories', [False, True])
+def test_a_check_reads_the_annotations_once_for_the_metric(options, monkeypatch, sort_categories):
+    cfg = Config.fromfile(STOCK)
+    cfg.merge_from_dict({**options, 'test_evaluator.sort_categories': sort_categories})
+    metric = CocoMetric(ann_file=options['test_evaluator.ann_file'], sort_categories=sort_categories)
+    expected = metric._coco_api.get_cat_ids(cat_names=NAMES)
+    monkeypatch.setattr('mmdet.evaluation.metrics.coco_metric.COCO', None)  # the metric's own reader
+    assert checks.check_test(cfg).category_ids == expected
