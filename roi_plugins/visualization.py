@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from roi_plugins.extractors import (
     RoIExtractor,
     RoIWarp,
 )
+from roi_plugins.names import plain_name
 from roi_plugins.ops.reference import resolve_axis, resolve_region
 
 METHODS: dict[str, Callable[..., RoIExtractor]] = {
@@ -56,15 +58,14 @@ METHODS: dict[str, Callable[..., RoIExtractor]] = {
 """Every way of reading: ``(output_size, featmap_strides, level_rule=...)``, by its name in plans."""
 
 REMARKS = {
-    'align-unaligned': 'no shift by half a cell',
     'random-sampling': 'as in evaluation; in training the samples lie anywhere in their strata',
-    'precise': 'no shift by half a cell, as published; precise-aligned has it, as the others',
+    'precise': 'as published; precise-aligned has the shift by half a cell, as the others',
     'deformable': 'offsets of zero, as at the beginning of a training',
     'all-levels': 'every map is read; drawn is the one of the level rule',
 }
 """What a reading has besides its method."""
 
-_ALIASES = {'align': 'align-avg', 'adaptivesampling': 'adaptive'}
+_UNALIGNED = 'no shift by half a cell'
 
 
 def method_name(name: str) -> str:
@@ -73,11 +74,23 @@ def method_name(name: str) -> str:
     Raises:
         VisualizationError: there is no such method.
     """
-    plain = re.sub('[-_]', '', name.lower()).removesuffix('roiextractor')
-    keys = {key.replace('-', ''): key for key in METHODS} | _ALIASES
+    # RoIWarp reads the same samples, whether it averages them or not.
+    plain = re.sub('^(roiwarp)(avg|max)$', r'\1', plain_name(name))
+    keys = {plain_name(key): key for key in METHODS}
     if plain not in keys:
         raise VisualizationError(f'no extractor is named {name!r}; expected all, or of {", ".join(METHODS)}')
     return keys[plain]
+
+
+def remark(name: str, extractor: RoIExtractor) -> str:
+    """What a reading has besides its method, which is to be said beside those of others; empty if nothing.
+
+    Args:
+        name: of the extractor; what is known of those of METHODS is in REMARKS.
+    """
+    method = extractor.method
+    unaligned = _UNALIGNED if method['region'] == 'none' and not method['aligned'] else ''
+    return ', '.join(filter(None, [unaligned, REMARKS.get(name)]))
 
 
 SIDES = ('left', 'top', 'right', 'bottom')
@@ -240,12 +253,15 @@ def to_table(readings: Mapping[str, Reading]) -> str:
     return tabulate(rows, header, disable_numparse=True, colalign=align)
 
 
-def draw_readings(readings: Mapping[str, Reading], image: Image.Image) -> Figure:
+def draw_readings(
+    readings: Mapping[str, Reading], image: Image.Image, remarks: Mapping[str, str] | None = None
+) -> Figure:
     """Each reading on the image and, cut around the box, on the cells of its map.
 
     Args:
         readings: by their titles; of one box in ``image``.
         image: what the detector is given. A cell is drawn in the mean colour of its pixels.
+        remarks: what is said below the title of a reading; none by default.
     """
     per_row = min(len(readings), 2)
     rows = -(-len(readings) // per_row)
@@ -253,7 +269,8 @@ def draw_readings(readings: Mapping[str, Reading], image: Image.Image) -> Figure
     panels = figure.subplots(rows, 2 * per_row, squeeze=False).reshape(-1, 2)
     for (on_image, on_grid), (title, reading) in zip(panels, readings.items(), strict=False):
         on_image.imshow(image, extent=(0, image.width, image.height, 0))
-        on_image.set_title(f'{title}, stride {reading.stride:g}', fontsize=9, loc='left')
+        lines = [f'{title}, stride {reading.stride:g}', *textwrap.wrap((remarks or {}).get(title, ''), 50)]
+        on_image.set_title('\n'.join(lines), fontsize=9, loc='left')
         _draw(on_image, reading, 1, max(image.size))
         on_image.set(xlim=(0, image.width), ylim=(image.height, 0))
         on_image.set_xlabel('pixels', fontsize=7)

@@ -30,11 +30,11 @@ from roi_plugins.integrations.inspection import InspectionError, read_extractors
 from roi_plugins.integrations.own_data import add_import_option, import_modules
 from roi_plugins.visualization import (
     METHODS,
-    REMARKS,
     VisualizationError,
     draw_readings,
     method_name,
     read_box,
+    remark,
     to_table,
 )
 
@@ -83,13 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
         size = image.height, image.width
         readings = {name: read_box(e, args.box, size) for name, e in extractors.items()}
-        figure = draw_readings(readings, image)
+        remarks = {name: text for name, e in extractors.items() if (text := remark(name, e))}
+        figure = draw_readings(readings, image, remarks)
         with written_aside(args.output) as aside:
             figure.savefig(aside, format=args.output.suffix[1:])
         print(to_table(readings))
-        for name in readings:
-            if args.extractors and name in REMARKS:
-                print(f'{name}: {REMARKS[name]}')
+        for name, text in remarks.items():
+            print(f'{name}: {text}')
     except UnidentifiedImageError:
         print(f'error: {args.image}: not an image that Pillow can read', file=sys.stderr)
         return 2
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'error: {error.filename or args.image}: {error.strerror or error}', file=sys.stderr)
         return 2
     except (InspectionError, RunError, VisualizationError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print('error:', ' '.join(str(error).split()), file=sys.stderr)
         return 2
     except Exception as error:  # configs are programs: anything can happen in them
         cause = ' '.join(f'{type(error).__name__}: {error}'.split()).rstrip(': ')

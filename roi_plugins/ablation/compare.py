@@ -43,6 +43,7 @@ from roi_plugins.evaluation import (
 )
 from roi_plugins.files import DataError
 from roi_plugins.matching import boundary_of_masks
+from roi_plugins.names import plain_name
 
 MIN_IMAGES = 20
 """Resamples of fewer images than this are too much alike: there is a note where an interval is from them."""
@@ -207,6 +208,7 @@ def compare(
     if not metrics:
         raise ComparisonError('\n'.join(['there is no run to compare:', *problems]))
     if baseline is not None:
+        baseline = _as_labelled(baseline, [run.extractor for run, _ in metrics])
         notes += _check_baseline(baseline, [run for run, _ in metrics], problems)
     if resamples:
         notes += _doubts(coco, [run for run, _ in metrics])
@@ -301,6 +303,12 @@ def _have_equal_content(first: Path, second: Path) -> bool:
         return filecmp.cmp(first, second, shallow=False)
     except OSError as error:
         raise DataError(f'{error.filename}: cannot be read: {error.strerror}') from None
+
+
+def _as_labelled(name: str, labels: Sequence[str]) -> str:
+    """The one label that a name stands for in another spelling, e.g. ``align-avg`` for ``AlignAvg``."""
+    found = {label for label in labels if plain_name(label) == plain_name(name)}
+    return found.pop() if name not in labels and len(found) == 1 else name
 
 
 def _check_baseline(baseline: str, runs: Sequence[Run], problems: Sequence[str]) -> list[str]:

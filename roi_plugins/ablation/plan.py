@@ -147,7 +147,8 @@ def load_plan(path: str | os.PathLike) -> Plan:
         raise PlanError(f'{path}: the plan does not exist') from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         # ValueError: not UTF-8, a date that is none, more digits than a number may have.
-        raise PlanError(f'{path}: the plan cannot be read: {error}') from None
+        message = ' '.join(str(error).split())
+        raise PlanError(f'{path}: the plan cannot be read: {message}') from None
     try:
         return _parse(tree, path.parent)
     except PlanError as error:

@@ -248,7 +248,7 @@ def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any], plan: P
     except Exception as error:  # configs are programs: anything can happen in them
         raise AblationError(
             f'cell {cell.name}: the config {cell.config} cannot be read with its options: '
-            f'{type(error).__name__}: {error}'
+            f'{type(error).__name__}: {" ".join(str(error).split())}'
         ) from error
     decisive = resolved
     if checkpoint:

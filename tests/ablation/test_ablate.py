@@ -272,3 +272,11 @@ def test_a_percent_sign_in_the_path_of_side_by_side_cells_is_named(ablate, write
     assert ablate([plan, '--jobs', '2', '--work-dir', 'a%jb']) == 2
     assert 'a%jb: submitit and Slurm replace what follows a %' in capsys.readouterr().err
     assert ablate([plan, '--work-dir', 'a%jb']) == 0
+
+
+@pytest.mark.parametrize('text', ['a: [', '\t', '\0'])
+def test_a_plan_that_is_not_yaml_is_one_line(ablate, tmp_path, capsys, text):
+    (tmp_path / 'plan.yaml').write_text(text)
+    assert ablate([str(tmp_path / 'plan.yaml')]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'error: {tmp_path}/plan.yaml: the plan cannot be read: ')

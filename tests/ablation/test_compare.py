@@ -280,6 +280,14 @@ def test_details(make_run, tmp_path):
     assert f'note: {few}' in page and mark in page and ']*</td>' in page
 
 
+@pytest.mark.parametrize('name', ['AlignAvg', 'align_avg', 'AlignAvgRoIExtractor', 'align'])
+def test_a_baseline_has_one_name_however_it_is_spelt(make_run, name):
+    runs = [make_run(f'run{i}', extractor=extractor) for i, extractor in enumerate(('align-avg', 'AlignMax'))]
+    assert compare(runs, baseline=name, resamples=0).baseline == 'align-avg'
+    with pytest.raises(ComparisonError, match="no run of the baseline 'align-min'"):
+        compare(runs, baseline='align-min', resamples=0)
+
+
 def test_a_class_of_many_images_has_no_mark(make_run, monkeypatch):
     monkeypatch.setattr('roi_plugins.ablation.tables.MIN_IMAGES', 5)
     comparison = compare([make_run('a'), make_run('b', 0.3)], baseline='a', resamples=50, details=True)

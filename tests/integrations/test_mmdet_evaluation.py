@@ -471,3 +471,13 @@ def test_what_a_training_starts_from_is_looked_at_before_it(options, tmp_path, o
     with pytest.raises(RunError, match=message):
         runs.train(STOCK, work_dir=tmp_path / 'run', cfg_options={**options, option: value})
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('sort_categories', [False, True])
+def test_a_check_reads_the_annotations_once_for_the_metric(options, monkeypatch, sort_categories):
+    cfg = Config.fromfile(STOCK)
+    cfg.merge_from_dict({**options, 'test_evaluator.sort_categories': sort_categories})
+    metric = CocoMetric(ann_file=options['test_evaluator.ann_file'], sort_categories=sort_categories)
+    expected = metric._coco_api.get_cat_ids(cat_names=NAMES)
+    monkeypatch.setattr('mmdet.evaluation.metrics.coco_metric.COCO', None)  # the metric's own reader
+    assert checks.check_test(cfg).category_ids == expected

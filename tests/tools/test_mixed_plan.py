@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ def mmdet_options(data):
     options = {
         'train_cfg.max_iters': STEPS,
         'default_hooks.checkpoint.interval': STEPS,
+        'default_hooks.logger.interval': 1,
         'test_evaluator.ann_file': str(data / 'annotations/instances_val.json'),
     }
     for loader in ('train_dataloader', 'test_dataloader'):
@@ -88,6 +91,7 @@ def test_both_frameworks_side_by_side(data, tmp_path):
         metrics = json.loads((run_dir / 'metrics.json').read_text())
         assert metrics['framework'] == run_dir.name.partition('.')[0]
         assert metrics['metrics'].keys() == {'bbox', 'segm'}
+        check_no_line_comes_twice(run_dir / 'cell.log')
 
     results = tmp_path / 'results'
     table = run('compare.py', *runs, '--baseline', 'align-avg', '--output', results, data=data)
@@ -95,6 +99,15 @@ def test_both_frameworks_side_by_side(data, tmp_path):
     for framework in configs:
         for extractor in EXTRACTORS:
             assert any(framework in row and extractor in row for row in rows), table
+
+
+def check_no_line_comes_twice(log):
+    """As where two handlers of a logger write to one file, or a logger hands on to its parent."""
+    lines = [line for line in log.read_text().splitlines() if re.match(r'\[?\d\d/\d\d \d\d:\d\d', line)]
+    assert len(lines) > 5
+    assert [line for line, next_ in pairwise(lines) if line == next_] == []
+    steps = [line for line in lines if re.search(r'Iter\(train\)|iter: ', line)]
+    assert len(steps) == len(set(steps)) > 0
 
 
 def check_swapped(plan, folder, data):

@@ -424,3 +424,9 @@ def test_a_config_without_hooks_trains(config, tmp_path):
     path.write_text(f"_base_ = '{config}'\ndefault_hooks = None\ntrain_cfg = dict(max_iters=1)\n")
     train(path, work_dir=tmp_path / 'work')
     assert last_checkpoint(tmp_path / 'work')
+
+
+def test_an_option_without_a_value_is_named(config, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        runs.train_main([str(config), '--cfg-options', 'train_cfg.max_iters'])
+    assert "--cfg-options: 'train_cfg.max_iters' is not of the form KEY=VALUE" in capsys.readouterr().err

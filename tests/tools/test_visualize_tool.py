@@ -1,3 +1,4 @@
+import re
 import runpy
 from importlib.util import find_spec
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from roi_plugins.visualization import METHODS
+from roi_plugins.visualization import METHODS, method_name
 
 ROOT = Path(__file__).parents[2]
 MMDET = ROOT / 'configs/mmdet/mask_rcnn'
@@ -126,6 +127,32 @@ def test_an_extractor_has_one_name_however_it_is_spelt(visualize, name):
     status, out, err = visualize(config, '--extractors', name)
     assert status == 0, err
     assert rows(out).keys() == {'align-max'}
+
+
+def test_every_config_has_an_extractor_that_can_be_drawn():
+    names = {path.stem.split('_')[-2] for path in ROOT.glob('configs/*/shapes/mask-rcnn_*_shapes.py')}
+    assert {method_name(name) for name in names - {'stock'}} <= METHODS.keys()
+    assert method_name('align-avg-unaligned') == 'align-unaligned'
+    assert method_name('RoIWarpMax') == method_name('roi-warp-avg') == 'roi-warp'
+
+
+@needs('mmdet')
+def test_remarks_are_in_the_picture_too(visualize, tmp_path):
+    config = MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py'
+    names = ('align-avg', 'align-unaligned', 'random-sampling', 'precise')
+    status, out, err = visualize(config, '--extractors', *names, '--output', 'some.svg')
+    assert status == 0, err
+    shown = (tmp_path / 'some.svg').read_text()  # glyphs are paths, but each text is in a comment
+    texts = ' '.join(re.findall(r'<!-- (.*?) -->', shown))
+    assert texts.count('no shift by half a cell') == out.count('no shift by half a cell') == 2
+    assert 'samples lie anywhere' in texts and 'align-avg:' not in out
+
+
+@needs('mmdet')
+def test_an_extractor_of_a_config_that_is_not_aligned_is_remarked(visualize):
+    status, out, err = visualize(MMDET / 'mask-rcnn_r50-caffe-c4_1x_align-avg-unaligned_coco.py')
+    assert status == 0, err
+    assert 'roi_head.shared_roi_extractor: no shift' in out or 'bbox_roi_extractor: no shift' in out
 
 
 @needs('mmdet')

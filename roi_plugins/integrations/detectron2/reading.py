@@ -129,7 +129,8 @@ def _check_package(name: str, known: Set[str]) -> None:
 def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     add_roi_plugins_config(cfg)
-    settings = yaml.safe_load(Path(path).read_bytes())
+    with open(path, 'rb') as file:
+        settings = yaml.safe_load(file)
     if not isinstance(settings, dict):
         raise RunError(f'the config {path} is {reprlib.repr(settings)}; expected settings, KEY: VALUE')
     try:

@@ -143,7 +143,7 @@ def check_test(cfg: Config, max_dets: int | None = None) -> Evaluation:
     kinds = _kinds(cfg, setting, options)
     ann_file = _annotation_file(setting, options)
     coco = check_annotations(ann_file, kinds)
-    metric = _build(METRICS, setting, options)
+    metric = _build(METRICS, setting, {**options, 'ann_file': None})  # they are read already
     _check_thresholds(setting, metric)
     if max_dets is None:
         _check_limits(cfg, setting, metric)
@@ -154,7 +154,9 @@ def check_test(cfg: Config, max_dets: int | None = None) -> Evaluation:
     dataset = _build(DATASETS, 'test_dataloader.dataset', cfg.test_dataloader.dataset)
     _check_images(coco, ann_file, dataset)
     names = _class_names('test_dataloader.dataset', dataset)
-    ids = metric._coco_api.get_cat_ids(cat_names=names)
+    ids = coco.getCatIds(catNms=names)
+    if options.get('sort_categories'):
+        ids.sort()
     if not ids:
         raise RunError(_no_category('test_dataloader.dataset', ann_file, names))
     _check_num_classes(cfg, len(ids), 'test_dataloader.dataset', ann_file)

@@ -576,12 +576,22 @@ def check(argv: Sequence[str]) -> None:
         test(**_parse_test(rest), dry_run=True)
 
 
+class _Options(DictAction):
+    """MMEngine's, which fails on an option without a value."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *rest: Any) -> None:
+        for pair in values:
+            if '=' not in pair:
+                parser.error(f'--cfg-options: {pair!r} is not of the form KEY=VALUE')
+        super().__call__(parser, namespace, values, *rest)
+
+
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
     add_max_dets(parser)
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Options,
         metavar='KEY=VALUE',
         help='override settings of the config, e.g. train_cfg.max_epochs=1 key="[a,b]"',
     )
