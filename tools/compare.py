@@ -20,8 +20,9 @@ from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError
+from roi_plugins.integrations.arguments import add_import_option
 from roi_plugins.integrations.errors import RunError
-from roi_plugins.integrations.own_data import add_import_option, import_modules
+from roi_plugins.integrations.modules import import_modules
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

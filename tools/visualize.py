@@ -25,9 +25,10 @@ if find_spec('roi_plugins') is None:  # not installed: use this checkout
 from roi_plugins.ablation.images import as_rgb
 from roi_plugins.console import print_anything
 from roi_plugins.files import written_aside
+from roi_plugins.integrations.arguments import add_import_option
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.inspection import InspectionError, read_extractors
-from roi_plugins.integrations.own_data import add_import_option, import_modules
+from roi_plugins.integrations.modules import import_modules
 from roi_plugins.visualization import (
     METHODS,
     VisualizationError,

@@ -19,6 +19,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from roi_plugins.integrations.arguments import as_arguments
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -37,14 +39,8 @@ class Inputs:
 
     def arguments(self, *, with_training: bool) -> list[str]:
         """The command line of it, for a command that trains or for one that only tests."""
-        arguments = [part for module in self.imports for part in ('--import', module)]
-        if self.train_data and with_training:
-            arguments += ['--train-data', *self.train_data]
-        if self.test_data:
-            arguments += ['--test-data', *self.test_data]
-        if self.max_dets is not None:
-            arguments += ['--max-dets', str(self.max_dets)]
-        return arguments
+        train_data = self.train_data if with_training else None
+        return as_arguments(self.imports, train_data, self.test_data, self.max_dets)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,40 @@
-"""Options of the command line that the tools of all frameworks have."""
+"""Options of the command line that the train and test tools of all frameworks have."""
 
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .modules import absolute_modules
+
+_PURPOSE = {'train': 'train', 'test': 'evaluate'}
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--import MODULE``, whose values are in ``imports``."""
+    parser.add_argument(
+        '--import',
+        dest='imports',
+        action='append',
+        default=[],
+        metavar='MODULE',
+        help='import a module first, such as one that registers your datasets or parts of models: its '
+        'name, or a .py file; may be given several times',
+    )
+
+
+def add_data_options(parser: argparse.ArgumentParser, *halves: str) -> None:
+    """Adds ``--train-data`` and ``--test-data``, or the one of them that ``halves`` names."""
+    for half in halves:
+        parser.add_argument(
+            f'--{half}-data',
+            nargs=2,
+            metavar=('ANNOTATIONS', 'IMAGES'),
+            help=f'{_PURPOSE[half]} on COCO files of your own, in place of the datasets of the config: '
+            'instance annotations (.json) and the folder of the images',
+        )
 
 
 def add_max_dets(parser: argparse.ArgumentParser) -> None:
@@ -20,3 +52,21 @@ def _limit(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r}; expected a number, 1 or more')
     return int(text)
+
+
+def as_arguments(
+    imports: Sequence[str] = (),
+    train_data: Sequence[str | Path] | None = None,
+    test_data: Sequence[str | Path] | None = None,
+    max_dets: int | None = None,
+) -> list[str]:
+    """These options as a command line that means the same from any folder."""
+    arguments = []
+    for module in absolute_modules(imports):
+        arguments += ['--import', module]
+    for half, files in (('train', train_data), ('test', test_data)):
+        if files:
+            arguments += [f'--{half}-data', *map(os.path.abspath, files)]
+    if max_dets is not None:
+        arguments += ['--max-dets', str(max_dets)]
+    return arguments

@@ -17,7 +17,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from .. import own_data
+from .. import modules as own_modules
 from ..errors import RunError
 
 _FILES = '.json@'
@@ -60,9 +60,9 @@ def register_coco_files(names: Sequence[str]) -> None:
 
 
 def import_modules(modules: Sequence[str]) -> None:
-    """:func:`roi_plugins.integrations.own_data.import_modules`, of modules that may register data again."""
+    """:func:`roi_plugins.integrations.modules.import_modules`, of modules that may register data again."""
     with registering_again():
-        own_data.import_modules(modules)
+        own_modules.import_modules(modules)
 
 
 @contextlib.contextmanager

@@ -59,11 +59,10 @@ from roi_plugins.evaluation import evaluate as compute_metrics
 from roi_plugins.files import DataError, write_json
 from roi_plugins.matching import MAX_DETS
 
-from ..arguments import add_max_dets
+from ..arguments import add_data_options, add_import_option, add_max_dets, as_arguments
 from ..dry_run import answer
 from ..errors import RunError, describe_error
 from ..output import check_writable
-from ..own_data import add_data_options, add_import_option, as_arguments
 from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
 from .checks import build, build_model, check_run, evaluator_max_dets
 from .datasets import coco_files, import_modules, register_coco_files
@@ -522,9 +521,7 @@ def _check_output(run: Run, args: argparse.Namespace) -> None:
 def _command(args: argparse.Namespace) -> list[str]:
     command = [*COMMAND, '--num-gpus', str(args.num_gpus)]
     command += ['--num-machines', str(args.num_machines), '--config-file', args.config_file]
-    command += as_arguments(args.imports, train_data=args.train_data, test_data=args.test_data)
-    if args.max_dets is not None:
-        command += ['--max-dets', str(args.max_dets)]
+    command += as_arguments(args.imports, args.train_data, args.test_data, args.max_dets)
     return [*command, *(['--eval-only'] if args.eval_only else []), *args.opts]
 
 

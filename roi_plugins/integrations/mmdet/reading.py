@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import RunError, describe_error
-from ..own_data import absolute_modules, import_modules
+from ..modules import absolute_modules, import_modules
 
 IMPORTED_FILES = 'imported_files'
 """The setting for imported ``.py`` files, which MMEngine's ``custom_imports`` cannot name."""
@@ -22,7 +22,7 @@ def read_config(
 
     Args:
         options: config options, ``{'dotted.key': value}``.
-        imports: modules of the user's own, see :func:`~roi_plugins.integrations.own_data.import_modules`.
+        imports: modules of the user's own, see :func:`~roi_plugins.integrations.modules.import_modules`.
 
     Raises:
         RunError: the config, a base of it or a module cannot be read.

@@ -47,11 +47,10 @@ from roi_plugins.integrations.weights import (
     saving,
 )
 
-from ..arguments import add_max_dets
+from ..arguments import add_data_options, add_import_option, add_max_dets, as_arguments
 from ..dry_run import answer
 from ..errors import RunError, describe_error
 from ..output import check_writable
-from ..own_data import add_data_options, add_import_option, as_arguments
 from .checks import (
     BUILD_ERRORS,
     check_data,
@@ -186,7 +185,7 @@ def train(
         max_dets: what the test will be given.
         cfg_options: config options, ``{'dotted.key': value}``.
         launcher: how the processes were started, one of ``LAUNCHERS``.
-        imports: modules to import first, see :func:`~roi_plugins.integrations.own_data.import_modules`.
+        imports: modules to import first, see :func:`~roi_plugins.integrations.modules.import_modules`.
         train_data, test_data: COCO annotations and the folder of their images, in place of the config's.
         dry_run: look at all that a training and its test need, and stop.
 
@@ -300,9 +299,7 @@ def test(
     check_model(cfg)
     command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
     command += ['--work-dir', str(run_dir), '--launcher', launcher]
-    command += as_arguments(imports, test_data=test_data)
-    if max_dets is not None:
-        command += ['--max-dets', str(max_dets)]
+    command += as_arguments(imports, test_data=test_data, max_dets=max_dets)
     if cfg_options:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in cfg_options.items())]
     if not overwrite:

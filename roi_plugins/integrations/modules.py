@@ -1,8 +1,7 @@
-"""Modules and COCO files of the user's own: the options that the tools of both frameworks share."""
+"""Modules of the user's own, which register datasets, transforms or parts of models."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import os
@@ -12,49 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import RunError
-
-_PURPOSE = {'train': 'train', 'test': 'evaluate'}
-
-
-def add_import_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--import MODULE``, whose values are in ``imports``."""
-    parser.add_argument(
-        '--import',
-        dest='imports',
-        action='append',
-        default=[],
-        metavar='MODULE',
-        help='import a module first, such as one that registers your datasets or parts of models: its '
-        'name, or a .py file; may be given several times',
-    )
-
-
-def add_data_options(parser: argparse.ArgumentParser, *halves: str) -> None:
-    """Adds ``--train-data`` and ``--test-data``, or the one of them that ``halves`` names."""
-    for half in halves:
-        parser.add_argument(
-            f'--{half}-data',
-            nargs=2,
-            metavar=('ANNOTATIONS', 'IMAGES'),
-            help=f'{_PURPOSE[half]} on COCO files of your own, in place of the datasets of the config: '
-            'instance annotations (.json) and the folder of the images',
-        )
-
-
-def as_arguments(imports: Sequence[str] = (), **data: Sequence[str | Path] | None) -> list[str]:
-    """These options as a command line that means the same from any folder.
-
-    Args:
-        imports: of ``--import``.
-        data: ``train_data`` and ``test_data``, each annotations and images; None where not given.
-    """
-    arguments = []
-    for module in absolute_modules(imports):
-        arguments += ['--import', module]
-    for name, files in data.items():
-        if files:
-            arguments += [f'--{name.replace("_", "-")}', *map(os.path.abspath, files)]
-    return arguments
 
 
 def absolute_modules(modules: Sequence[str]) -> list[str]:
