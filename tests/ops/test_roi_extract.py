@@ -456,7 +456,10 @@ def test_borders_of_the_range(device, extract):
     assert read_at(-1 - 2.0**-30) == read_at(4 + 2.0**-30) == 0
 
 
-@pytest.mark.parametrize('box', [(3, 3, 3, 3), (4, 2, 4, 6), (5, 5, 2, 2), (5, 1, 2, 4)], ids=str)
+# The last one has no size where MMCV's RoIPool has added its pixel, and ends within a cell.
+@pytest.mark.parametrize(
+    'box', [(3, 3, 3, 3), (4, 2, 4, 6), (5, 5, 2, 2), (5, 1, 2, 4), (4.5, 1, 3.5, 4)], ids=str
+)
 def test_boxes_without_a_positive_size(device, extract, box):
     rois = as_rois([box, box], torch.float64, device)
     features = random_map(2, 2, 6, 8, dtype=torch.float64, device=device)
