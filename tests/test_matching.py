@@ -5,6 +5,7 @@ import copy
 import io
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -187,7 +188,9 @@ def test_nothing_is_found_in_what_is_empty():
     counts = np.ones((3, 2), int)
     assert (resampled_ap(match(truth, load_results(truth, []), 'bbox'), counts).curves[0] == 0).all()
     truth = index({**dataset, 'annotations': []})
-    empty = resampled_ap(match(truth, load_results(truth, []), 'bbox'), counts)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # no AP is no mishap
+        empty = resampled_ap(match(truth, load_results(truth, []), 'bbox'), counts)
     assert np.isnan(empty.curves).all() and np.isnan(empty.per_class).all()
 
 

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -255,10 +256,53 @@ def test_the_curve_and_the_classes_are_those_of_the_run():
     assert unchanged.resampled[:, 0] == pytest.approx(run.values, abs=1e-12, nan_ok=True)
 
 
+def test_a_class_without_objects_has_no_ap():
+    """COCOeval gives it -1, which is no AP and must not enter a mean."""
+    rng = np.random.default_rng(0)
+    dataset = make_annotations(rng, 6, classes=2, objects=5)
+    truth = COCO()
+    truth.dataset = dataset
+    detections = detect(rng, dataset, 0.06, 8)
+    dataset['annotations'] = [a for a in dataset['annotations'] if a['category_id'] != 2]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        matches = match(truth, truth.loadRes(detections), 'bbox')
+    run = sample_run(summarize(matches), matches, resample_images(6, 9, seed=0))
+    assert run.values[-2] > 0 and np.isnan(run.values[-1])
+    assert (run.resampled[-2] > 0).all() and np.isnan(run.resampled[-1]).all()
+
+
+def test_what_has_no_value_has_no_interval_and_no_p():
+    """And does not warn: one seed has no spread, and many classes of a small data set have no objects."""
+    unknown = {0: sample(np.nan, [np.nan] * 9)}
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for result in (ap(unknown), ap(unknown, unknown)):
+            assert result.isna().all()
+
+
+def test_no_interval_leaves_what_an_ap_can_be():
+    """Student's interval of two seeds is 12.7 standard errors to either side."""
+
+    def interval(values, baseline=None):
+        runs, others = (
+            dict(enumerate(sample(value, [value] * 9) for value in some)) if some else None
+            for some in (values, baseline)
+        )
+        return ap(runs, others)[['low', 'high']].tolist()
+
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, 1) * 0.02
+    assert interval([0.95, 0.99]) == pytest.approx([0.97 - reach, 1])
+    assert interval([0.01, 0.05]) == pytest.approx([0, 0.03 + reach])
+    assert interval([0.9, 0.9], [0.1, 0.3]) == pytest.approx([0.7 - 5 * reach, 1])
+    assert interval([0.1, 0.3], [0.9, 0.9]) == pytest.approx([-1, -0.7 + 5 * reach])
+
+
 def test_p_at_the_ends_of_what_it_can_be():
     from roi_plugins.ablation.significance import _bootstrap_p, _t_interval
 
     assert _bootstrap_p(np.ones((1, 9))) == 2 / 10  # never 0: as many resamples cannot say that
     zero, one = np.zeros(1), np.ones(1)
     assert _t_interval(0.1 * one, zero, zero, one)[2] == 0  # certain
+    assert _t_interval(-0.1 * one, zero, zero, one)[2] == 0
     assert _t_interval(zero, zero, zero, one)[2] == 1

@@ -62,12 +62,13 @@ class Boxes:
         self.upright[0, 1:] = torch.tensor([-1e30, -1e30, 1e30, 1e30])
         self.upright[1, 3] = torch.nan
         self.upright[2] = torch.tensor([1, 0, 0, 184, 160])  # a bin of more cells than a block keeps
+        self.upright[4] = torch.tensor([0, 0, 0, 120, 127])  # ... and one of as many
         angles = torch.rand(count, 1) * 720 - 360
         self.rotated = torch.cat([image, corner + extent / 2, extent.abs(), angles], 1)
         self.rotated[0, 1:5] = torch.tensor([90, 70, 1e30, 1e30])
         self.rotated[1, 5] = torch.nan
         self.levels = torch.randint(-1, len(SHAPES) + 1, (count,))
-        self.levels[2] = 0
+        self.levels[[2, 4]] = 0
 
 
 KERNELS = (OPS.roi_extract, OPS.roi_extract_backward, OPS.roi_extract_backward_rois)
@@ -135,8 +136,8 @@ def check(
         again = got.run('backward', grad, *backward)
         assert all(map(torch.equal, grads, again))
         broken = grad.clone()
-        broken[5, 0, 0, 0] = torch.inf
-        assert any(map_.isnan().any() for map_ in got.run('backward', broken, *backward))
+        broken[2, 0, 0, 0] = torch.inf
+        assert all(map_.isnan().all() for map_ in got.run('backward', broken, *backward))
         assert all((map_ == 0).all() for map_ in got.run('backward', grad * 0, *backward))
     elif not (method.rotated and method.reduction == 'integral'):
         arguments = (grad, winner, features, *where, *options)
@@ -163,6 +164,17 @@ def check_large_gradients(got: Implementation):
     assert map_.count_nonzero() == 16 and (map_[map_ != 0] == 0.25e308).all()
 
 
+def check_a_crowded_cell(got: Implementation):
+    """All outputs read one cell: the sum is as large as the largest gradient lets it be."""
+    torch.use_deterministic_algorithms(True)
+    count = 1 << 6
+    where = (torch.tensor([[0.0, 2, 2, 2, 2]]).repeat(count, 1), None, None, None)
+    options = ([1.0], [1, 1], 'round', None, 'avg', True, 1, None, False)
+    grad = torch.ones(count, 1, 1, 1)
+    (map_,) = got.run('backward', grad, NO_WINNER, *where, [1, 1, 4, 4], False, *options)
+    assert map_[0, 0, 2, 2] == count and map_.count_nonzero() == 1
+
+
 def check_fills(got: Implementation):
     """Under deterministic algorithms torch fills fresh memory: not what is zeroed or written whole anyway."""
     torch.use_deterministic_algorithms(True)
@@ -175,6 +187,40 @@ def check_fills(got: Implementation):
         if event.name in ('aten::fill_', 'aten::zero_') and [1, 1, 80, 80] in event.input_shapes
     ]  # fmt: skip
     assert sweeps == ['aten::zero_'], sweeps
+
+
+def check_bad_features(got: Implementation, expected: Implementation):
+    """NaN wins a maximum, the last one of several; so does the zero beyond the map, over what is below it. An
+    infinite cell that weighs nothing is not read.
+    """
+    torch.use_deterministic_algorithms(False)
+    upright = torch.tensor([[0.0, 1, 1, 7, 5], [0, -3, -2, 4, 9], [0, 1, 4, 5, 10], [0, 4, 1, 10, 5]])
+    turned = [[0.0, 4, 3, 6, 4, 30], [0, 0, 4, 7, 9, -75], [0, 4, 7, 6, 6, 3], [0, 7, 4, 6, 6, 3]]
+    turned = torch.tensor(turned)
+    on_cells = torch.tensor([[0.0, 1, 1, 3, 3]]), torch.tensor([[0.0, 2, 2, 2, 2, 0]])
+    for layout, channels in itertools.product(LAYOUTS, (4, 5)):
+        below = -torch.rand(1, channels, 8, 8)
+        holed = below.where(torch.rand_like(below) > 0.1, torch.nan)
+        options = ([1.0], [2, 2], 'none', 3, 'max', True, 1, None, False)
+        for map_, rois in itertools.product((below, holed), (upright, turned)):
+            there = torch.zeros(len(rois), dtype=torch.int64)
+            arguments = ([map_.contiguous(memory_format=layout)], rois, there, None, None, *options)
+            output, winner = got.run('extract', *arguments)
+            want, want_winner = expected.run('extract', *arguments)
+            torch.testing.assert_close(output, want, equal_nan=True)
+            assert (output.isnan() if map_ is holed else output == 0).any() and (output < 0).any()
+            assert torch.equal(winner, want_winner)
+        map_ = torch.full((1, channels, 8, 8), torch.inf)
+        map_[..., 1:3, 1:3] = 1
+        map_ = map_.contiguous(memory_format=layout)
+        options = ([1.0], [2, 2], 'none', 1)
+        for rois, offsets, reduction in (
+            *itertools.product(on_cells, [None], ('avg', 'max')),
+            (on_cells[0], torch.zeros(1, 2, 2, 2), 'avg'),
+        ):
+            where = (rois, torch.zeros(1, dtype=torch.int64), offsets, None)
+            output, _ = got.run('extract', [map_], *where, *options, reduction, True, 1, None, False)
+            assert (output == 1).all()
 
 
 def check_launches(got: Implementation):
@@ -226,6 +272,8 @@ def main(argv=None):
         for case, size, is_aligned in itertools.islice(cases, 0, None, args.every)
     ]
     checks += [functools.partial(check_large_gradients, got), functools.partial(check_fills, got)]
+    checks.append(functools.partial(check_a_crowded_cell, got))
+    checks.append(functools.partial(check_bad_features, got, expected))
     if args.device == 'cuda':
         checks += [functools.partial(check_launches, got), functools.partial(check_bad_index, got)]
     failed = 0

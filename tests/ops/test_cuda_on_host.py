@@ -18,8 +18,8 @@ def package(tmp_path_factory):
 def test_kernels_agree_with_the_reference(package):
     run = check(package)
     assert run.returncode == 0, run.stderr[-3000:]
-    # methods x dtypes x layouts x deterministic, and two more
-    assert run.stdout.strip() == f'{39 * 4 * 2 * 2 + 2} of 626 cases agree'
+    # methods x dtypes x layouts x deterministic, and four more
+    assert run.stdout.strip() == f'{39 * 4 * 2 * 2 + 4} of 628 cases agree'
 
 
 def test_the_cpu_kernels_fill_no_memory_twice_either():

@@ -255,6 +255,14 @@ def test_slope_of_the_surface_at_its_edges(device, extract):
     assert gradient_at(extract, features, -1.5, 2.25) == gradient_at(extract, features, 1, 5.25) == [0, 0]
 
 
+def test_slope_of_a_sample_on_a_cell_leaves_the_cell_across_alone(device, extract):
+    """It has no part in either slope, and 0 * inf is NaN."""
+    y, x = torch.arange(4.0, dtype=torch.float64), torch.arange(5.0, dtype=torch.float64)
+    features = (10 * y[:, None] ** 2 + x**2)[None, None].to(device)
+    features[0, 0, 2, 3] = torch.inf
+    assert gradient_at(extract, features, 1, 2) == [5, 30]
+
+
 def test_the_sides_of_a_box_move_its_samples(device, extract):
     """On a ramp of slope 1 a sample at the fraction t gives 1 - t to the low side and t to the high one."""
     features = torch.arange(20.0, device=device).expand(1, 1, 20, 20)

@@ -448,15 +448,21 @@ def test_borders_of_the_range(device, extract):
     """A point at -1 or at H still reads the border cell; the next float beyond reads 0."""
     features = torch.full((1, 1, 4, 4), 3.0, dtype=torch.float64, device=device)
 
-    def read_at(y):  # a box without a size has its points where it is
-        rois = torch.tensor([[0, 1.5, y + 0.5, 1.5, y + 0.5]], dtype=torch.float64, device=device)
+    def read_at(y, x, *size):  # a box without a size has its points where it is
+        corners = [x + 0.5, y + 0.5, *(size or (x + 0.5, y + 0.5))]
+        rois = torch.tensor([[0, *corners]], dtype=torch.float64, device=device)
         return extract(features, rois, 1, 1.0, sampling_ratio=1).item()
 
-    assert read_at(-1.0) == read_at(4.0) == 3
-    assert read_at(-1 - 2.0**-30) == read_at(4 + 2.0**-30) == 0
+    for rotated in ((), (0, 0, 0)):
+        for border, beyond in ((-1.0, -1 - 2.0**-30), (4.0, 4 + 2.0**-30)):
+            assert read_at(border, 1, *rotated) == read_at(1, border, *rotated) == 3
+            assert read_at(beyond, 1, *rotated) == read_at(1, beyond, *rotated) == 0
 
 
-@pytest.mark.parametrize('box', [(3, 3, 3, 3), (4, 2, 4, 6), (5, 5, 2, 2), (5, 1, 2, 4)], ids=str)
+# The last one has no size where MMCV's RoIPool has added its pixel, and ends within a cell.
+@pytest.mark.parametrize(
+    'box', [(3, 3, 3, 3), (4, 2, 4, 6), (5, 5, 2, 2), (5, 1, 2, 4), (4.5, 1, 3.5, 4)], ids=str
+)
 def test_boxes_without_a_positive_size(device, extract, box):
     rois = as_rois([box, box], torch.float64, device)
     features = random_map(2, 2, 6, 8, dtype=torch.float64, device=device)
@@ -465,6 +471,13 @@ def test_boxes_without_a_positive_size(device, extract, box):
     for reduction in ('avg', 'max'):  # no samples at all, however many are asked for at least
         method = align(reduction, 0, min_samples=2)
         assert not extract(features, rois, 2, 1.0, **method).any()
+
+
+def test_many_random_samples_of_a_rotated_bin(device, extract):
+    """They reach its edges, further than samples in the middles of their strata."""
+    features = random_map(2, 3, 20, 24, dtype=torch.float64, device=device)
+    rois = random_rois(20, 2, 20, 24, dtype=torch.float64, device=device)
+    check(extract, features, rois, (3, 2), 1.0, **align('avg', 5, rotated=True, seed=3))
 
 
 # The integral ------------------------------------------------------------------------------------
@@ -561,6 +574,12 @@ def test_zero_out_of_range_comes_in_its_turn(device, extract):
             output = extract(features, rois, 1, 1.0, sampling_ratio=sampling_ratio, reduction='max')
             (grad,) = torch.autograd.grad(output.sum(), features)
             assert grad.sum() == received
+    with torch.no_grad():
+        features[:, :, :2] = -1  # the zero beside these rows comes before those on the map
+    for ratio in (2, 0):
+        output = extract(features, leaves_on_the_right, 1, 1.0, sampling_ratio=ratio, reduction='max')
+        (grad,) = torch.autograd.grad(output.sum(), features)
+        assert output.item() == 0 and not grad.any()
 
 
 @pytest.mark.parametrize('method', MAX_METHODS.values(), ids=MAX_METHODS)
