@@ -37,10 +37,10 @@ class Inputs:
     test_data: tuple[str, str] | None = None
     max_dets: int | None = None
 
-    def arguments(self, *, with_training: bool) -> list[str]:
-        """The command line of it, for a command that trains or for one that only tests."""
-        train_data = self.train_data if with_training else None
-        return as_arguments(self.imports, train_data, self.test_data, self.max_dets)
+    @property
+    def arguments(self) -> list[str]:
+        """The command line of it."""
+        return as_arguments(self.imports, self.train_data, self.test_data, self.max_dets)
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,9 @@ def _mmdet_commands(
         runs = torchrun(num_gpus, num_nodes)
         common += ['--launcher', 'pytorch']
     runs += ['-m', _MMDET_RUNS]
-    options = ['--cfg-options', *_mmdet_arguments(options)]
+    common += [*inputs.arguments, '--cfg-options', *_mmdet_arguments(options)]
     train = [*runs, 'train', str(config), '--resume', 'auto', *common]
-    train += [*inputs.arguments(with_training=True), *options]
     test = [*runs, 'test', str(config), str(checkpoint or run_dir), *common]
-    test += [*inputs.arguments(with_training=False), *options]
     return [test] if checkpoint else [train, test]
 
 
@@ -204,7 +202,7 @@ def _detectron2_commands(
     flags = ['--eval-only' if checkpoint else '--resume']
     if num_gpus > 1 and num_nodes == 1:
         flags += ['--num-gpus', str(num_gpus)]
-    flags += inputs.arguments(with_training=not checkpoint)
+    flags += inputs.arguments
     return [[*runs, '--config-file', str(config), *flags, *_detectron2_arguments(config, options)]]
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from .modules import absolute_modules
 
-_PURPOSE = {'train': 'train', 'test': 'evaluate'}
-
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--import MODULE``, whose values are in ``imports``."""
@@ -25,14 +23,14 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data_options(parser: argparse.ArgumentParser, *halves: str) -> None:
-    """Adds ``--train-data`` and ``--test-data``, or the one of them that ``halves`` names."""
-    for half in halves:
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--train-data`` and ``--test-data``, which are None where they are not given."""
+    for half, what in (('train', 'train'), ('test', 'evaluate')):
         parser.add_argument(
             f'--{half}-data',
             nargs=2,
             metavar=('ANNOTATIONS', 'IMAGES'),
-            help=f'{_PURPOSE[half]} on COCO files of your own, in place of the datasets of the config: '
+            help=f'{what} on COCO files of your own, in place of the datasets of the config: '
             'instance annotations (.json) and the folder of the images',
         )
 

@@ -84,14 +84,13 @@ def test_data_and_modules_of_ones_own(write_plan, tmp_path):
         test_data=(str(folder / 'b.json'), str(tmp_path / 'b')),
         max_dets=300,
     )
-    assert faster.inputs.arguments(with_training=True) == [
+    assert faster.inputs.arguments == [
         *('--import', '/x/y.py'),
         *('--train-data', *faster.inputs.train_data),
         *('--test-data', *faster.inputs.test_data),
         *('--max-dets', '300'),
     ]
-    assert '--train-data' not in faster.inputs.arguments(with_training=False)
-    assert Inputs().arguments(with_training=True) == []
+    assert Inputs().arguments == []
 
 
 def test_config_paths_are_relative_to_the_plan(write_plan, tmp_path, monkeypatch):

@@ -462,8 +462,8 @@ def test_a_disk_that_checkpoints_would_fill(options, tmp_path, monkeypatch, hook
 @pytest.mark.parametrize(
     ('option', 'value', 'message'),
     [
-        ('model.roi_head.bbox_roi_extractor.type', 'AlignMxRoIExtractor', r'^model: .*AlignMxRoIExtractor'),
-        ('optim_wrapper.optimizer.type', 'AdamWx', r'^optim_wrapper: .*AdamWx'),
+        ('model.roi_head.bbox_roi_extractor.type', 'AlignMxRoIExtractor', r'^model\.roi_head.*: AlignMxRoIE'),
+        ('optim_wrapper.optimizer.type', 'AdamWx', r'^optim_wrapper\.optimizer\.type: AdamWx is not reg'),
         ('load_from', 'gone.pth', r'the checkpoint gone\.pth does not exist'),
     ],
 )

@@ -16,6 +16,7 @@ from mmengine.config import ConfigDict
 
 from roi_plugins.extractors import EXTRACTORS
 from roi_plugins.integrations.mmdet import MMDetRoIExtractor
+from roi_plugins.integrations.mmdet.reading import read_config
 
 register_all_modules(init_default_scope=False)
 
@@ -136,3 +137,23 @@ def test_the_full_path_needs_no_import():
     )
     command = [sys.executable, '-c', code]
     assert subprocess.check_output(command, text=True).splitlines()[-1] == 'AlignMaxRoIExtractor'
+
+
+def test_our_tools_need_no_import_and_save_one(tmp_path):
+    path = tmp_path / 'stock.py'
+    stock_head = dict(type='StandardRoIHead', bbox_roi_extractor=stock(ALIGN))
+    path.write_text(f'model = dict(type="MaskRCNN", roi_head={stock_head!r})\n')
+    assert 'custom_imports' not in read_config(path)
+    option = {'model.roi_head.bbox_roi_extractor.type': 'AlignMaxRoIExtractor'}
+    read_config(path, option).dump(tmp_path / 'saved.py')
+    code = (
+        'from mmdet.registry import MODELS\n'
+        'from mmengine.config import Config\n'
+        f'cfg = Config.fromfile({str(tmp_path / "saved.py")!r})\n'
+        'print(type(MODELS.build(cfg.model.roi_head.bbox_roi_extractor)).__name__)'
+    )
+    command = [sys.executable, '-c', code]
+    assert subprocess.check_output(command, text=True).splitlines()[-1] == 'AlignMaxRoIExtractor'
+    # By its full path it needs none.
+    option = {'model.roi_head.bbox_roi_extractor.type': 'roi_plugins.integrations.mmdet.AlignMaxRoIExtractor'}
+    assert 'custom_imports' not in read_config(path, option)

@@ -569,7 +569,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line, which are those of Detectron2's tool and where one's own data is."""
     parser = default_argument_parser()
     add_import_option(parser)
-    add_data_options(parser, 'train', 'test')
+    add_data_options(parser)
     add_max_dets(parser)
     args = parser.parse_args(argv)
     for option in args.opts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
-from mmengine.registry import DATASETS, METRICS, MODELS, Registry
+from mmengine.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, Registry
 from pycocotools.coco import COCO
 
 from roi_plugins.evaluation import IOU_THRESHOLDS, IOU_TYPES, check_annotations
@@ -29,7 +30,7 @@ from roi_plugins.matching import MAX_DETS
 
 from ..errors import RunError, describe_error
 from ..output import check_space, checkpoint_bytes
-from .registered import class_of, enter_scope, explain_unregistered, type_name
+from .registered import check_type, class_of, enter_scope, explain_unregistered, type_name
 
 TEST_SETTINGS = ('test_dataloader', 'test_cfg', 'test_evaluator')
 
@@ -221,6 +222,7 @@ def check_space_for_checkpoints(cfg: Config, model: torch.nn.Module, done: int) 
     if options is None:
         return
     enter_scope(cfg)
+    check_type(OPTIMIZERS, 'optim_wrapper.optimizer', cfg.optim_wrapper.get('optimizer'))
     try:
         wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
     except BUILD_ERRORS as error:
@@ -468,8 +470,19 @@ def _numbers_of_classes(model: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             if isinstance(head, (list, tuple)):
                 stages = {f'{where}.{key}.{stage}': options for stage, options in enumerate(head)}
             for name, options in stages.items():
-                if 'num_classes' in options and not options.get('class_agnostic'):
-                    yield f'{name}.num_classes', options['num_classes']
+                found = options.get('num_classes', _default(options.get('type'), 'num_classes'))
+                if found is not None and not options.get('class_agnostic'):
+                    yield f'{name}.num_classes', found
+
+
+def _default(kind: Any, option: str) -> Any:
+    """What a part of a model takes for an option that its config leaves out; None where that is not known."""
+    found = class_of(MODELS, kind) if kind else None
+    for owner in getattr(found, '__mro__', ()):
+        parameter = inspect.signature(owner).parameters.get(option)
+        if parameter is not None:
+            return None if parameter.default is inspect.Parameter.empty else parameter.default
+    return None
 
 
 def _build(registry: Registry, setting: str, options: Mapping[str, Any]) -> Any:

@@ -8,8 +8,12 @@ from typing import Any
 
 from mmengine.config import Config
 
+from roi_plugins.extractors import EXTRACTORS
+
 from ..errors import RunError, describe_error
 from ..modules import absolute_modules, import_modules
+
+_OURS = {f'{name}RoIExtractor' for name in EXTRACTORS}
 
 IMPORTED_FILES = 'imported_files'
 """The setting for imported ``.py`` files, which MMEngine's ``custom_imports`` cannot name."""
@@ -19,6 +23,8 @@ def read_config(
     path: str | Path, options: Mapping[str, Any] | None = None, imports: Sequence[str] = ()
 ) -> Config:
     """A config. It names the modules that were imported for it, so that once saved it can be read again.
+
+    Where it has an extractor of ours, that is this package too, which MMDetection's own tools have to import.
 
     Args:
         options: config options, ``{'dotted.key': value}``.
@@ -40,10 +46,20 @@ def read_config(
     given = absolute_modules(imports)
     if by_file := [module for module in given if module.endswith('.py') and module not in files]:
         cfg[IMPORTED_FILES] = [*files, *by_file]
-    if by_name := [module for module in given if not module.endswith('.py')]:
+    by_name = [module for module in given if not module.endswith('.py')]
+    if _names_ours(cfg.get('model')):
+        by_name.append(__package__)
+    if by_name:
         custom = dict(cfg.get('custom_imports') or {'allow_failed_imports': False})
         names = custom.get('imports') or []
         names = [names] if isinstance(names, str) else list(names)
         custom['imports'] = [*names, *(name for name in by_name if name not in names)]
         cfg.custom_imports = custom
     return cfg
+
+
+def _names_ours(node: Any) -> bool:
+    """Whether a part of a config has an extractor of ours by its registered name."""
+    if isinstance(node, Mapping):
+        return node.get('type') in _OURS or any(map(_names_ours, node.values()))
+    return isinstance(node, (list, tuple)) and any(map(_names_ours, node))

@@ -46,11 +46,11 @@ def check_registered(cfg: Config, *loaders: str) -> None:
     enter_scope(cfg)
     for loader in loaders:
         for setting, dataset in _datasets(f'{loader}.dataset', (cfg.get(loader) or {}).get('dataset')):
-            _check_type(DATASETS, setting, dataset)
+            check_type(DATASETS, setting, dataset)
             for index, transform in enumerate(dataset.get('pipeline') or ()):
-                _check_type(TRANSFORMS, f'{setting}.pipeline.{index}', transform)
+                check_type(TRANSFORMS, f'{setting}.pipeline.{index}', transform)
     for setting, part in _parts_of_model('model', cfg.get('model')):
-        _check_type(MODELS, setting, part)
+        check_type(MODELS, setting, part)
 
 
 def explain_unregistered(error: Exception) -> str | None:
@@ -62,7 +62,8 @@ def explain_unregistered(error: Exception) -> str | None:
     return _explain(_BY_NAME[found[2]], name, _EXTRACTOR if name.endswith(_EXTRACTOR) else '')
 
 
-def _check_type(registry: Registry, setting: str, options: Any) -> None:
+def check_type(registry: Registry, setting: str, options: Any) -> None:
+    """Raises RunError on a ``type`` that the registry does not have."""
     kind = options.get('type') if isinstance(options, Mapping) else None
     if isinstance(kind, str) and class_of(registry, kind) is None:
         ending = _EXTRACTOR if setting.endswith('_roi_extractor') else ''

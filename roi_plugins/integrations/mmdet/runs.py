@@ -258,6 +258,7 @@ def test(
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
     imports: Sequence[str] = (),
+    train_data: Sequence[str | Path] | None = None,
     test_data: Sequence[str | Path] | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any] | None:
@@ -274,6 +275,7 @@ def test(
         cfg_options: config options, ``{'dotted.key': value}``.
         launcher: how the processes were started, one of ``LAUNCHERS``.
         imports, test_data: as of :func:`train`.
+        train_data: as of :func:`train`, for the config that is saved in ``work_dir``; it changes no result.
         dry_run: look at all that a test needs, and stop.
 
     Returns:
@@ -286,6 +288,7 @@ def test(
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher, imports)
     check_registered(cfg, 'test_dataloader')
+    use_files(cfg, 'train', train_data)
     use_files(cfg, 'test', test_data)
     if Path(checkpoint).is_dir():
         last = last_checkpoint(checkpoint)
@@ -298,6 +301,7 @@ def test(
     check_writable(run_dir, 'work_dir')
     check_model(cfg)
     command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
+    command += as_arguments(train_data=train_data)
     command += ['--work-dir', str(run_dir), '--launcher', launcher]
     command += as_arguments(imports, test_data=test_data, max_dets=max_dets)
     if cfg_options:
@@ -536,7 +540,7 @@ def _parse_training(argv: Sequence[str] | None) -> dict[str, Any]:
         help='go on from a checkpoint; without a path, from the last one in the work directory',
     )
     add_import_option(parser)
-    add_data_options(parser, 'train', 'test')
+    add_data_options(parser)
     return _parse(parser, argv)
 
 
@@ -556,7 +560,7 @@ def _parse_test(argv: Sequence[str] | None) -> dict[str, Any]:
         '--overwrite', action='store_true', help='replace another result in the work directory'
     )
     add_import_option(parser)
-    add_data_options(parser, 'test')
+    add_data_options(parser)
     return _parse(parser, argv)
 
 
