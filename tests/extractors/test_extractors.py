@@ -156,6 +156,17 @@ def test_more_maps_than_strides():
         AlignAvg(OUTPUT_SIZE, [4, 8])(pyramid(), rois_on_every_level())
 
 
+def test_no_maps():
+    with pytest.raises(ValueError, match='features: got 0 maps'):
+        AlignAvg(OUTPUT_SIZE, STRIDES)([], rois_on_every_level())
+
+
+def test_what_a_subclass_does_not_state_is_as_in_the_op():
+    method = RoIExtractor(OUTPUT_SIZE, STRIDES).method
+    given = inspect.signature(roi_extract).parameters
+    assert method == {name: given[name].default for name in method}
+
+
 def test_levels_come_from_the_rule_unless_given():
     features, rois = pyramid(), rois_on_every_level()
     levels = torch.arange(len(rois)) % 3
