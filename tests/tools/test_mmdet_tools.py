@@ -397,7 +397,7 @@ def test_extractors_with_one_seed_start_alike(data, tmp_path):
         (
             "{base}\nfor half in ('train', 'test'):\n"
             "    globals()[f'{{half}}_dataloader'] = dict(dataset=dict(pipeline=[dict(type='LoadImag')]))",
-            'pipeline.0.type: LoadImag is not registered as a transform; did you mean LoadImageFromFile or',
+            'pipeline.0.type: LoadImag is not registered as a transform; did you mean LoadImageFrom',
         ),
     ],
 )

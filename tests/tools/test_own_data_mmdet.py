@@ -115,7 +115,7 @@ def test_trains_and_tests_on_files(data, tmp_path, monkeypatch):
 def test_a_test_on_other_files_is_another_result(data, tmp_path, monkeypatch, capsys, no_training):
     def result(work_dir):
         command = ['python', '-m', runs.MODULE, 'test', str(SHAPES), str(checkpoint)]
-        command += ['--test-data', *files(data, 'val'), '--work-dir', str(work_dir), '--launcher', 'none']
+        command += ['--work-dir', str(work_dir), '--launcher', 'none', '--test-data', *files(data, 'val')]
         record = {'config': str(SHAPES), 'checkpoint': str(checkpoint), 'command': command}
         (work_dir / 'metrics.json').write_text(json.dumps(record))
 

@@ -1,0 +1,91 @@
+"""Named rows of a comparison: an extractor with the options that decide how it reads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from ..names import plain_name
+from . import EXTRACTORS
+
+STOCK = 'stock'
+"""The name of the row that is the detector as it is."""
+
+
+class PresetError(ValueError):
+    """A row that does not exist, or one of a type or with options that do not; the message says what does."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A row.
+
+    Attributes:
+        name: by which it goes in every tool.
+        type: a key of :data:`~roi_plugins.extractors.EXTRACTORS`; ``''`` for the detector as it is.
+        options: of the extractor.
+    """
+
+    name: str
+    type: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def load_presets() -> dict[str, Preset]:
+    """The rows of ``presets.yaml``, by name."""
+    text = resources.files(__package__).joinpath('presets.yaml').read_text(encoding='utf-8')
+    return {name: read_preset(name, options) for name, options in yaml.safe_load(text).items()}
+
+
+def find_preset(name: str) -> Preset:
+    """The row of a name, however it is spelt; or the type alone, for the name of one such as ``AlignMax``.
+
+    Raises:
+        PresetError: there is neither.
+    """
+    if name == STOCK:
+        return Preset(STOCK, '')
+    if (type_ := name.removesuffix('RoIExtractor')) in EXTRACTORS:
+        return Preset(name, type_)
+    presets = load_presets()
+    if name in presets:
+        return presets[name]
+    spellings = {plain_name(known): preset for known, preset in presets.items()}
+    if plain_name(name) in spellings:
+        return spellings[plain_name(name)]
+    raise PresetError(
+        f'no extractor is named {name!r}; there are the rows {STOCK}, {", ".join(presets)}, and the types '
+        f'{", ".join(EXTRACTORS)}'
+    )
+
+
+def read_preset(name: str, row: Any) -> Preset:
+    """A row that is written in place, ``{type: AlignMax, sampling_ratio: 4}``.
+
+    Raises:
+        PresetError: it has no type, or one that does not exist, or an option that the type does not have.
+    """
+    if not isinstance(row, Mapping) or not isinstance(row.get('type'), str):
+        raise PresetError(f'{name} is {row!r}; expected a mapping such as {{type: AlignMax, sampling_ratio: 2}}')
+    options = dict(row)
+    type_ = options.pop('type')
+    if type_ not in EXTRACTORS:
+        raise PresetError(f'{name}: type is {type_!r}; expected one of {", ".join(EXTRACTORS)}')
+    known = extractor_options(type_)
+    for option in options:
+        if option not in known:
+            owners = [other for other in EXTRACTORS if option in extractor_options(other)]
+            has = f'; {", ".join(owners)} {"has" if len(owners) == 1 else "have"} it' if owners else ''
+            raise PresetError(f'{name}: {type_} has no option {option!r}{has}; it has {", ".join(known)}')
+    return Preset(name, type_, options)
+
+
+def extractor_options(type_: str) -> list[str]:
+    """Names of the options of a type that a row may state: not those that the detector dictates."""
+    dictated = ('output_size', 'featmap_strides', 'level_rule', 'channels')
+    return [name for name in inspect.signature(EXTRACTORS[type_]).parameters if name not in dictated]
