@@ -1,5 +1,7 @@
 """The op and its pure-PyTorch twin against the float64 oracle, forward and backward."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import oracle
 import pytest
@@ -488,6 +490,17 @@ def test_many_random_samples_of_a_rotated_bin(device, extract):
     features = random_map(2, 3, 20, 24, dtype=torch.float64, device=device)
     rois = random_rois(20, 2, 20, 24, dtype=torch.float64, device=device)
     check(extract, features, rois, (3, 2), 1.0, **align('avg', 5, rotated=True, seed=3))
+
+
+def test_rotated_bins_of_a_cell_more_than_before():
+    """What a new thread keeps for one grows by as little: `make sanitize` sees the last cell."""
+    features = random_map(1, 2, 1, 40, dtype=torch.float64)
+    boxes = [[0, 2.75 + width / 2, 0.5, width, 1, 0] for width in range(1, 30)]
+    rois = torch.tensor(boxes, dtype=torch.float64)
+    with ThreadPoolExecutor(1) as thread:
+        outputs = thread.map(lambda roi: roi_extract(features, roi[None], 1, 1.0, **integral()), rois)
+    expected = reference.roi_extract(features, rois, 1, 1.0, **integral())
+    torch.testing.assert_close(torch.cat(list(outputs)), expected)
 
 
 # The integral ------------------------------------------------------------------------------------
