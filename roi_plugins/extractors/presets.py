@@ -64,6 +64,22 @@ def find_preset(name: str) -> Preset:
     )
 
 
+def parse_preset(text: str) -> Preset:
+    """The row that an argument names, or writes in place: ``{name: x4, type: AlignMax, sampling_ratio: 4}``.
+
+    Raises:
+        PresetError: see :func:`find_preset` and :func:`read_preset`.
+    """
+    if not text.lstrip().startswith('{'):
+        return find_preset(text)
+    try:
+        row = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PresetError(f'{text!r} is not YAML: {" ".join(str(error).split())}') from None
+    name = row.pop('name', None) if isinstance(row, dict) else None
+    return read_preset(name or text, row)
+
+
 def read_preset(name: str, row: Any) -> Preset:
     """A row that is written in place, ``{type: AlignMax, sampling_ratio: 4}``.
 
@@ -71,7 +87,7 @@ def read_preset(name: str, row: Any) -> Preset:
         PresetError: it has no type, or one that does not exist, or an option that the type does not have.
     """
     if not isinstance(row, Mapping) or not isinstance(row.get('type'), str):
-        raise PresetError(f'{name} is {row!r}; expected a mapping such as {{type: AlignMax, sampling_ratio: 2}}')
+        raise PresetError(f'{name} is {row!r}; expected one such as {{type: AlignMax, sampling_ratio: 2}}')
     options = dict(row)
     type_ = options.pop('type')
     if type_ not in EXTRACTORS:
