@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..names import plain_name
-from . import EXTRACTORS
+from . import EXTRACTORS, RoIExtractor
 
 STOCK = 'stock'
 """The name of the row that is the detector as it is."""
@@ -34,6 +34,24 @@ class Preset:
     name: str
     type: str
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def build(
+        self,
+        output_size: int | Sequence[int],
+        featmap_strides: Sequence[float],
+        *,
+        channels: int = 1,
+        **others: Any,
+    ) -> RoIExtractor:
+        """The extractor, for maps of so many ``channels``, which matter to those that have weights.
+
+        Args:
+            others: what every extractor takes, such as ``level_rule``.
+        """
+        type_ = EXTRACTORS[self.type]
+        if 'channels' in inspect.signature(type_).parameters:
+            others['channels'] = channels
+        return type_(output_size, featmap_strides, **self.options, **others)
 
 
 def load_presets() -> dict[str, Preset]:
