@@ -20,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import RunError, describe_error, explain_unknown
 from .config import add_roi_plugins_config
 from .datasets import registering_again
+from .poolers import POOLER_TYPES
+from .swap import check_lazy_pooler, lazy_pooler_types, replaced_types, swap_lazy, swap_yaml, take_lazy_types
 
 # What a saved LazyConfig is made of, besides the user's own.
 _PACKAGES = ('detectron2', 'fvcore', 'roi_plugins', 'torch', 'torchvision')
@@ -36,21 +38,33 @@ _READ = {
 }
 
 
-def read_config(path: str | Path, options: Sequence[str] = ()) -> CfgNode | DictConfig:
+def read_config(
+    path: str | Path, options: Sequence[str] = (), notes: list[str] | None = None
+) -> CfgNode | DictConfig:
     """A config with the options of a command line: ``KEY VALUE`` pairs for YAML, ``key=value`` for Python.
 
+    Where it names a type of ours for a pooler, it is also given what that needs, see :mod:`.swap`.
+
+    Args:
+        notes: takes a line that says what a type of ours has changed besides, if it has.
+
     Raises:
-        RunError: the file is missing or cannot be read; or an option does not exist.
+        RunError: the file is missing or cannot be read; an option does not exist; or no pooler is of the type
+            of ours that is named for it.
     """
+    notes = [] if notes is None else notes
     path = str(path)
     if not os.path.isfile(path):
         raise RunError(f'--config-file: the config {path!r} does not exist')
     try:
-        return _read_lazy(path, options) if path.endswith('.py') else _read_yaml(path, options)
+        cfg, note = (_read_lazy if path.endswith('.py') else _read_yaml)(path, options)
     except RunError:
         raise
     except Exception as error:  # configs are programs: anything can happen in them
         raise RunError(f'the config {path} cannot be read: {describe_error(error)}') from error
+    if note:
+        notes.append(note)
+    return cfg
 
 
 def read_saved_config(path: str | Path, packages: Iterable[str] = ()) -> CfgNode | DictConfig:
@@ -126,7 +140,7 @@ def _check_package(name: str, known: Set[str]) -> None:
         )
 
 
-def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
+def _read_yaml(path: str, options: Sequence[str]) -> tuple[CfgNode, str | None]:
     cfg = get_cfg()
     add_roi_plugins_config(cfg)
     with open(path, 'rb') as file:
@@ -154,13 +168,26 @@ def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
                 raise RunError(f'options: there is no {key}; for {part}, {explain_unknown(part, node)}')
             node = node[part]
     cfg.merge_from_list(list(options))
-    return cfg
+    return cfg, swap_yaml(cfg, replaced_types(path, options))
 
 
-def _read_lazy(path: str, options: Sequence[str]) -> DictConfig:
+def _read_lazy(path: str, options: Sequence[str]) -> tuple[DictConfig, str | None]:
     with registering_again():  # its own data, which each process reads more than once
         cfg = LazyConfig.load(path)
     _check_nodes(cfg)
+    # Types come first: they decide which other options a pooler has.
+    types = [option for option in options if option.partition('=')[0].endswith('.pooler_type')]
+    before = lazy_pooler_types(cfg)
+    for option in types:
+        if option.partition('=')[2].strip('\'"') in POOLER_TYPES:
+            check_lazy_pooler(option, cfg)
+    cfg = _override(cfg, types)
+    taken = take_lazy_types(cfg)
+    cfg = _override(cfg, [option for option in options if option not in types])
+    return cfg, swap_lazy(cfg, taken, before)
+
+
+def _override(cfg: DictConfig, options: Sequence[str]) -> DictConfig:
     for option in options:
         key, equals, _ = option.partition('=')
         if not equals:

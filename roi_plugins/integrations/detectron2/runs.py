@@ -465,10 +465,10 @@ def _work_under_torchrun(args: argparse.Namespace) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _configure(args: argparse.Namespace) -> CfgNode | DictConfig:
+def _configure(args: argparse.Namespace, notes: list[str] | None = None) -> CfgNode | DictConfig:
     """The config of a command line, with what it imports imported and the data that it names."""
     import_modules(args.imports)
-    cfg = read_config(args.config_file, args.opts)
+    cfg = read_config(args.config_file, args.opts, notes)
     for half in ('train', 'test'):
         files = getattr(args, f'{half}_data')
         if files is None:
@@ -596,7 +596,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check_processes(args)
         # One process of each machine; the others wait for it to join them.
         if not under_torchrun or os.environ['LOCAL_RANK'] == '0':
-            _check(describe(_configure(args), 'cpu', args.max_dets), args)
+            notes: list[str] = []
+            _check(describe(_configure(args, notes), 'cpu', args.max_dets), args)
+            if args.machine_rank == 0:
+                print(*notes, sep='\n', end='\n' * bool(notes), file=sys.stderr, flush=True)
         if under_torchrun:
             _work_under_torchrun(args)
             return 0
