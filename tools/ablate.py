@@ -164,12 +164,14 @@ def make_plan(args: argparse.Namespace) -> dict:
         if args.heads:
             configs[name]['heads'] = args.heads
     work_dir = args.work_dir or 'work_dirs/ablation'
+    extractors = [read_yaml(row, row) if row.startswith('{') else row for row in args.extractors]
+    baseline = extractors[0]
     return {
         'name': Path(work_dir).name or 'ablation',
         'work_dir': work_dir,
-        'baseline': args.extractors[0],
+        'baseline': baseline.get('name') if isinstance(baseline, dict) else baseline,
         'configs': configs,
-        'extractors': args.extractors,
+        'extractors': extractors,
         'seeds': args.seeds or [0],
     }
 
@@ -273,11 +275,16 @@ def parse_options(pairs: list[str]) -> dict:
         key, equals, value = pair.partition('=')
         if not equals:
             raise PlanError(f'--cfg-options: {pair!r} is not of the form KEY=VALUE')
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise PlanError(f'--cfg-options: the value of {pair!r} is not YAML: {error}') from None
+        options[key] = read_yaml(value, f'--cfg-options: the value of {pair!r}')
     return check_cfg_options(options)
+
+
+def read_yaml(text: str, name: str) -> object:
+    """What an argument says; a PlanError where it is not YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PlanError(f'{name} is not YAML: {" ".join(str(error).split())}') from None
 
 
 def stop_on_signals() -> None:
