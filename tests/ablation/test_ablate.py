@@ -64,7 +64,7 @@ def test_without_a_plan(ablate, write_plan, capsys, monkeypatch, tmp_path):
         (['own.json', '--seeds', '1'], '--seeds and --heads need --extractors'),
         (['own.json', 'two.json'], 'several configs, --seeds and --heads need --extractors'),
         (['own.json', '--extractors', 'align-mux'], "no extractor is named 'align-mux'; there are the rows"),
-        (['own.json', '--extractors', '{name: x, type: Max}'], "extractors: x: type is 'Max'; expected one of"),
+        (['own.json', '--extractors', '{name: x, type: Max}'], "x: type is 'Max'; expected one of"),
         (['own.json', '--extractors', '{name: x'], '{name: x is not YAML'),
         (['gone.py', '--extractors', 'stock'], 'there is no config gone.py, and none of that name in a zoo'),
         (['own.json', 'a/own.json', '--extractors', 'stock'], 'own.json have the same name; put them into'),
