@@ -233,6 +233,7 @@ def write_run(
     command: Sequence[str],
     category_ids: Sequence[int] | None = None,
     max_dets: int = MAX_DETS,
+    image_dir: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates the predictions in ``run_dir`` and writes ``metrics.json``: the run is finished.
 
@@ -247,6 +248,7 @@ def write_run(
             is some, ``run_dir`` gets a copy of the annotations with these alone, and the run is one on
             this copy.
         max_dets: see :func:`evaluate`.
+        image_dir: the folder of the images, for pages with pictures; None where it is not known.
 
     Returns:
         What was written.
@@ -258,7 +260,6 @@ def write_run(
     predictions = {t: name for t, name in PREDICTION_FILES.items() if (run_dir / name).is_file()}
     if not predictions:
         raise DataError(f'{run_dir}: no {" or ".join(PREDICTION_FILES.values())} to evaluate')
-    source = os.path.abspath(ann_file)
     coco = load_annotations(ann_file)
     (run_dir / ANNOTATIONS_FILE).unlink(missing_ok=True)  # of an earlier test
     if category_ids is not None and (wanted := set(category_ids)) != set(coco.cats):
@@ -277,7 +278,7 @@ def write_run(
         'checkpoint': str(checkpoint),
         'ann_file': os.path.abspath(ann_file),
         'max_dets': max_dets,
-        'source_ann_file': source,  # the images are beside it, not beside a copy
+        'image_dir': None if image_dir is None else os.path.abspath(image_dir),
         'predictions': predictions,
         'metrics': metrics,
         'versions': _versions(framework),

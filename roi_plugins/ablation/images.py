@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from contourpy import contour_generator
@@ -197,16 +198,20 @@ def outline(coco: COCO, annotation: dict, iou_type: str) -> str:
     return ' '.join('M' + 'L'.join(f'{x - 0.5:.1f} {y - 0.5:.1f}' for x, y in line) + 'z' for line in lines)
 
 
-def find_picture(image: dict, ann_file: Path) -> Path | None:
-    """The file of an image, where datasets in COCO's layout have it: beside or below the annotations'
-    folder, in a folder that is named as the split, e.g. ``val2017``. None for a name that leads elsewhere:
+def folders_beside(ann_file: Path) -> list[Path]:
+    """Where datasets in COCO's layout have their images: in a folder beside that of the annotations which is
+    named as the split, e.g. ``val2017``, or in one of the two above."""
+    split = ann_file.stem.removeprefix('instances_')
+    return [ann_file.parent.parent / split, ann_file.parent.parent, ann_file.parent]
+
+
+def find_picture(image: Mapping[str, Any], image_dirs: Sequence[Path]) -> Path | None:
+    """The file of an image, in the first of the folders that has it. None for a name that leads elsewhere:
     annotations do not choose what of this machine a page shows."""
     name = str(image.get('file_name', ''))
     if Path(name).is_absolute() or '..' in Path(name).parts:
         return None
-    split = ann_file.stem.removeprefix('instances_')
-    folders: Sequence[Path] = (ann_file.parent.parent / split, ann_file.parent.parent, ann_file.parent)
-    return next((path for folder in folders if name and (path := folder / name).is_file()), None)
+    return next((path for folder in image_dirs if name and (path := folder / name).is_file()), None)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -21,15 +21,14 @@ class Record:
         commands: each a list of arguments; those of the cell, or the one that evaluated it.
         config: the config with all options, as the framework has saved it; None where it is not there.
         checkpoint: the evaluated weights; None where they are not there any more.
-        source_ann_file: the annotations that the evaluated ones are, or are some classes of: the images lie
-            beside it. None where it was not recorded.
+        image_dir: the folder of the evaluated images; None where it was not recorded.
         versions, hardware, time: as recorded; empty where they were not.
     """
 
     commands: list[list[str]]
     config: Path | None
     checkpoint: Path | None
-    source_ann_file: Path | None
+    image_dir: Path | None
     versions: dict[str, str]
     hardware: str
     time: str
@@ -52,7 +51,7 @@ def read_record(run: Run) -> Record | None:
         commands=cell.get('commands') or [metrics.get('command', [])],
         config=next((path for path in configs if path.is_file()), None),
         checkpoint=evaluated_checkpoint(run_dir, metrics),
-        source_ann_file=Path(source) if (source := metrics.get('source_ann_file')) else None,
+        image_dir=Path(folder) if (folder := metrics.get('image_dir')) else None,
         versions=metrics.get('versions', {}),
         hardware=metrics.get('hardware', ''),
         time=metrics.get('time', ''),

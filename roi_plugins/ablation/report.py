@@ -26,6 +26,7 @@ from roi_plugins.ablation.images import (
     Detections,
     data_uri,
     find_picture,
+    folders_beside,
     most_different,
 )
 from roi_plugins.ablation.records import Record, read_record
@@ -188,8 +189,8 @@ def _pairs(
     """What is drawn of each extractor beside the baseline (or the first), and the pictures for it."""
     coco = load_annotations(comparison.ann_file)
     runs = {run.name: run for run, _ in comparison.metrics}
-    sources = [record.source_ann_file for record in records if record and record.source_ann_file]
-    ann_files = list(dict.fromkeys([comparison.ann_file, *sources]))
+    recorded = [record.image_dir for record in records if record and record.image_dir]
+    image_dirs = list(dict.fromkeys([*recorded, *folders_beside(comparison.ann_file)]))
 
     @functools.lru_cache(maxsize=2)  # the reference, and who is beside it
     def detections(name: str, iou_type: str) -> Detections:
@@ -201,7 +202,7 @@ def _pairs(
         both = detections(first.name, iou_type), detections(second.name, iou_type)
         found = most_different(coco, *both, IMAGES_PER_PAIR)
         for difference in found:
-            _add_picture(pictures, difference.image, ann_files)
+            _add_picture(pictures, difference.image, image_dirs)
         if found:
             title = f'{_title(second)} and {_title(first)}, {_KINDS[iou_type]}'
             images = [
@@ -270,9 +271,9 @@ def _picture_frame(image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_picture(
-    pictures: dict[int, dict], image: Mapping[str, Any], ann_files: Sequence[Path]
+    pictures: dict[int, dict], image: Mapping[str, Any], image_dirs: Sequence[Path]
 ) -> None:
-    path = next(filter(None, (find_picture(image, ann_file) for ann_file in ann_files)), None)
+    path = find_picture(image, image_dirs)
     if image['id'] in pictures or path is None:
         return
     try:

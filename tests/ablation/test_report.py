@@ -16,6 +16,7 @@ from roi_plugins.ablation.images import (
     as_rgb,
     data_uri,
     find_picture,
+    folders_beside,
     most_different,
     outline,
 )
@@ -228,7 +229,7 @@ def test_pictures_of_runs_on_some_of_the_classes_are_found(make_run, ann_file, t
             write_json(run / name, [entry for entry in found if entry['category_id'] in categories])
         record = write_run(
             run, framework='mmdet', config='tiny.py', checkpoint='x', ann_file=ann_file, command=[],
-            category_ids=categories,
+            category_ids=categories, image_dir=ann_file.parent.parent / 'val',
         )  # fmt: skip
         assert record['ann_file'] == str(run / 'annotations.json')
     write_report(compare(runs, resamples=0), tmp_path / 'report.html', [])
@@ -242,9 +243,11 @@ def test_pictures_are_found_in_cocos_layout_and_shrunk(tmp_path):
     picture = tmp_path / 'val2017/a.png'
     picture.parent.mkdir()
     Image.new('RGB', (2000, 1000), 'red').save(picture)
-    assert find_picture({'file_name': 'a.png'}, ann_file) == picture
-    assert find_picture({'file_name': 'b.png'}, ann_file) is None
-    assert find_picture({}, ann_file) is None
+    folders = folders_beside(ann_file)
+    assert find_picture({'file_name': 'a.png'}, folders) == picture
+    assert find_picture({'file_name': 'b.png'}, folders) is None
+    assert find_picture({'file_name': '../val2017/a.png'}, folders) is None
+    assert find_picture({}, folders) is None
     assert len(data_uri(picture)) < 20_000
 
 

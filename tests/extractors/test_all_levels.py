@@ -60,9 +60,11 @@ class CountOfCalls(TorchDispatchMode):
 @methods
 @aggregations
 def test_reads_every_map_in_one_call(method, aggregation):
+    extractor = AllLevels(SIZE, STRIDES, aggregation, **method)
     with CountOfCalls() as calls:
-        output = AllLevels(SIZE, STRIDES, aggregation, **method)(pyramid(), rois())
+        output = extractor(pyramid(), rois())
     assert calls.count == 1
+    assert output.shape[1] == extractor.out_channels(CHANNELS, len(STRIDES))
     torch.testing.assert_close(
         output, oracle(pyramid(), rois(), aggregation, **method), equal_nan=True
     )

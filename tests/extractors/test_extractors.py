@@ -14,6 +14,7 @@ from roi_plugins.extractors import (
     EXTRACTORS,
     AdaptiveSampling,
     AlignAvg,
+    AllLevels,
     Precise,
     QuantizedPool,
     RandomSampling,
@@ -154,6 +155,25 @@ def test_fewer_maps_are_the_finest():
 def test_more_maps_than_strides():
     with pytest.raises(ValueError, match=r'features: got 3 maps.*featmap_strides \[4, 8\]'):
         AlignAvg(OUTPUT_SIZE, [4, 8])(pyramid(), rois_on_every_level())
+
+
+def test_no_maps():
+    with pytest.raises(ValueError, match='features: got 0 maps'):
+        AlignAvg(OUTPUT_SIZE, STRIDES)([], rois_on_every_level())
+
+
+@pytest.mark.parametrize(('dtype', 'images'), [(torch.bfloat16, 258), (torch.float16, 2050)], ids=str)
+def test_rois_of_a_type_without_a_number_for_every_image(dtype, images):
+    features = [torch.zeros(images, 1, 1, 1)] * 2
+    with pytest.raises(ValueError, match=f'rois: got dtype {dtype} for {images} images'):
+        AlignAvg(OUTPUT_SIZE, STRIDES)(features, torch.zeros(1, 5, dtype=dtype))
+
+
+@pytest.mark.parametrize('extractor', [RoIExtractor, AllLevels], ids=lambda extractor: extractor.__name__)
+def test_what_is_not_stated_is_as_in_the_op(extractor):
+    method = extractor(OUTPUT_SIZE, STRIDES).method
+    given = inspect.signature(roi_extract).parameters
+    assert method == {name: given[name].default for name in method}
 
 
 def test_levels_come_from_the_rule_unless_given():

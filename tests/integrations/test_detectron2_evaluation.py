@@ -160,6 +160,7 @@ def test_another_limit_of_detections(data, tmp_path, language, limit):
     at_limit = compare(dataset, language, tmp_path, Unsure(annotations, 8 * limit, True), limit)
     metrics = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
     assert metrics['max_dets'] == limit
+    assert metrics['image_dir'] == str(data / 'val')
     at_100 = evaluate_predictions(annotations, tmp_path / 'out' / 'predictions.bbox.json', 'bbox')
     assert at_limit['bbox']['AP'] != at_100['AP']
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,13 +138,14 @@ def with_classes(options, names):
     return {**options, **heads, **classes}
 
 
-def test_ap_is_over_the_classes_of_the_config(options, tmp_path, monkeypatch):
+def test_ap_is_over_the_classes_of_the_config(data, options, tmp_path, monkeypatch):
     """Not over all categories of the annotation file, as it was: 0.085 in place of 0.211."""
     expected, record = both_numbers(
         with_classes(options, ('triangle', 'cross')), tmp_path, monkeypatch
     )
     assert_equal_numbers(expected, record)
     assert record['metrics']['bbox']['AP'] > 0.05
+    assert os.path.samefile(record['image_dir'], data / 'val')
     # compare.py reads it: the annotations that the AP is of are in the run.
     assert record['ann_file'] == str(tmp_path / 'annotations.json')
     annotations = json.loads((tmp_path / 'annotations.json').read_text())

@@ -263,6 +263,13 @@ def test_slope_of_a_sample_on_a_cell_leaves_the_cell_across_alone(device, extrac
     assert gradient_at(extract, features, 1, 2) == [5, 30]
 
 
+def test_slope_where_a_coordinate_is_clamped_reads_nothing(device, extract):
+    """It is 0 in the last corner, and inf - inf is not."""
+    features = torch.zeros(1, 1, 4, 5, dtype=torch.float64, device=device)
+    features[0, 0, 3, 4] = torch.inf
+    assert gradient_at(extract, features, 3, 4) == gradient_at(extract, features, 3.5, 4.5) == [0, 0]
+
+
 def test_the_sides_of_a_box_move_its_samples(device, extract):
     """On a ramp of slope 1 a sample at the fraction t gives 1 - t to the low side and t to the high one."""
     features = torch.arange(20.0, device=device).expand(1, 1, 20, 20)
@@ -377,6 +384,20 @@ def test_positions_of_random_samples(device, extract, seed, of_tensor):
         x = [4 + 16 * (q + oracle.jitter(seed, k, 1, q)) for q in range(2)]
         np.testing.assert_allclose(output[k, 0], np.repeat(y, 2).reshape(4, 2), rtol=1e-12)
         np.testing.assert_allclose(output[k, 1], np.tile(x, (4, 1)), rtol=1e-12)
+
+
+def test_positions_of_random_samples_are_told_apart_up_to_the_31st_bit(device, extract):
+    """From there on they repeat. Of 4e9 samples on an axis those on the map are numbers 3e9 and on."""
+    features = random_map(1, 2, 1, 40, dtype=torch.float64, device=device)
+    box = [0, 0.5 - 3e9, 0, 0.5 + 1e9, 1]
+    rois = torch.tensor([box], dtype=torch.float64, device=device)
+    output = extract(features, rois, (1, 2), 1.0, sampling_ratio=0, seed=1234567, min_samples=1)
+    row, total = to_numpy(features)[0, :, 0], np.zeros(2)
+    for i in range(-1, 40):
+        taps = oracle.bilinear(i + oracle.jitter(1234567, 0, 1, 3 * 10**9 + i), 40)
+        total += sum(row[:, cell] * weight for cell, weight in taps or [])
+    np.testing.assert_allclose(to_numpy(output)[0, :, 0, 1] * 2e9, total, rtol=1e-5)
+    assert not output[..., 0].any()
 
 
 @pytest.mark.parametrize(

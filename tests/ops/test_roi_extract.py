@@ -399,15 +399,15 @@ def test_enormous_adaptive_grids(device, extract, region, reduction, size):
 @every_method
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 def test_work_is_bounded_by_the_map(device, extract, method, dtype):
-    """These boxes hold up to 1e60 cells: visiting them would never end."""
-    far = [1e6, 1e12, 1e30]
+    """These boxes hold up to 1e77 cells, of which float32 knows no number: visiting them would never end."""
+    far = [1e6, 1e12, 1e30, 1e38]
     boxes = [box for f in far for box in ((-f, -f, f, f), (2, 2, f, f), (f, f, -f, 3))]
     maps = random_map(2, 2, 6, 8, dtype=dtype, device=device)
     features, rois, options = fitted(method, maps, as_rois(boxes, dtype, device), (2, 2))
     leaves = [features, *moving(rois, options)]
     for leaf in leaves:
         leaf.requires_grad_()
-    output = extract(features, rois, 2, 1.0, **options)
+    output = extract(features, rois, 2, 4.0, **options)
     output.sum().backward()
     assert output.isfinite().all()
     for leaf in leaves:
@@ -457,6 +457,16 @@ def test_borders_of_the_range(device, extract):
         for border, beyond in ((-1.0, -1 - 2.0**-30), (4.0, 4 + 2.0**-30)):
             assert read_at(border, 1, *rotated) == read_at(1, border, *rotated) == 3
             assert read_at(beyond, 1, *rotated) == read_at(1, beyond, *rotated) == 0
+
+
+def test_border_of_the_range_for_many_rotated_samples(device, extract):
+    """The last of 11 rows lies at -1, or the first at H, by numbers that float32 has: so it is read."""
+    features = torch.full((1, 1, 4, 4), 3.0, device=device)
+    for middle in (-16, 19):  # a row every 3 cells, of 11 samples a cell apart: from -4 to 6
+        along, across = [[0, 1.5, middle + 0.5, 11, 33, 0]], [[0, middle + 0.5, 1.5, 33, 11, 0]]
+        for box in (along, across):
+            output = extract(features, torch.tensor(box, device=device), 1, 1.0, sampling_ratio=11)
+            np.testing.assert_allclose(output.item(), 3 * 6 / 121, rtol=1e-6)
 
 
 # The last one has no size where MMCV's RoIPool has added its pixel, and ends within a cell.
@@ -794,6 +804,32 @@ def test_company_changes_nothing(name, channels_last):
     torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-4)
 
 
+def test_images_leave_each_other_alone(extract):
+    """RoIs in the last corner of one share a widened patch; the other begins where it ends."""
+    features = random_map(2, 300, 6, 20)
+    boxes = [[0.0, 10.3, 1, 20, 6], [0, 9.6, 0.4, 20, 6], [0, 11, 2, 20, 6], [1, 0, 0, 3, 2], [1, 0, 0, 4, 3]]
+    check(extract, features, torch.tensor(boxes), (1, 1), 1.0, **integral())
+
+
+def test_nobody_wins_where_nothing_is_read():
+    """Beside the map, of no level, of no size: the compiled op says so as the reference does."""
+    rois = torch.tensor([[0.0, 1, 1, 3, 3], [0, 20, 20, 30, 30], [0, 1, 1, 3, 3], [0, 3, 3, 1, 1]])
+    levels = torch.tensor([0, 0, 7, 0])
+    for channels_last in (False, True):
+        features = torch.ones(1, 9, 4, 4)
+        if channels_last:
+            features = features.contiguous(memory_format=torch.channels_last)
+        options = [1.0], [2, 2], 'none', 0, 'max', True, 1, None, False
+        arguments = [features], rois, levels, None, None, *options
+        torch.use_deterministic_algorithms(True)  # no memory is -1 by chance
+        try:
+            _, winner = torch.ops.roi_plugins.roi_extract(*arguments)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert (winner[0] == 0).all() and (winner[1:] == -1).all()
+        assert torch.equal(winner, reference.extract(*arguments)[1])
+
+
 def test_an_output_that_gets_no_gradient():
     class Skip(torch.autograd.Function):
         @staticmethod
@@ -817,6 +853,9 @@ def test_cells_beyond_the_integers_of_float32():
     features[1, 0, 0, 0] = 60000
     rois = torch.tensor([[0.0, 0, 0, 3e7, 0]])
     assert roi_extract(features, rois, 1, 1.0, **pool('max', 'round')).item() == 0
+    features = torch.cat([features, features], dim=1).contiguous(memory_format=torch.channels_last)
+    rois = torch.tensor([[0.0, 2**24 - 8, 0, 2**24 + 24, 1]])
+    assert not roi_extract(features, rois, 1, 1.0, **integral(aligned=False)).any()
 
 
 def test_a_large_result():
@@ -844,6 +883,15 @@ def test_offsets_beyond_32_bits(device):
     features[2, 0, 7, 5] = 3
     rois = torch.tensor([[2.0, 5.5, 7.5, 5.5, 7.5]], device=device)
     assert roi_extract(features, rois, 1, 1.0, sampling_ratio=1).item() == 3
+
+
+def test_offsets_of_channels_beyond_32_bits():
+    """The last of the channels that a thread takes at a time begin 2**31 elements after the first."""
+    features = torch.from_numpy(np.zeros((1, 1000, 1550, 1550), np.float16))  # never touched, as above
+    features[0, 999, 7, 5] = 3
+    rois = torch.tensor([[0.0, 5.5, 7.5, 5.5, 7.5]])
+    output = roi_extract(features, rois, 1, 1.0, sampling_ratio=1)
+    assert output[0, 999].item() == 3 and output.sum() == 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='determinism of the CUDA backward')

@@ -381,6 +381,7 @@ def evaluate(
         ann_file=_ann_file(run),
         command=command,
         max_dets=run.max_dets,
+        image_dir=MetadataCatalog.get(run.test_datasets[0]).get('image_root'),
     )
 
 

@@ -69,6 +69,7 @@ class Evaluation:
         category_ids: of each label, in order; AP is the mean over these.
         classes: their names.
         max_dets: how many detections of each class count in an image.
+        image_dir: the folder of the images, of the first where there are several; None where it is not known.
     """
 
     metric: dict[str, Any]
@@ -78,6 +79,7 @@ class Evaluation:
     category_ids: list[int]
     classes: list[str]
     max_dets: int
+    image_dir: str | None
 
 
 def has_test(cfg: Config) -> bool:
@@ -150,8 +152,7 @@ def check_test(cfg: Config, max_dets: int | None = None) -> Evaluation:
         _check_limits(cfg, setting, metric)
     else:
         _check_max_dets(cfg, max_dets)
-    for _ in _coco_datasets(cfg, 'test_dataloader'):
-        pass  # each is looked at on its way
+    parts = list(_coco_datasets(cfg, 'test_dataloader'))  # each is looked at on its way
     dataset = _build(DATASETS, 'test_dataloader.dataset', cfg.test_dataloader.dataset)
     _check_images(coco, ann_file, dataset)
     names = _class_names('test_dataloader.dataset', dataset)
@@ -169,6 +170,7 @@ def check_test(cfg: Config, max_dets: int | None = None) -> Evaluation:
         category_ids=ids,
         classes=[coco.cats[id_]['name'] for id_ in ids],
         max_dets=max_dets or MAX_DETS,
+        image_dir=next((folder for part in parts if (folder := part.data_prefix.get('img'))), None),
     )
 
 

@@ -343,6 +343,7 @@ def test(
         ann_file=evaluation.ann_file,
         category_ids=evaluation.category_ids,
         max_dets=evaluation.max_dets,
+        image_dir=evaluation.image_dir,
         command=command,
     )
 
