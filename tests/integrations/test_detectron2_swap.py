@@ -25,7 +25,9 @@ from roi_plugins.integrations.detectron2.runs import describe
 from roi_plugins.integrations.detectron2.swap import lazy_pooler_types, swap_yaml
 from roi_plugins.integrations.errors import RunError
 
+ROOT = Path(__file__).resolve().parents[2]
 ZOO = Path(model_zoo.get_config_file('Base-RCNN-FPN.yaml')).parent
+FPN = 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x'
 HEADS = ('ROI_BOX_HEAD', 'ROI_MASK_HEAD', 'ROI_KEYPOINT_HEAD')
 
 # Every other two-stage config of the zoo is the same as one of these once it is small.
@@ -263,10 +265,26 @@ def test_every_lazy_config_of_the_zoo():
         assert all(type(instantiate(pooler)) is RoIPluginsPooler for pooler in poolers)
 
 
+def test_the_lines_of_the_readme():
+    lines = (ROOT / 'README.md').read_text().splitlines()
+    start = 'python tools/detectron2/train_net.py --config-file CONFIG'
+    for suffix in ('yaml', 'py'):
+        (line,) = [line for line in lines if line.startswith(f'{start}.{suffix} ')]
+        cfg = read_config(ZOO / f'{FPN}.{suffix}', line.removeprefix(f'{start}.{suffix} ').split())
+        poolers = build_model(describe(cfg, 'cpu')).roi_heads
+        assert poolers.box_pooler.pooler_type == 'AlignMax' and type(poolers.mask_pooler) is ROIPooler
+
+
+def test_rotated_heads():
+    path = ROOT / 'configs/detectron2/rotated/faster-rcnn_r50w16-c4_align-avg_rotated.yaml'
+    cfg = read_config(path, ['MODEL.ROI_HEADS.NAME', 'RROIHeads'])
+    assert cfg.MODEL.ROI_HEADS.NAME == 'RoIPluginsRROIHeads'
+    assert build_model(describe(cfg, 'cpu')).roi_heads.box_pooler.pooler_type == 'AlignAvg'
+
+
 # ------------------------------------------------------------------- what the type leaves as it was
 
 LEGACY = 'Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x.yaml'
-FPN = 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x'
 BOX = 'MODEL.ROI_BOX_HEAD.POOLER_TYPE'
 ALIGNED = 'MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.ALIGNED'
 
@@ -390,6 +408,28 @@ def test_a_mask_head_that_pools_by_itself_is_refused(pointrend):
     swap_yaml(cfg, dict.fromkeys(STOCK, 'ROIAlignV2'))
     with pytest.raises(RunError, match='builds no pooler there: the head pools by itself'):
         build_model(describe(cfg, 'cpu'))
+
+
+def test_a_config_of_a_project(tmp_path):
+    """Has keys that are known once the project is imported, as by ``--import``."""
+    from detectron2.projects import point_rend  # noqa: F401  its heads register themselves
+
+    path = tmp_path / 'pointrend.yaml'
+    path.write_text(
+        f'_BASE_: {ZOO / FPN}.yaml\n'
+        'MODEL:\n'
+        '  ROI_HEADS: {NAME: PointRendROIHeads}\n'
+        "  ROI_MASK_HEAD: {NAME: PointRendMaskHead, POOLER_TYPE: '', POINT_HEAD_ON: True}\n"
+        '  POINT_HEAD: {NUM_CLASSES: 80}\n'
+    )
+    cfg = read_config(path, [BOX, 'AlignMax'])
+    assert cfg.MODEL.ROI_HEADS.NAME == 'RoIPluginsPointRendROIHeads'
+    (tmp_path / 'config.yaml').write_text(cfg.dump())
+    heads = build_model(describe(read_config(tmp_path / 'config.yaml'), 'cpu')).roi_heads
+    assert heads.box_pooler.pooler_type == 'AlignMax' and heads.mask_pooler is None
+    message = "MODEL.ROI_MASK_HEAD.POOLER_TYPE: got 'AlignMax', but in the config it is '': PointRendMaskHead"
+    with pytest.raises(RunError, match=message):
+        read_config(path, ['MODEL.ROI_MASK_HEAD.POOLER_TYPE', 'AlignMax'])
 
 
 # ------------------------------------------------------------------- errors
