@@ -7,8 +7,10 @@ import difflib
 import inspect
 import os
 import pydoc
+import re
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence, Set
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from .swap import check_lazy_pooler, lazy_pooler_types, replaced_types, swap_laz
 
 # What a saved LazyConfig is made of, besides the user's own.
 _PACKAGES = ('detectron2', 'fvcore', 'roi_plugins', 'torch', 'torchvision')
+
+_PROJECT = re.compile(r'detectron2\.projects\.\w+')
+_ADD_KEYS = re.compile(r'add_\w+_config')
 
 # What Detectron2's own tool reads of these nodes of a LazyConfig.
 _READ = {
@@ -149,14 +154,12 @@ def _read_yaml(path: str, options: Sequence[str]) -> tuple[CfgNode, str | None]:
         raise RunError(f'the config {path} is {reprlib.repr(settings)}; expected settings, KEY: VALUE')
     try:
         cfg.merge_from_file(path, allow_unsafe=False)
-    except KeyError as error:
-        # yacs names the key, but not those that there are.
-        key = str(error.args[0]).rpartition('Non-existent config key: ')[2]
-        *above, last = key.split('.')
-        node = cfg
-        for part in above:
-            node = node[part]
-        raise RunError(f'the config {path} has {key}: {explain_unknown(last, node)}') from error
+    except KeyError:
+        # Keys of a project, maybe. A config without any is saved without them, for it to be read everywhere.
+        cfg = get_cfg()
+        for add_keys in (add_roi_plugins_config, *_project_keys()):
+            add_keys(cfg)
+        _merge(cfg, path)
     if len(options) % 2:
         raise RunError(f'options: got {" ".join(options)!r}, expected pairs KEY VALUE')
     for key in options[::2]:
@@ -169,6 +172,25 @@ def _read_yaml(path: str, options: Sequence[str]) -> tuple[CfgNode, str | None]:
             node = node[part]
     cfg.merge_from_list(list(options))
     return cfg, swap_yaml(cfg, replaced_types(path, options))
+
+
+def _merge(cfg: CfgNode, path: str) -> None:
+    try:
+        cfg.merge_from_file(path, allow_unsafe=False)
+    except KeyError as error:
+        # yacs names the key, but not those that there are.
+        key = str(error.args[0]).rpartition('Non-existent config key: ')[2]
+        *above, last = key.split('.')
+        node = cfg
+        for part in above:
+            node = node[part]
+        raise RunError(f'the config {path} has {key}: {explain_unknown(last, node)}') from error
+
+
+def _project_keys() -> list[Callable[[CfgNode], None]]:
+    """What adds the keys of Detectron2's projects that are imported, such as ``add_pointrend_config``."""
+    projects = [sys.modules[name] for name in sorted(sys.modules) if _PROJECT.fullmatch(name)]
+    return [add for project in projects for name, add in vars(project).items() if _ADD_KEYS.fullmatch(name)]
 
 
 def _read_lazy(path: str, options: Sequence[str]) -> tuple[DictConfig, str | None]:

@@ -115,6 +115,7 @@ def swap_yaml(cfg: CfgNode, replaced: Mapping[str, str]) -> str | None:
         changes.append(f'MODEL.ROI_HEADS.NAME is {ours} in place of {heads}')
     if unaligned:
         changes.append(f'{" and ".join(unaligned)} False, as of the {_UNALIGNED} that it replaces')
+    named = ', '.join(f'MODEL.{head}.POOLER_TYPE {type_}' for head, type_ in swapped.items())
     return f'{named}: {"; ".join(changes)}' if changes else None
 
 
@@ -192,9 +193,9 @@ def check_lazy_pooler(option: str, cfg: DictConfig) -> None:
     """Raises RunError on an option ``KEY.pooler_type=TYPE`` where the model has no pooler."""
     key, _, type_ = option.lstrip('+').partition('=')
     where = key.removesuffix('.pooler_type')
-    poolers = list(lazy_pooler_types(cfg))
-    if where in poolers:
+    if 'pooler_type' in (OmegaConf.select(cfg, where) or ()):
         return
+    poolers = list(lazy_pooler_types(cfg))
     model = getattr(_target(cfg.get('model')), '__name__', 'the model')
     there = 'has none; models of two stages have, such as GeneralizedRCNN'
     if poolers:
