@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 
-_ALIASES = {'align': 'alignavg', 'alignavgunaligned': 'alignunaligned', 'adaptivesampling': 'adaptive'}
+_ALIASES = {
+    'align': 'alignavg',
+    'alignunaligned': 'alignavgunaligned',
+    'adaptivesampling': 'adaptive',
+    'roiwarp': 'roiwarpavg',
+}
 
 
 def plain_name(name: str) -> str:

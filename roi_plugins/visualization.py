@@ -6,11 +6,9 @@ All positions are those of :mod:`roi_plugins.ops.reference`, which the kernels a
 from __future__ import annotations
 
 import math
-import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,41 +19,15 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from tabulate import tabulate
 
-from roi_plugins.extractors import (
-    AdaptiveSampling,
-    AlignAvg,
-    AlignMax,
-    AllLevels,
-    ContentAdaptive,
-    Deformable,
-    PositionSensitive,
-    Precise,
-    QuantizedPool,
-    RandomSampling,
-    RoIExtractor,
-    RoIWarp,
-)
+from roi_plugins.extractors import RoIExtractor
+from roi_plugins.extractors.presets import load_presets
 from roi_plugins.names import plain_name
 from roi_plugins.ops.reference import resolve_axis, resolve_region
 
 METHODS: dict[str, Callable[..., RoIExtractor]] = {
-    'quantized-pool': QuantizedPool,
-    'quantized-pool-floor': partial(QuantizedPool, region='floor'),
-    'quantized-pool-bins': partial(QuantizedPool, region='bins'),
-    'roi-warp': RoIWarp,
-    'align-max': AlignMax,
-    'align-avg': AlignAvg,
-    'align-unaligned': partial(AlignAvg, aligned=False),
-    'adaptive': AdaptiveSampling,
-    'random-sampling': RandomSampling,
-    'precise': Precise,
-    'precise-aligned': partial(Precise, aligned=True),
-    'deformable': partial(Deformable, channels=1),
-    'position-sensitive': partial(PositionSensitive, channels=1),
-    'content-adaptive': partial(ContentAdaptive, channels=1),
-    'all-levels': AllLevels,
+    name: preset.build for name, preset in load_presets().items()
 }
-"""Every way of reading: ``(output_size, featmap_strides, level_rule=...)``, by its name in plans."""
+"""Every way of reading: ``(output_size, featmap_strides, level_rule=...)``, by the name of its row."""
 
 REMARKS = {
     'random-sampling': 'as in evaluation; in training the samples lie anywhere in their strata',
@@ -74,8 +46,7 @@ def method_name(name: str) -> str:
     Raises:
         VisualizationError: there is no such method.
     """
-    # RoIWarp reads the same samples, whether it averages them or not.
-    plain = re.sub('^(roiwarp)(avg|max)$', r'\1', plain_name(name))
+    plain = plain_name(name)
     keys = {plain_name(key): key for key in METHODS}
     if plain not in keys:
         raise VisualizationError(f'no extractor is named {name!r}; expected all, or of {", ".join(METHODS)}')

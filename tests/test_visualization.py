@@ -31,7 +31,8 @@ def test_what_each_method_makes_of_a_box():
         'quantized-pool': ((32, 176), (32, 176)),  # cells 2 to 10, inclusive
         'quantized-pool-floor': ((16, 144), (16, 112)),  # 8 cells from 1; 3 bins of 2
         'quantized-pool-bins': ((29, 166), (16, 176)),  # bins rounded outwards
-        'roi-warp': ((32, 176), (32, 176)),
+        'roi-warp-max': ((32, 176), (32, 176)),
+        'roi-warp-avg': ((32, 176), (32, 176)),
         'align-max': ((29, 165), (29, 165)),
         'align-avg': ((29, 165), (29, 165)),
         'random-sampling': ((29, 165), (29, 165)),
@@ -40,7 +41,7 @@ def test_what_each_method_makes_of_a_box():
         'position-sensitive': ((29, 165), (29, 165)),
         'content-adaptive': ((29, 165), (29, 165)),
         'all-levels': ((29, 165), (29, 165)),
-        'align-unaligned': ((37, 173), (37, 173)),  # half a cell too far
+        'align-avg-unaligned': ((37, 173), (37, 173)),  # half a cell too far
         'adaptive': ((29, 165), (29, 165)),
         'precise': ((37, 173), (37, 173)),  # unaligned, as published
     }

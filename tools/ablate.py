@@ -1,7 +1,9 @@
 """Run an ablation: train and evaluate every cell of a plan, then print the table of AP.
 
 It can be stopped at any time; the same command then goes on where it was. The format of a plan is
-described in roi_plugins/ablation/plan.py; examples are in configs/ablations.
+described in roi_plugins/ablation/plan.py; examples are in configs/ablations. Without a plan:
+
+    python tools/ablate.py CONFIG --extractors stock align-avg align-max --seeds 0 1 2
 """
 
 import argparse
@@ -32,16 +34,36 @@ from roi_plugins.ablation.plan import (
     check_free_options,
     expand_home,
     load_plan,
+    parse_plan,
 )
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.console import print_anything
-from roi_plugins.files import DataError
+from roi_plugins.files import DataError, written_aside
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('plan', help='path of the plan, a YAML file')
-    parser.add_argument('--work-dir', help="where the runs go, in place of the plan's work_dir")
+    parser.add_argument(
+        'plan',
+        nargs='+',
+        metavar='PLAN',
+        help='path of the plan, a YAML file; with --extractors, configs of detectors: files, or of a model '
+        'zoo, such as mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    )
+    without = parser.add_argument_group('without a plan')
+    without.add_argument(
+        '--extractors',
+        nargs='+',
+        metavar='ROW',
+        help='what stands in the place of the extractors of the configs, in turn: stock, a row of '
+        'presets.yaml such as align-max, or a type alone such as AlignMax; the first is the baseline',
+    )
+    without.add_argument('--seeds', nargs='+', type=natural, metavar='N', help='a run with each (default: 0)')
+    without.add_argument('--heads', nargs='+', metavar='HEAD', help='where: bbox, mask, ...; by default all')
+    parser.add_argument(
+        '--work-dir',
+        help="where the runs go, in place of the plan's work_dir, or of work_dirs/ablation without a plan",
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -82,9 +104,16 @@ def main(argv: list[str] | None = None) -> int:
         help='until a cell is interrupted, to be resumed in another job; or [DAYS-]HOURS:MINUTES:SECONDS',
     )
     args = parser.parse_args(argv)
+    if args.extractors is None and (len(args.plan) > 1 or args.seeds or args.heads):
+        parser.error('several configs, --seeds and --heads need --extractors; a plan has its own')
     print_anything()
     try:
-        plan = load_plan(args.plan)
+        tree = None
+        if args.extractors is None:
+            plan = load_plan(args.plan[0])
+        else:
+            tree = make_plan(args)
+            plan = parse_plan(tree, Path())
         if args.gpus_per_cell is not None:
             plan = replace(plan, num_gpus=args.gpus_per_cell)
         plan = replace(plan, num_nodes=args.nodes)
@@ -99,6 +128,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.dry_run:
             return 1 if dry_run(runner.prepare(plan, work_dir, options), Console(stderr=True)) else 0
         stop_on_signals()
+        if tree and not args.watch:
+            write_plan(tree, work_dir)
         if args.watch:
             failed = executors.watch(plan, work_dir, Console())
         elif executor := make_executor(args, plan, work_dir):
@@ -119,6 +150,52 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print('\nstopped; the same command goes on where it was', file=sys.stderr)
         return 130
+
+
+def make_plan(args: argparse.Namespace) -> dict:
+    """The plan that the arguments say."""
+    configs = {}
+    for config in args.plan:
+        name = re.sub(r'[^\w-]', '_', Path(config.rpartition('::')[2]).stem)
+        if name in configs:
+            raise PlanError(f'{config} and {configs[name]["path"]} have the same name; put them into a plan')
+        # A file has to be found from the plan too; the other is a name in a model zoo.
+        configs[name] = {'path': os.path.abspath(config) if os.path.exists(config) else config}
+        if args.heads:
+            configs[name]['heads'] = args.heads
+    work_dir = args.work_dir or 'work_dirs/ablation'
+    extractors = [read_yaml(row, row) if row.startswith('{') else row for row in args.extractors]
+    baseline = extractors[0]
+    return {
+        'name': Path(work_dir).name or 'ablation',
+        'work_dir': work_dir,
+        'baseline': baseline.get('name') if isinstance(baseline, dict) else baseline,
+        'configs': configs,
+        'extractors': extractors,
+        'seeds': args.seeds or [0],
+    }
+
+
+def write_plan(tree: dict, work_dir: Path) -> None:
+    """Leaves the plan beside the results, where it can be given again.
+
+    Raises:
+        PlanError: the plan of another ablation is there.
+    """
+    path = work_dir / 'plan.yaml'
+    if path.exists() and yaml.safe_load(path.read_text(encoding='utf-8')) != tree:
+        raise PlanError(f'{path} is the plan of another ablation; give another --work-dir')
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as aside:
+        aside.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding='utf-8')
+
+
+def natural(text: str) -> int:
+    """An argument that is an integer of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
 
 
 def positive(text: str) -> int:
@@ -198,11 +275,16 @@ def parse_options(pairs: list[str]) -> dict:
         key, equals, value = pair.partition('=')
         if not equals:
             raise PlanError(f'--cfg-options: {pair!r} is not of the form KEY=VALUE')
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise PlanError(f'--cfg-options: the value of {pair!r} is not YAML: {error}') from None
+        options[key] = read_yaml(value, f'--cfg-options: the value of {pair!r}')
     return check_cfg_options(options)
+
+
+def read_yaml(text: str, name: str) -> object:
+    """What an argument says; a PlanError where it is not YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PlanError(f'{name} is not YAML: {" ".join(str(error).split())}') from None
 
 
 def stop_on_signals() -> None:

@@ -15,9 +15,9 @@ TITLES = {
     'quantized-pool': "QuantizedPool (Fast R-CNN's RoIPool)",
     'quantized-pool-floor': "QuantizedPool, region='floor' (the textbook's)",
     'quantized-pool-bins': "QuantizedPool, region='bins' (MMCV's RoIPool)",
-    'roi-warp': 'RoIWarp',
+    'roi-warp-avg': 'RoIWarp',
     'align-avg': 'AlignMax, AlignAvg',
-    'align-unaligned': 'AlignMax, AlignAvg, aligned=False',
+    'align-avg-unaligned': 'AlignMax, AlignAvg, aligned=False',
     'adaptive': 'AdaptiveSampling',
     'precise': 'Precise (PrRoIPool)',
 }

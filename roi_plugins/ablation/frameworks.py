@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,21 @@ class Inputs:
         imports: modules to be imported first, by their names, or ``.py`` files.
         train_data, test_data: annotations and images, in place of the config's data.
         max_dets: how many detections of each class count in an image.
+        extractor: a row in the place of the config's extractors, as ``--extractor`` takes it.
+        heads: those whose extractors are swapped; empty for all.
     """
 
     imports: tuple[str, ...] = ()
     train_data: tuple[str, str] | None = None
     test_data: tuple[str, str] | None = None
     max_dets: int | None = None
+    extractor: str | None = None
+    heads: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> list[str]:
         """The command line of it."""
-        return as_arguments(self.imports, self.train_data, self.test_data, self.max_dets)
+        return as_arguments(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 
 @dataclass(frozen=True)

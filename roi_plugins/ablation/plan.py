@@ -6,19 +6,28 @@
     work_dir: work_dirs/embedded          # relative to the current directory
     baseline: align-avg                   # the extractor that the others are compared with
     configs:
-      mask_rcnn_r18:                      # one or more, each under a name of its own
-        framework: mmdet
-        path: ../mmdet/shapes/mask-rcnn_r18-c4_{extractor}_shapes.py   # relative to this file
-        cfg_options: {train_cfg.max_iters: 100}   # optional: config options of its cells
-    extractors: [quantized-pool, align-max, align-avg, adaptive]
+      mask_rcnn_r50:                      # one or more, each under a name of its own
+        path: mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py
+        heads: [bbox]                     # optional: whose extractors are swapped; by default all
+        cfg_options: {train_cfg.max_epochs: 1}   # optional: config options of its cells
+    extractors:                           # rows, see roi_plugins/extractors/presets.yaml
+      - stock                             # the detector as it is
+      - align-avg
+      - align-max
+      - {name: align-max-4, type: AlignMax, sampling_ratio: 4}   # a row that is written in place
     seeds: [0, 1, 2]
     cfg_options: {default_hooks.logger.interval: 10}   # optional: those of all cells
     num_gpus: 8                           # optional, 1 by default: of each cell
 
-``{extractor}`` in a path stands for the name of each extractor. A cell is one config with one
-extractor and one seed. The options of a config win over those of all cells; where a plan holds
-configs of both frameworks, whose options have different names, they go to the configs. Where there is
-no GPU, ``num_gpus`` is the number of processes on the CPU. MMDetection's batch size is that of each.
+A path is that of a file, relative to this one, or names a config of a model zoo: ``mmdet::...``, or as
+Detectron2's ``model_zoo`` does. The framework is seen from it; ``framework: mmdet`` says it where both
+could read a file. A path with ``{extractor}``, which stands for the name of each extractor, names a config
+for each, which is taken as it is.
+
+A cell is one config with one extractor and one seed. The options of a config win over those of all cells;
+where a plan holds configs of both frameworks, whose options have different names, they go to the configs.
+Where there is no GPU, ``num_gpus`` is the number of processes on the CPU. MMDetection's batch size is that
+of each.
 
 Data and modules of one's own, all of them optional, are for all cells, or for those of one config, which
 win. Paths are relative to this file. ::
@@ -52,16 +61,20 @@ cell of another plan; ``{seed}`` stands for each seed.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
+from roi_plugins.extractors.presets import PresetError, parse_preset
+from roi_plugins.integrations.inspection import InspectionError, guess_frameworks
+from roi_plugins.integrations.zoo import find_config
 
 _INPUTS = ('imports', 'train_data', 'test_data')
 """The keys that all cells and each config may have, to become the :class:`Inputs` of a cell."""
@@ -150,7 +163,7 @@ def load_plan(path: str | os.PathLike) -> Plan:
         message = ' '.join(str(error).split())
         raise PlanError(f'{path}: the plan cannot be read: {message}') from None
     try:
-        return _parse(tree, path.parent)
+        return parse_plan(tree, path.parent)
     except PlanError as error:
         raise PlanError(f'{path}: {error}') from None
 
@@ -215,7 +228,16 @@ def short_path(path: Path) -> Path:
     return short if os.path.realpath(short.parent) == real_folder else Path(real_folder, path.name)
 
 
-def _parse(tree: Any, folder: Path) -> Plan:
+def parse_plan(tree: Any, folder: Path) -> Plan:
+    """Checks what a plan says.
+
+    Args:
+        tree: as YAML has it.
+        folder: which its paths are relative to.
+
+    Raises:
+        PlanError: see :func:`load_plan`.
+    """
     _check_keys(
         tree,
         'the plan',
@@ -225,15 +247,14 @@ def _parse(tree: Any, folder: Path) -> Plan:
     for key in ('name', 'work_dir'):
         if not isinstance(tree[key], str) or not tree[key] or '\0' in tree[key]:
             raise PlanError(f'{key} is {tree[key]!r}; expected a string')
-    extractors = _check_list(tree, 'extractors', _is_name, 'names of letters, digits, - and _')
+    rows = _rows(tree['extractors'])
     seeds = _check_list(tree, 'seeds', _is_count, 'integers >= 0')
     num_gpus = tree.get('num_gpus', 1)
     if not _is_count(num_gpus) or num_gpus < 1:
         raise PlanError(f'num_gpus is {num_gpus!r}; expected an integer >= 1')
-    if tree['baseline'] not in extractors:
+    if tree['baseline'] not in list(rows):  # what has no hash is none of them either
         raise PlanError(
-            f'baseline is {tree["baseline"]!r}; expected one of the extractors '
-            f'{", ".join(extractors)}'
+            f'baseline is {tree["baseline"]!r}; expected one of the extractors {", ".join(rows)}'
         )
     if not isinstance(tree['configs'], Mapping) or not tree['configs']:
         raise PlanError(f'configs is {tree["configs"]!r}; expected a mapping of names to configs')
@@ -242,29 +263,32 @@ def _parse(tree: Any, folder: Path) -> Plan:
     if max_dets is not None and (not _is_count(max_dets) or max_dets < 1):
         raise PlanError(f'max_dets is {max_dets!r}; expected an integer >= 1')
     common_inputs = _inputs(tree, folder, '')
-    options, zoo_times, inputs = {}, {}, {}
+    options, zoo_times, inputs, swaps, paths, framework_of = {}, {}, {}, {}, {}, {}
     for name, config in tree['configs'].items():
-        _check_config(name, config, extractors, seeds)
+        _check_config(name, config, seeds)
+        swaps[name] = _swaps(config, rows, f'configs.{name}')
+        paths[name] = {row: _config_path(folder, config['path'], row, f'configs.{name}.path') for row in rows}
+        framework_of[name] = config.get('framework') or _framework(paths[name], f'configs.{name}')
         own = check_cfg_options(config.get('cfg_options', {}), f'configs.{name}.cfg_options')
         options[name] = {**common, **own}
         zoo_times[name] = _zoo_time(config, f'configs.{name}')
         own = _inputs(config, folder, f'configs.{name}.')
         inputs[name] = Inputs(**{**common_inputs, **own}, max_dets=max_dets)
-    frameworks = sorted({config['framework'] for config in tree['configs'].values()})
+    frameworks = sorted(set(framework_of.values()))
     check_common_options(common, frameworks, 'cfg_options')
     check_free_options(common, frameworks, 'cfg_options')
     for name, config in tree['configs'].items():
         own = config.get('cfg_options', {})
-        check_free_options(own, [config['framework']], f'configs.{name}.cfg_options')
+        check_free_options(own, [framework_of[name]], f'configs.{name}.cfg_options')
     cells = tuple(
         Cell(
             config_name=name,
-            framework=config['framework'],
-            config=_config_path(folder, config['path'], extractor, f'configs.{name}.path'),
+            framework=framework_of[name],
+            config=paths[name][extractor],
             extractor=extractor,
             seed=seed,
             cfg_options=options[name],
-            inputs=inputs[name],
+            inputs=replace(inputs[name], **swaps[name].get(extractor, {})),
             checkpoint=checkpoint
             and expand_home(checkpoint.replace('{seed}', str(seed)), f'configs.{name}.checkpoints'),
             trained_with=trained_with,
@@ -273,14 +297,8 @@ def _parse(tree: Any, folder: Path) -> Plan:
         for seed in seeds
         for name, config in tree['configs'].items()
         for trained_with, checkpoint in config.get('checkpoints', {None: None}).items()
-        for extractor in extractors
+        for extractor in rows
     )
-    for cell in cells:
-        if not os.path.isfile(cell.config):  # Path.is_file raises on a path that is too long
-            raise PlanError(
-                f'configs.{cell.config_name}.path with the extractor {cell.extractor}: there is no '
-                f'config {cell.config}'
-            )
     return Plan(
         name=tree['name'],
         work_dir=expand_home(tree['work_dir'], 'work_dir'),
@@ -290,27 +308,75 @@ def _parse(tree: Any, folder: Path) -> Plan:
     )
 
 
-def _check_config(name: Any, config: Any, extractors: Sequence, seeds: Sequence) -> None:
+def _rows(extractors: Any) -> dict[str, str]:
+    """By name, what each of the extractors is: its name again, or a row that is written in place."""
+    expected = 'a list of names of letters, digits, - and _, or of rows {name: NAME, type: TYPE, ...}'
+    if not isinstance(extractors, list) or not extractors:
+        raise PlanError(f'extractors is {extractors!r}; expected {expected}')
+    rows: dict[str, str] = {}
+    for entry in extractors:
+        name = entry.get('name') if isinstance(entry, Mapping) else entry
+        if not _is_name(name):
+            raise PlanError(f'extractors is {extractors!r}; expected {expected}')
+        if name in rows:
+            raise PlanError(f'extractors is {extractors!r}; each may be there once')
+        rows[name] = json.dumps(entry) if isinstance(entry, Mapping) else name
+    return rows
+
+
+def _swaps(config: Mapping[str, Any], rows: Mapping[str, str], where: str) -> dict[str, dict[str, Any]]:
+    """By the name of a row, what of ``Inputs`` swaps it in; nothing where the path says the extractor."""
+    heads = config.get('heads', [])
+    if not isinstance(heads, list) or not all(map(_is_name, heads)):
+        raise PlanError(f'{where}.heads is {heads!r}; expected a list of heads, such as [bbox, mask]')
+    if '{extractor}' in config['path']:
+        in_place = [name for name, row in rows.items() if row != name]
+        if heads or in_place:
+            what = f'{where}.heads is {heads}' if heads else f'the row {in_place[0]} is written in place'
+            raise PlanError(
+                f'{what}, but {where}.path has {{extractor}}: these configs are taken as they are; name one '
+                'config, in which the extractors are swapped'
+            )
+        return {}
+    for row in rows.values():
+        try:
+            parse_preset(row)
+        except PresetError as error:
+            raise PlanError(
+                f'extractors: {error}. Where there is a config for each, put {{extractor}} into {where}.path'
+            ) from None
+    return {name: {'extractor': row, 'heads': tuple(heads)} for name, row in rows.items()}
+
+
+def _framework(paths: Mapping[str, Path], where: str) -> str:
+    """The framework whose configs these are."""
+    path = next(iter(paths.values()))
+    try:
+        found = guess_frameworks(path)
+    except InspectionError as error:
+        raise PlanError(f'{where}.path: {error}') from None
+    if len(found) > 1:
+        raise PlanError(f'{where}.path: {path} may be of {" or ".join(found)}; say which, {where}.framework')
+    return found[0]
+
+
+def _check_config(name: Any, config: Any, seeds: Sequence) -> None:
     if not _is_name(name):
         raise PlanError(f'configs: {name!r} is not a name of letters, digits, - and _')
     where = f'configs.{name}'
     _check_keys(
         config,
         where,
-        required=('framework', 'path'),
-        optional=('cfg_options', 'checkpoints', 'zoo_time', *_INPUTS),
+        required=('path',),
+        optional=('framework', 'heads', 'cfg_options', 'checkpoints', 'zoo_time', *_INPUTS),
     )
-    if config['framework'] not in list(FRAMEWORKS):  # what has no hash is none of them either
+    # What has no hash is none of them either.
+    if 'framework' in config and config['framework'] not in list(FRAMEWORKS):
         raise PlanError(
             f'{where}.framework is {config["framework"]!r}; expected one of {", ".join(FRAMEWORKS)}'
         )
     if not isinstance(config['path'], str):
         raise PlanError(f'{where}.path is {config["path"]!r}; expected a string')
-    if len(extractors) > 1 and '{extractor}' not in config['path']:
-        raise PlanError(
-            f'{where}.path is {config["path"]!r}, the same config for every extractor; '
-            'put {extractor} where their paths differ'
-        )
     if 'checkpoints' in config:
         _check_checkpoints(config['checkpoints'], f'{where}.checkpoints', seeds)
 
@@ -382,7 +448,14 @@ def _inputs(tree: Mapping[str, Any], folder: Path, where: str) -> dict[str, tupl
 def _config_path(folder: Path, pattern: str, extractor: str, where: str) -> Path:
     if '\0' in pattern:
         raise PlanError(f'{where} is {pattern!r}; expected a path')
-    return short_path(folder / expand_home(pattern.replace('{extractor}', extractor), where))
+    name = pattern.replace('{extractor}', extractor)
+    path = short_path(folder / expand_home(name, where))
+    if not os.path.isfile(path):  # Path.is_file raises on a path that is too long
+        path = find_config(name) or path
+    if not os.path.isfile(path):
+        with_extractor = f' with the extractor {extractor}' if name != pattern else ''
+        raise PlanError(f'{where}{with_extractor}: there is no config {path}, and none of that name in a zoo')
+    return path
 
 
 def _check_keys(

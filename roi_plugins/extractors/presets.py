@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..names import plain_name
-from . import EXTRACTORS
+from . import EXTRACTORS, RoIExtractor
 
 STOCK = 'stock'
 """The name of the row that is the detector as it is."""
@@ -34,6 +34,24 @@ class Preset:
     name: str
     type: str
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def build(
+        self,
+        output_size: int | Sequence[int],
+        featmap_strides: Sequence[float],
+        *,
+        channels: int = 1,
+        **others: Any,
+    ) -> RoIExtractor:
+        """The extractor, for maps of so many ``channels``, which matter to those that have weights.
+
+        Args:
+            others: what every extractor takes, such as ``level_rule``.
+        """
+        type_ = EXTRACTORS[self.type]
+        if 'channels' in inspect.signature(type_).parameters:
+            others['channels'] = channels
+        return type_(output_size, featmap_strides, **self.options, **others)
 
 
 def load_presets() -> dict[str, Preset]:
@@ -64,6 +82,22 @@ def find_preset(name: str) -> Preset:
     )
 
 
+def parse_preset(text: str) -> Preset:
+    """The row that an argument names, or writes in place: ``{name: x4, type: AlignMax, sampling_ratio: 4}``.
+
+    Raises:
+        PresetError: see :func:`find_preset` and :func:`read_preset`.
+    """
+    if not text.lstrip().startswith('{'):
+        return find_preset(text)
+    try:
+        row = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PresetError(f'{text!r} is not YAML: {" ".join(str(error).split())}') from None
+    name = row.pop('name', None) if isinstance(row, dict) else None
+    return read_preset(name or text, row)
+
+
 def read_preset(name: str, row: Any) -> Preset:
     """A row that is written in place, ``{type: AlignMax, sampling_ratio: 4}``.
 
@@ -71,7 +105,7 @@ def read_preset(name: str, row: Any) -> Preset:
         PresetError: it has no type, or one that does not exist, or an option that the type does not have.
     """
     if not isinstance(row, Mapping) or not isinstance(row.get('type'), str):
-        raise PresetError(f'{name} is {row!r}; expected a mapping such as {{type: AlignMax, sampling_ratio: 2}}')
+        raise PresetError(f'{name} is {row!r}; expected one such as {{type: AlignMax, sampling_ratio: 2}}')
     options = dict(row)
     type_ = options.pop('type')
     if type_ not in EXTRACTORS:

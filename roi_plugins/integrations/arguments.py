@@ -10,6 +10,14 @@ from pathlib import Path
 from .modules import absolute_modules
 
 
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """Adds all of them."""
+    add_import_option(parser)
+    _add_swap_options(parser)
+    _add_data_options(parser)
+    _add_max_dets(parser)
+
+
 def add_import_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--import MODULE``, whose values are in ``imports``."""
     parser.add_argument(
@@ -23,7 +31,25 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
+def _add_swap_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--extractor``, which is None where it is not given, and ``--heads``."""
+    parser.add_argument(
+        '--extractor',
+        metavar='ROW',
+        help='what stands in the place of the RoI extractors of the config: a row of presets.yaml such as '
+        'align-max, a type alone such as AlignMax, which keeps the other options of the config, or a row '
+        "written in place, '{name: max-4, type: AlignMax, sampling_ratio: 4}'; stock: nothing",
+    )
+    parser.add_argument(
+        '--heads',
+        type=lambda text: text.split(','),
+        default=[],
+        metavar='HEAD[,HEAD...]',
+        help='those whose extractors are swapped, of bbox, mask, keypoint and so on; by default all',
+    )
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds ``--train-data`` and ``--test-data``, which are None where they are not given."""
     for half, what in (('train', 'train'), ('test', 'evaluate')):
         parser.add_argument(
@@ -35,7 +61,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def add_max_dets(parser: argparse.ArgumentParser) -> None:
+def _add_max_dets(parser: argparse.ArgumentParser) -> None:
     """Adds ``--max-dets``, which is None where it is not given."""
     parser.add_argument(
         '--max-dets',
@@ -57,6 +83,8 @@ def as_arguments(
     train_data: Sequence[str | Path] | None = None,
     test_data: Sequence[str | Path] | None = None,
     max_dets: int | None = None,
+    extractor: str | None = None,
+    heads: Sequence[str] = (),
 ) -> list[str]:
     """These options as a command line that means the same from any folder."""
     arguments = []
@@ -67,4 +95,8 @@ def as_arguments(
             arguments += [f'--{half}-data', *map(os.path.abspath, files)]
     if max_dets is not None:
         arguments += ['--max-dets', str(max_dets)]
+    if extractor is not None:
+        arguments += ['--extractor', extractor]
+    if heads:
+        arguments += ['--heads', ','.join(heads)]
     return arguments

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from fake_framework import FAKE, hear_signals
 
+from roi_plugins.ablation import plan
 from roi_plugins.ablation.frameworks import FRAMEWORKS
 
 SLURM = ['plan.yaml', '--executor', 'slurm', '--time', '1-00:00:00']
@@ -35,6 +36,48 @@ def test_prints_and_writes_the_table(ablate, write_plan, capsys):
     assert ablate([plan]) == 0
     assert '2 of 2 cells are finished already' in capsys.readouterr().out
     assert Path('work/tiny.max.seed0/steps.txt').read_text() == '1\n'
+
+
+def test_without_a_plan(ablate, write_plan, capsys, monkeypatch, tmp_path):
+    """Its configs are JSON, which no framework's are: what a row does to one is another test's."""
+    write_plan(['own'])
+    monkeypatch.setattr(plan, 'guess_frameworks', lambda path: ['fake'])
+    command = ['own.json', '--extractors', 'stock', 'align-max', 'AlignAvg', '--seeds', '0', '3']
+    command += ['--work-dir']
+    assert ablate([*command, 'dry', '--dry-run']) == 0
+    assert 'own.AlignAvg.seed3: to run' in capsys.readouterr().out
+    assert not Path('dry').exists()
+    assert ablate([*command, 'runs']) == 0
+    assert 'difference to stock' in capsys.readouterr().out
+    assert json.loads(Path('runs/own.align-max.seed3/cell.json').read_text())['extractor'] == 'align-max'
+
+    # The plan that it ran is beside the results.
+    assert ablate(['runs/plan.yaml']) == 0
+    assert '6 of 6 cells are finished already' in capsys.readouterr().out
+    assert ablate([*command, 'runs', '--heads', 'bbox']) == 2
+    assert 'runs/plan.yaml is the plan of another ablation; give another' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['own.json', '--seeds', '1'], '--seeds and --heads need --extractors'),
+        (['own.json', 'two.json'], 'several configs, --seeds and --heads need --extractors'),
+        (['own.json', '--extractors', 'align-mux'], "no extractor is named 'align-mux'; there are the rows"),
+        (['own.json', '--extractors', '{name: x, type: Max}'], "x: type is 'Max'; expected one of"),
+        (['own.json', '--extractors', '{name: x'], '{name: x is not YAML'),
+        (['gone.py', '--extractors', 'stock'], 'there is no config gone.py, and none of that name in a zoo'),
+        (['own.json', 'a/own.json', '--extractors', 'stock'], 'own.json have the same name; put them into'),
+    ],
+)
+def test_without_a_plan_what_is_wrong_is_one_line(ablate, write_plan, capsys, arguments, message):
+    write_plan(['own'])
+    try:
+        assert ablate(arguments) == 2
+    except SystemExit as stop:  # of the parser
+        assert stop.code == 2
+    assert message in capsys.readouterr().err
+    assert not Path('work_dirs').exists()
 
 
 def test_a_failed_cell_is_reported_after_the_table_of_the_others(ablate, write_plan, capsys):

@@ -7,6 +7,7 @@ import yaml
 
 from roi_plugins.ablation.frameworks import Inputs
 from roi_plugins.ablation.plan import PlanError, ZooTime, check_cfg_options, load_plan
+from roi_plugins.extractors.presets import parse_preset
 
 PLAN = {
     'name': 'small',
@@ -93,6 +94,64 @@ def test_data_and_modules_of_ones_own(write_plan, tmp_path):
     assert Inputs().arguments == []
 
 
+def swapped(write_plan, config, extractors, **changes):
+    return write_plan(configs={'one': config}, extractors=extractors, baseline='align-avg', **changes)
+
+
+def test_one_config_whose_extractors_are_swapped(write_plan, tmp_path):
+    row = {'name': 'max-4', 'type': 'AlignMax', 'sampling_ratio': 4}
+    config = {'path': '../configs/mask_align-avg.py', 'heads': ['bbox']}
+    plan = load_plan(swapped(write_plan, config, ['stock', 'align-avg', 'AlignMax', row]))
+    assert {cell.config for cell in plan.cells} == {tmp_path / 'configs' / 'mask_align-avg.py'}
+    assert {cell.framework for cell in plan.cells} == {'mmdet'}
+    stock, avg, bare, four = plan.cells[:4]
+    assert [cell.extractor for cell in plan.cells[:4]] == ['stock', 'align-avg', 'AlignMax', 'max-4']
+    assert stock.inputs.arguments == ['--extractor', 'stock', '--heads', 'bbox']
+    assert avg.inputs.arguments == ['--extractor', 'align-avg', '--heads', 'bbox']
+    assert parse_preset(bare.inputs.extractor).options == {}
+    assert parse_preset(four.inputs.extractor).options == {'sampling_ratio': 4}
+    assert parse_preset(four.inputs.extractor).name == 'max-4'
+
+
+@pytest.mark.parametrize(
+    ('row', 'message'),
+    [
+        ('align-mox', "extractors: no extractor is named 'align-mox'; there are the rows stock, .*align-max"),
+        ({'name': 'x', 'type': 'Max'}, r"extractors: x: type is 'Max'; expected one of QuantizedPool, "),
+        ({'name': 'x', 'type': 'AlignMax', 'region': 'bins'}, "AlignMax has no option 'region'; Quant"),
+        ({'name': 'x'}, r"extractors: x is \{\}; expected one such as \{type: AlignMax"),
+    ],
+)
+def test_a_row_that_does_not_exist_is_named(write_plan, row, message):
+    config = {'framework': 'mmdet', 'path': '../configs/mask_align-avg.py'}
+    with pytest.raises(PlanError, match=message):
+        load_plan(swapped(write_plan, config, ['align-avg', row]))
+
+
+def test_a_config_that_both_frameworks_could_read(write_plan, tmp_path):
+    (tmp_path / 'configs/mask_align-avg.py').write_text('from my_helpers import model')
+    config = {'path': '../configs/mask_align-avg.py'}
+    with pytest.raises(PlanError, match=r'may be of mmdet or detectron2; say which, configs\.one\.framework'):
+        load_plan(swapped(write_plan, config, ['align-avg']))
+    plan = load_plan(swapped(write_plan, {**config, 'framework': 'detectron2'}, ['align-avg']))
+    assert plan.cells[0].framework == 'detectron2'
+
+
+@pytest.mark.parametrize(
+    ('path', 'framework'),
+    [
+        ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'mmdet'),
+        ('COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml', 'detectron2'),
+        ('new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py', 'detectron2'),
+    ],
+)
+def test_configs_of_a_model_zoo(write_plan, path, framework):
+    pytest.importorskip(framework)
+    (cell, *_) = load_plan(swapped(write_plan, {'path': path}, ['align-avg'])).cells
+    assert cell.framework == framework and cell.config.is_file()
+    assert str(cell.config).endswith(path.rpartition('::')[2])
+
+
 def test_config_paths_are_relative_to_the_plan(write_plan, tmp_path, monkeypatch):
     path = write_plan()
     monkeypatch.chdir(tmp_path)
@@ -173,10 +232,14 @@ def config(**changes):
         ({'test_data': {'a': 'b'}}, r'test_data is .*expected two paths, \[ANNOTATIONS, IMAGES\]'),
         ({'configs': {}}, 'configs is .*expected a mapping'),
         ({'configs': {'a b': ONE_CONFIG}}, "configs: 'a b' is not a name"),
-        ({'configs': {'a': {'path': 'b'}}}, r'configs\.a lacks framework'),
+        ({'configs': {'a': {'framework': 'mmdet'}}}, r'configs\.a lacks path'),
         ({'configs': {'a': {**ONE_CONFIG, 'amp': 1}}}, r"configs\.a has the unknown key 'amp'"),
         ({'configs': {'a': {**ONE_CONFIG, 'framework': 'x'}}}, r"is 'x'; expected one of mmdet"),
-        ({'configs': {'a': {**ONE_CONFIG, 'path': 'b.py'}}}, r'put \{extractor\} where'),
+        ({'configs': {'a': {**ONE_CONFIG, 'path': 'b.py'}}}, r'path: there is no config \S+b\.py, and none'),
+        ({'configs': {'a': {**ONE_CONFIG, 'heads': 'bbox'}}}, r"heads is 'bbox'; expected a list of heads"),
+        ({'configs': {'a': {**ONE_CONFIG, 'heads': ['bbox']}}}, r'heads is .*path has \{extractor\}'),
+        ({'extractors': [{'type': 'AlignMax'}]}, r'or of rows \{name: NAME, type: TYPE'),
+        ({'extractors': ['align-avg', {'name': 'x', 'type': 'AlignMax'}]}, 'row x is written in place, but'),
         ({'configs': {'a': {**ONE_CONFIG, 'path': '{extractor}.py'}}}, 'there is no config'),
         (checkpoints({}), r'configs\.a\.checkpoints is {}; expected a mapping'),
         (checkpoints('a.pth'), r"checkpoints is 'a\.pth'; expected a mapping"),

@@ -15,8 +15,10 @@ from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 
 from roi_plugins.extractors import EXTRACTORS
+from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.mmdet import MMDetRoIExtractor
 from roi_plugins.integrations.mmdet.reading import read_config
+from roi_plugins.integrations.zoo import find_config
 
 register_all_modules(init_default_scope=False)
 
@@ -157,3 +159,71 @@ def test_our_tools_need_no_import_and_save_one(tmp_path):
     # By its full path it needs none.
     option = {'model.roi_head.bbox_roi_extractor.type': 'roi_plugins.integrations.mmdet.AlignMaxRoIExtractor'}
     assert 'custom_imports' not in read_config(path, option)
+
+
+# ------------------------------------------------------------------------- a row of a comparison
+
+
+ZOO = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+
+
+def model_of(name=ZOO, **arguments):
+    return read_config(find_config(name), **arguments).model
+
+
+def test_a_row_swaps_every_extractor_and_nothing_else():
+    stock, ours = model_of(), model_of(extractor='align-avg')
+    for head in ('bbox', 'mask'):
+        options = ours.roi_head.pop(f'{head}_roi_extractor')
+        assert options.pop('type') == 'AlignAvgRoIExtractor'
+        assert (options.pop('sampling_ratio'), options.pop('aligned')) == (2, True)
+        theirs = stock.roi_head.pop(f'{head}_roi_extractor')
+        assert theirs.pop('type') == 'SingleRoIExtractor'
+        assert options == theirs
+    assert ours == stock
+
+
+def test_a_bare_type_keeps_the_sampling_of_the_config():
+    options = model_of(extractor='AlignMax').roi_head.bbox_roi_extractor
+    assert 'sampling_ratio' not in options
+    built = MODELS.build(options)
+    assert (built.extractor.sampling_ratio, built.output_size) == (0, (7, 7))
+
+
+def test_stock_is_the_detector_as_it_is():
+    assert model_of(extractor='stock') == model_of()
+
+
+def test_a_row_in_place_for_one_head():
+    row = '{name: max-4, type: AlignMax, sampling_ratio: 4}'
+    head = model_of(extractor=row, heads=['mask']).roi_head
+    assert head.bbox_roi_extractor.type == 'SingleRoIExtractor'
+    built = MODELS.build(head.mask_roi_extractor)
+    assert (type(built).__name__, built.extractor.sampling_ratio) == ('AlignMaxRoIExtractor', 4)
+
+
+def test_the_extractors_of_other_heads_are_swapped_too():
+    head = model_of('mmdet::htc/htc_r50_fpn_1x_coco.py', extractor='align-max').roi_head
+    names = [name for name in head if name.endswith('_roi_extractor')]
+    assert names == ['bbox_roi_extractor', 'mask_roi_extractor', 'semantic_roi_extractor']
+    assert {head[name].type for name in names} == {'AlignMaxRoIExtractor'}
+    grid = model_of('mmdet::grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco.py', extractor='align-max').roi_head
+    assert grid.grid_roi_extractor.type == 'AlignMaxRoIExtractor'
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'message'),
+    [
+        (ZOO, {'extractor': 'align-mux'}, "no extractor is named 'align-mux'; there are the rows"),
+        (ZOO, {'extractor': '{type: AlignMux}'}, "type is 'AlignMux'; expected one of QuantizedPool, "),
+        (ZOO, {'extractor': '{type: AlignMax, gamma: 1}'}, "AlignMax has no option 'gamma'"),
+        (ZOO, {'extractor': '{type: '}, 'is not YAML'),
+        (ZOO, {'extractor': 'align-max', 'heads': ['keypoint']}, r'keypoint has no extractor .* bbox, mask$'),
+        ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', {'extractor': 'align-max'}, 'model is RetinaNet'),
+        ('mmdet::detr/detr_r50_8xb2-150e_coco.py', {'extractor': 'AlignMax'}, 'its model is DETR'),
+    ],
+)
+def test_a_row_that_cannot_be_is_one_line(name, arguments, message):
+    with pytest.raises(RunError, match=message) as error:
+        model_of(name, **arguments)
+    assert '\n' not in str(error.value)

@@ -265,10 +265,12 @@ def test_a_module_that_registers_data_reaches_every_process(data, tmp_path):
         (
             {
                 'MODEL.ROI_HEADS.NAME': 'StandardROIHeads',
+                'MODEL.ROI_BOX_HEAD.POOLER_TYPE': 'ROIAlignV2',
+                'MODEL.ROI_MASK_HEAD.POOLER_TYPE': 'ROIAlignV2',
                 'MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.ALIGNED': 'False',
             },
             'POOLER_OPTIONS.ALIGNED: MODEL.ROI_HEADS.NAME StandardROIHeads does not read it; '
-            'RoIPluginsStandardROIHeads or',
+            'a type of this package would, such as MODEL.ROI_BOX_HEAD.POOLER_TYPE AlignMax',
         ),
         (
             {

@@ -93,7 +93,7 @@ def test_draws_all_extractors_side_by_side(visualize, tmp_path):
     assert table.keys() == METHODS.keys()
     assert 'precise: no shift by half a cell, as published' in out
     assert table['quantized-pool-floor'] == [32, 0, 0, -25, -25, 0, 0, -217, -217]
-    assert table['align-unaligned'] == [32, *2 * [-16, -16, 16, 16]]
+    assert table['align-avg-unaligned'] == [32, *2 * [-16, -16, 16, 16]]
     assert '<svg' in (tmp_path / 'all.svg').read_text()
 
 
@@ -132,14 +132,15 @@ def test_an_extractor_has_one_name_however_it_is_spelt(visualize, name):
 def test_every_config_has_an_extractor_that_can_be_drawn():
     names = {path.stem.split('_')[-2] for path in ROOT.glob('configs/*/shapes/mask-rcnn_*_shapes.py')}
     assert {method_name(name) for name in names - {'stock'}} <= METHODS.keys()
-    assert method_name('align-avg-unaligned') == 'align-unaligned'
-    assert method_name('RoIWarpMax') == method_name('roi-warp-avg') == 'roi-warp'
+    assert method_name('align-unaligned') == 'align-avg-unaligned'
+    assert method_name('RoIWarpMax') == 'roi-warp-max'
+    assert method_name('RoIWarp') == 'roi-warp-avg'
 
 
 @needs('mmdet')
 def test_remarks_are_in_the_picture_too(visualize, tmp_path):
     config = MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py'
-    names = ('align-avg', 'align-unaligned', 'random-sampling', 'precise')
+    names = ('align-avg', 'align-avg-unaligned', 'random-sampling', 'precise')
     status, out, err = visualize(config, '--extractors', *names, '--output', 'some.svg')
     assert status == 0, err
     shown = (tmp_path / 'some.svg').read_text()  # glyphs are paths, but each text is in a comment

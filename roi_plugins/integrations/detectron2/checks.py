@@ -18,13 +18,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from roi_plugins.evaluation import check_annotations
 from roi_plugins.files import Folders
 
-from ..errors import RunError, explain_unknown
+from ..errors import RunError, ask_for_near, explain_unknown
 from ..output import check_space, checkpoint_bytes
 from .checkpoints import saved_checkpoints
-from .config import HEADS
+from .config import HEADS, is_on
 from .datasets import is_coco_files
 from .poolers import POOLER_TYPES, STOCK_POOLER_TYPES
-from .roi_heads import OUR_HEADS, pooler_nodes
+from .roi_heads import STOCK_HEADS, pooler_nodes
 
 if TYPE_CHECKING:
     from .runs import Run
@@ -101,13 +101,24 @@ def build(what: str, make: Callable[[], Any]) -> Any:
     ) as error:
         message = str(error.args[0] if error.args else error) or type(error).__name__
         if 'Unknown pooler type' in message:
-            # It names the type, but neither those that there are, nor that ours need heads of ours.
-            message = (
-                f"{message}. Detectron2's own are {', '.join(STOCK_POOLER_TYPES)}; {', '.join(POOLER_TYPES)} "
-                f'work with MODEL.ROI_HEADS.NAME {" or ".join(OUR_HEADS)}, '
-                'and in a LazyConfig with L(build_pooler)'
-            )
+            # It names the type, but neither those that there are, nor which heads ours need.
+            message = f'{message}; {_explain_type(message.rpartition(" ")[2])}'
         raise RunError(f'the config makes no {what}: {message}') from error
+
+
+def _explain_type(name: str) -> str:
+    """What to give in place of a type that Detectron2's own pooler does not know."""
+    if name in POOLER_TYPES:
+        return (
+            f'{name}, of this package, needs RoI heads that are {" or ".join(STOCK_HEADS)} or made of one of '
+            'them; in a LazyConfig, L(build_pooler) for a pooler'
+        )
+    return (
+        f"{ask_for_near(name, [*POOLER_TYPES, *STOCK_POOLER_TYPES])}Detectron2's own are "
+        f'{", ".join(STOCK_POOLER_TYPES)}, those of this package {", ".join(POOLER_TYPES)}, such as '
+        'MODEL.ROI_BOX_HEAD.POOLER_TYPE AlignMax, or model.roi_heads.box_pooler.pooler_type=AlignMax in a '
+        'LazyConfig'
+    )
 
 
 def check_registered(name: str, setting: str, half: str) -> None:
@@ -147,17 +158,16 @@ def _check_pooler_options(cfg: CfgNode) -> None:
         known = [name for name, _ in ROI_HEADS_REGISTRY]
         raise RunError(f'MODEL.ROI_HEADS.NAME: got {heads!r}; {explain_unknown(heads, known)}')
     read = pooler_nodes(ROI_HEADS_REGISTRY.get(heads))
-    # What is off is as if it were not there, its other options too.
-    off = {'ROI_MASK_HEAD': not cfg.MODEL.MASK_ON, 'ROI_KEYPOINT_HEAD': not cfg.MODEL.KEYPOINT_ON}
     for head in HEADS:
         node = cfg.MODEL[head]
         given = [key for key, value in node.POOLER_OPTIONS.items() if value is not None]
-        if not given or off.get(head) or (head in read and node.POOLER_TYPE):
+        if not given or not is_on(cfg, head) or (head in read and node.POOLER_TYPE):
             continue
         names = ', '.join(f'MODEL.{head}.POOLER_OPTIONS.{key}' for key in given)
         if not read:
             raise RunError(
-                f'{names}: MODEL.ROI_HEADS.NAME {heads} does not read it; {" or ".join(OUR_HEADS)} would'
+                f'{names}: MODEL.ROI_HEADS.NAME {heads} does not read it; a type of this package would, such '
+                f'as MODEL.{head}.POOLER_TYPE AlignMax'
             )
         if head not in read:
             raise RunError(f'{names}: {heads} does not read it; its pooler is of MODEL.{" and ".join(read)}')

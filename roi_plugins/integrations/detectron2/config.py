@@ -27,3 +27,8 @@ def add_roi_plugins_config(cfg: CfgNode) -> None:
             },
             new_allowed=True,
         )
+
+
+def is_on(cfg: CfgNode, head: str) -> bool:
+    """Whether the model has the head of this node; the options of one that is off are read by nothing."""
+    return {'ROI_MASK_HEAD': cfg.MODEL.MASK_ON, 'ROI_KEYPOINT_HEAD': cfg.MODEL.KEYPOINT_ON}.get(head, True)

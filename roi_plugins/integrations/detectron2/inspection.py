@@ -10,17 +10,22 @@ from torch import nn
 from torchvision.ops import RoIPool
 
 from ...extractors import RoIExtractor
+from ..errors import RunError
 from ..inspection import InspectionError
+from .checks import build_model
 from .poolers import Detectron2LevelRule, RoIPluginsPooler
-from .runs import RunError, describe, read_config
+from .reading import read_config, read_saved_config
+from .runs import describe
 
 
 def find_extractors(config: Path) -> dict[str, RoIExtractor]:
     """See :func:`roi_plugins.integrations.inspection.read_extractors`."""
     try:
-        model = describe(read_config(config)).model()
-    except (RunError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InspectionError(f'{config}: {error.args[0] if error.args else error}') from error
+        # YAML may be what a training has left of a LazyConfig.
+        cfg = read_config(config) if config.suffix == '.py' else read_saved_config(config)
+        model = build_model(describe(cfg))
+    except RunError as error:
+        raise InspectionError(f'{config}: {error}') from error
     found = {name: _as_ours(module) for name, module in model.named_modules()}
     return {name: extractor for name, extractor in found.items() if extractor}
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...extractors import EXTRACTORS, RoIExtractor, RoIWarp
 from ...ops import assign_levels_detectron2
 from ...ops.functional import rows_of_image
+from ..errors import ask_for_near
 
 POOLER_TYPES: dict[str, Callable[..., RoIExtractor]] = {
     **{name: type_ for name, type_ in EXTRACTORS.items() if type_ is not RoIWarp},
@@ -169,9 +170,10 @@ def build_pooler(
 def check_pooler_type(pooler_type: str, name: str = 'pooler_type') -> None:
     """Raises ValueError on a type that does not exist, ``name`` being where it was given."""
     if pooler_type not in POOLER_TYPES and pooler_type not in STOCK_POOLER_TYPES:
+        near = ask_for_near(str(pooler_type), [*POOLER_TYPES, *STOCK_POOLER_TYPES])
         raise ValueError(
             f'{name}: got {pooler_type!r}, expected one of {", ".join(POOLER_TYPES)}, or of '
-            f"Detectron2's own {', '.join(STOCK_POOLER_TYPES)}"
+            f"Detectron2's own {', '.join(STOCK_POOLER_TYPES)}{near and '; ' + near.strip()}"
         )
 
 

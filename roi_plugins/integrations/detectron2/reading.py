@@ -7,8 +7,10 @@ import difflib
 import inspect
 import os
 import pydoc
+import re
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence, Set
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import RunError, describe_error, explain_unknown
 from .config import add_roi_plugins_config
 from .datasets import registering_again
+from .poolers import POOLER_TYPES
+from .swap import check_lazy_pooler, lazy_pooler_types, replaced_types, swap_lazy, swap_yaml, take_lazy_types
 
 # What a saved LazyConfig is made of, besides the user's own.
 _PACKAGES = ('detectron2', 'fvcore', 'roi_plugins', 'torch', 'torchvision')
+
+_PROJECT = re.compile(r'detectron2\.projects\.\w+')
+_ADD_KEYS = re.compile(r'add_\w+_config')
 
 # What Detectron2's own tool reads of these nodes of a LazyConfig.
 _READ = {
@@ -36,21 +43,33 @@ _READ = {
 }
 
 
-def read_config(path: str | Path, options: Sequence[str] = ()) -> CfgNode | DictConfig:
+def read_config(
+    path: str | Path, options: Sequence[str] = (), notes: list[str] | None = None
+) -> CfgNode | DictConfig:
     """A config with the options of a command line: ``KEY VALUE`` pairs for YAML, ``key=value`` for Python.
 
+    Where it names a type of ours for a pooler, it is also given what that needs, see :mod:`.swap`.
+
+    Args:
+        notes: takes a line that says what a type of ours has changed besides, if it has.
+
     Raises:
-        RunError: the file is missing or cannot be read; or an option does not exist.
+        RunError: the file is missing or cannot be read; an option does not exist; or no pooler is of the type
+            of ours that is named for it.
     """
+    notes = [] if notes is None else notes
     path = str(path)
     if not os.path.isfile(path):
         raise RunError(f'--config-file: the config {path!r} does not exist')
     try:
-        return _read_lazy(path, options) if path.endswith('.py') else _read_yaml(path, options)
+        cfg, note = (_read_lazy if path.endswith('.py') else _read_yaml)(path, options)
     except RunError:
         raise
     except Exception as error:  # configs are programs: anything can happen in them
         raise RunError(f'the config {path} cannot be read: {describe_error(error)}') from error
+    if note:
+        notes.append(note)
+    return cfg
 
 
 def read_saved_config(path: str | Path, packages: Iterable[str] = ()) -> CfgNode | DictConfig:
@@ -126,7 +145,7 @@ def _check_package(name: str, known: Set[str]) -> None:
         )
 
 
-def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
+def _read_yaml(path: str, options: Sequence[str]) -> tuple[CfgNode, str | None]:
     cfg = get_cfg()
     add_roi_plugins_config(cfg)
     with open(path, 'rb') as file:
@@ -135,14 +154,12 @@ def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
         raise RunError(f'the config {path} is {reprlib.repr(settings)}; expected settings, KEY: VALUE')
     try:
         cfg.merge_from_file(path, allow_unsafe=False)
-    except KeyError as error:
-        # yacs names the key, but not those that there are.
-        key = str(error.args[0]).rpartition('Non-existent config key: ')[2]
-        *above, last = key.split('.')
-        node = cfg
-        for part in above:
-            node = node[part]
-        raise RunError(f'the config {path} has {key}: {explain_unknown(last, node)}') from error
+    except KeyError:
+        # Keys of a project, maybe. A config without any is saved without them, for it to be read everywhere.
+        cfg = get_cfg()
+        for add_keys in (add_roi_plugins_config, *_project_keys()):
+            add_keys(cfg)
+        _merge(cfg, path)
     if len(options) % 2:
         raise RunError(f'options: got {" ".join(options)!r}, expected pairs KEY VALUE')
     for key in options[::2]:
@@ -154,13 +171,45 @@ def _read_yaml(path: str, options: Sequence[str]) -> CfgNode:
                 raise RunError(f'options: there is no {key}; for {part}, {explain_unknown(part, node)}')
             node = node[part]
     cfg.merge_from_list(list(options))
-    return cfg
+    return cfg, swap_yaml(cfg, replaced_types(path, options))
 
 
-def _read_lazy(path: str, options: Sequence[str]) -> DictConfig:
+def _merge(cfg: CfgNode, path: str) -> None:
+    try:
+        cfg.merge_from_file(path, allow_unsafe=False)
+    except KeyError as error:
+        # yacs names the key, but not those that there are.
+        key = str(error.args[0]).rpartition('Non-existent config key: ')[2]
+        *above, last = key.split('.')
+        node = cfg
+        for part in above:
+            node = node[part]
+        raise RunError(f'the config {path} has {key}: {explain_unknown(last, node)}') from error
+
+
+def _project_keys() -> list[Callable[[CfgNode], None]]:
+    """What adds the keys of Detectron2's projects that are imported, such as ``add_pointrend_config``."""
+    projects = [sys.modules[name] for name in sorted(sys.modules) if _PROJECT.fullmatch(name)]
+    return [add for project in projects for name, add in vars(project).items() if _ADD_KEYS.fullmatch(name)]
+
+
+def _read_lazy(path: str, options: Sequence[str]) -> tuple[DictConfig, str | None]:
     with registering_again():  # its own data, which each process reads more than once
         cfg = LazyConfig.load(path)
     _check_nodes(cfg)
+    # Types come first: they decide which other options a pooler has.
+    types = [option for option in options if option.partition('=')[0].endswith('.pooler_type')]
+    before = lazy_pooler_types(cfg)
+    for option in types:
+        if option.partition('=')[2].strip('\'"') in POOLER_TYPES:
+            check_lazy_pooler(option, cfg)
+    cfg = _override(cfg, types)
+    taken = take_lazy_types(cfg)
+    cfg = _override(cfg, [option for option in options if option not in types])
+    return cfg, swap_lazy(cfg, taken, before)
+
+
+def _override(cfg: DictConfig, options: Sequence[str]) -> DictConfig:
     for option in options:
         key, equals, _ = option.partition('=')
         if not equals:

@@ -13,7 +13,7 @@ from detectron2.modeling.roi_heads import (
 from torch import nn
 from torch.jit import Final
 
-from .config import HEADS
+from .config import HEADS, is_on
 from .poolers import (
     POOLER_TYPES,
     RoIPluginsPooler,
@@ -43,6 +43,11 @@ class _AnyPooler:
         for name, head in cls._poolers.items():
             # There is none without masks or keypoints, or where a head reads the maps itself.
             if arguments.get(name) is None:
+                if is_on(cfg, head) and cfg.MODEL[head].POOLER_TYPE in POOLER_TYPES:
+                    raise ValueError(
+                        f'MODEL.{head}.POOLER_TYPE: got {cfg.MODEL[head].POOLER_TYPE!r}, but {cls.__name__} '
+                        'builds no pooler there: the head pools by itself'
+                    )
                 continue
             pooler = _replaced(arguments[name], cfg.MODEL[head], channels, f'MODEL.{head}')
             given = _out_channels(pooler, channels)
@@ -95,16 +100,41 @@ class RoIPluginsRROIHeads(_AnyPooler, RROIHeads):
     _stand_in = 'ROIAlignRotated'
 
 
-OUR_HEADS = tuple(
-    heads.__name__
-    for heads in (
-        RoIPluginsStandardROIHeads,
-        RoIPluginsCascadeROIHeads,
-        RoIPluginsRes5ROIHeads,
-        RoIPluginsRROIHeads,
-    )
-)
-"""What ``MODEL.ROI_HEADS.NAME`` has to be for poolers of ours."""
+_OURS = {
+    StandardROIHeads: RoIPluginsStandardROIHeads,
+    CascadeROIHeads: RoIPluginsCascadeROIHeads,
+    Res5ROIHeads: RoIPluginsRes5ROIHeads,
+    RROIHeads: RoIPluginsRROIHeads,
+}
+
+STOCK_HEADS = tuple(heads.__name__ for heads in _OURS)
+"""The RoI heads of Detectron2 that have a counterpart here."""
+
+_PREFIX = 'RoIPlugins'
+
+
+def register_counterpart(name: str) -> str | None:
+    """The name of the RoI heads that take every type in place of the registered ones called ``name``.
+
+    Those of a project (PointRend's ``PointRendROIHeads``) are subclasses of Detectron2's: their counterpart
+    is made here and registered as ``RoIPlugins`` and their name, which a saved config then has.
+
+    Returns:
+        ``name`` itself, where it is one of ours; None, where it is not registered or has no counterpart.
+    """
+    if name in ROI_HEADS_REGISTRY and issubclass(ROI_HEADS_REGISTRY.get(name), _AnyPooler):
+        return name
+    stock = name.removeprefix(_PREFIX)
+    ours = _PREFIX + stock
+    if ours in ROI_HEADS_REGISTRY:
+        return ours
+    heads = ROI_HEADS_REGISTRY.get(stock) if stock in ROI_HEADS_REGISTRY else object
+    counterpart = next((_OURS[base] for base in heads.__mro__ if base in _OURS), None)
+    if counterpart is None:
+        return None
+    # What the project has changed comes before the class that it and our counterpart are made of.
+    ROI_HEADS_REGISTRY.register(type(ours, (counterpart, heads), {}))
+    return ours
 
 
 # What a head's node calls the arguments of its pooler that are no options of a type.

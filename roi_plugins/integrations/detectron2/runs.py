@@ -56,10 +56,11 @@ from torch.multiprocessing import ProcessExitedException
 from roi_plugins.console import print_anything
 from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, print_metrics, write_run
 from roi_plugins.evaluation import evaluate as compute_metrics
+from roi_plugins.extractors.presets import PresetError, parse_preset
 from roi_plugins.files import DataError, write_json
 from roi_plugins.matching import MAX_DETS
 
-from ..arguments import add_data_options, add_import_option, add_max_dets, as_arguments
+from ..arguments import add_shared_options, as_arguments
 from ..dry_run import answer
 from ..errors import RunError, describe_error
 from ..output import check_writable
@@ -67,6 +68,7 @@ from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
 from .checks import build, build_model, check_run, evaluator_max_dets
 from .datasets import coco_files, import_modules, register_coco_files
 from .reading import read_config
+from .rows import row_options
 
 COMMAND = ['python', '-m', 'roi_plugins.integrations.detectron2.runs']
 """The start of the command that ``metrics.json`` has."""
@@ -466,10 +468,17 @@ def _work_under_torchrun(args: argparse.Namespace) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _configure(args: argparse.Namespace) -> CfgNode | DictConfig:
+def _configure(args: argparse.Namespace, notes: list[str] | None = None) -> CfgNode | DictConfig:
     """The config of a command line, with what it imports imported and the data that it names."""
     import_modules(args.imports)
-    cfg = read_config(args.config_file, args.opts)
+    options = list(args.opts)
+    if args.extractor is not None:
+        try:
+            preset = parse_preset(args.extractor)
+        except PresetError as error:
+            raise RunError(f'--extractor: {error}') from None
+        options += row_options(read_config(args.config_file, options), preset, args.heads)
+    cfg = read_config(args.config_file, options, notes)
     for half in ('train', 'test'):
         files = getattr(args, f'{half}_data')
         if files is None:
@@ -522,7 +531,8 @@ def _check_output(run: Run, args: argparse.Namespace) -> None:
 def _command(args: argparse.Namespace) -> list[str]:
     command = [*COMMAND, '--num-gpus', str(args.num_gpus)]
     command += ['--num-machines', str(args.num_machines), '--config-file', args.config_file]
-    command += as_arguments(args.imports, args.train_data, args.test_data, args.max_dets)
+    data = args.train_data, args.test_data
+    command += as_arguments(args.imports, *data, args.max_dets, args.extractor, args.heads)
     return [*command, *(['--eval-only'] if args.eval_only else []), *args.opts]
 
 
@@ -569,9 +579,7 @@ def _work_of_process(args: argparse.Namespace) -> None:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line, which are those of Detectron2's tool and where one's own data is."""
     parser = default_argument_parser()
-    add_import_option(parser)
-    add_data_options(parser)
-    add_max_dets(parser)
+    add_shared_options(parser)
     args = parser.parse_args(argv)
     for option in args.opts:
         # argparse takes all that comes after the first config option for others.
@@ -597,7 +605,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check_processes(args)
         # One process of each machine; the others wait for it to join them.
         if not under_torchrun or os.environ['LOCAL_RANK'] == '0':
-            _check(describe(_configure(args), 'cpu', args.max_dets), args)
+            notes: list[str] = []
+            _check(describe(_configure(args, notes), 'cpu', args.max_dets), args)
+            if args.machine_rank == 0:
+                print(*notes, sep='\n', end='\n' * bool(notes), file=sys.stderr, flush=True)
         if under_torchrun:
             _work_under_torchrun(args)
             return 0

@@ -9,9 +9,11 @@ from typing import Any
 from mmengine.config import Config
 
 from roi_plugins.extractors import EXTRACTORS
+from roi_plugins.extractors.presets import PresetError, parse_preset
 
 from ..errors import RunError, describe_error
 from ..modules import absolute_modules, import_modules
+from .swap import swap_extractors
 
 _OURS = {f'{name}RoIExtractor' for name in EXTRACTORS}
 
@@ -20,7 +22,11 @@ IMPORTED_FILES = 'imported_files'
 
 
 def read_config(
-    path: str | Path, options: Mapping[str, Any] | None = None, imports: Sequence[str] = ()
+    path: str | Path,
+    options: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+    extractor: str | None = None,
+    heads: Sequence[str] = (),
 ) -> Config:
     """A config. It names the modules that were imported for it, so that once saved it can be read again.
 
@@ -29,6 +35,8 @@ def read_config(
     Args:
         options: config options, ``{'dotted.key': value}``.
         imports: modules of the user's own, see :func:`~roi_plugins.integrations.modules.import_modules`.
+        extractor: a row of a comparison, see :func:`~roi_plugins.extractors.presets.parse_preset`.
+        heads: those whose extractors are swapped; by default all.
 
     Raises:
         RunError: the config, a base of it or a module cannot be read.
@@ -41,6 +49,11 @@ def read_config(
         # MMEngine's own message on an import lists the whole search path.
         cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
         raise RunError(f'the config {path} cannot be read: {describe_error(cause)}') from error
+    if extractor is not None:
+        try:
+            swap_extractors(cfg, parse_preset(extractor), heads)
+        except PresetError as error:
+            raise RunError(f'--extractor: {error}') from None
     files = cfg.get(IMPORTED_FILES) or []
     import_modules(files, f'{IMPORTED_FILES} of the config {path}')
     given = absolute_modules(imports)

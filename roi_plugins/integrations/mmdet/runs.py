@@ -47,7 +47,7 @@ from roi_plugins.integrations.weights import (
     saving,
 )
 
-from ..arguments import add_data_options, add_import_option, add_max_dets, as_arguments
+from ..arguments import add_shared_options, as_arguments
 from ..dry_run import answer
 from ..errors import RunError, describe_error
 from ..output import check_writable
@@ -170,6 +170,8 @@ def train(
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
     imports: Sequence[str] = (),
+    extractor: str | None = None,
+    heads: Sequence[str] = (),
     train_data: Sequence[str | Path] | None = None,
     test_data: Sequence[str | Path] | None = None,
     dry_run: bool = False,
@@ -186,6 +188,9 @@ def train(
         cfg_options: config options, ``{'dotted.key': value}``.
         launcher: how the processes were started, one of ``LAUNCHERS``.
         imports: modules to import first, see :func:`~roi_plugins.integrations.modules.import_modules`.
+        extractor: a row of a comparison in the place of the config's extractors, see
+            :func:`~roi_plugins.extractors.presets.parse_preset`.
+        heads: those whose extractors are swapped; by default all.
         train_data, test_data: COCO annotations and the folder of their images, in place of the config's.
         dry_run: look at all that a training and its test need, and stop.
 
@@ -195,7 +200,7 @@ def train(
             given; or a checkpoint to be resumed is damaged or holds more than data. With ``'auto'``,
             damaged ones are left out as long as there is one before.
     """
-    cfg = _read_config(config, work_dir, cfg_options, launcher, imports)
+    cfg = _read_config(config, work_dir, cfg_options, launcher, imports, extractor, heads)
     for setting in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'):
         if cfg.get(setting) is None:
             raise RunError(f'the config {config} has no {setting}, which a training needs')
@@ -258,6 +263,8 @@ def test(
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
     imports: Sequence[str] = (),
+    extractor: str | None = None,
+    heads: Sequence[str] = (),
     train_data: Sequence[str | Path] | None = None,
     test_data: Sequence[str | Path] | None = None,
     dry_run: bool = False,
@@ -274,7 +281,7 @@ def test(
             default the AP is MMDetection's own.
         cfg_options: config options, ``{'dotted.key': value}``.
         launcher: how the processes were started, one of ``LAUNCHERS``.
-        imports, test_data: as of :func:`train`.
+        imports, extractor, heads, test_data: as of :func:`train`.
         train_data: as of :func:`train`, for the config that is saved in ``work_dir``; it changes no result.
         dry_run: look at all that a test needs, and stop.
 
@@ -286,7 +293,7 @@ def test(
             would be another than MMDetection's own, or the work directory holds another result.
         DataError: the annotations cannot be evaluated.
     """
-    cfg = _read_config(config, work_dir, cfg_options, launcher, imports)
+    cfg = _read_config(config, work_dir, cfg_options, launcher, imports, extractor, heads)
     check_registered(cfg, 'test_dataloader')
     use_files(cfg, 'train', train_data)
     use_files(cfg, 'test', test_data)
@@ -303,7 +310,7 @@ def test(
     command = ['python', '-m', MODULE, 'test', str(config), str(checkpoint)]
     command += as_arguments(train_data=train_data)
     command += ['--work-dir', str(run_dir), '--launcher', launcher]
-    command += as_arguments(imports, test_data=test_data, max_dets=max_dets)
+    command += as_arguments(imports, None, test_data, max_dets, extractor, heads)
     if cfg_options:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in cfg_options.items())]
     if not overwrite:
@@ -480,11 +487,13 @@ def _read_config(
     cfg_options: Mapping[str, Any] | None,
     launcher: str,
     imports: Sequence[str],
+    extractor: str | None,
+    heads: Sequence[str],
 ) -> Config:
     if launcher not in LAUNCHERS:
         raise RunError(f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}')
     _check_file(path, 'config')
-    cfg = read_config(path, cfg_options, imports)
+    cfg = read_config(path, cfg_options, imports, extractor, heads)
     for setting in _SECTIONS:
         if not isinstance(cfg.get(setting, {}), (Mapping, NoneType)):
             raise RunError(f'the config {path}: {setting} is {cfg[setting]!r}; expected a dict')
@@ -540,8 +549,6 @@ def _parse_training(argv: Sequence[str] | None) -> dict[str, Any]:
         metavar='CHECKPOINT',
         help='go on from a checkpoint; without a path, from the last one in the work directory',
     )
-    add_import_option(parser)
-    add_data_options(parser)
     return _parse(parser, argv)
 
 
@@ -560,8 +567,6 @@ def _parse_test(argv: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument(
         '--overwrite', action='store_true', help='replace another result in the work directory'
     )
-    add_import_option(parser)
-    add_data_options(parser)
     return _parse(parser, argv)
 
 
@@ -589,7 +594,7 @@ class _Options(DictAction):
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
-    add_max_dets(parser)
+    add_shared_options(parser)
     parser.add_argument(
         '--cfg-options',
         nargs='+',

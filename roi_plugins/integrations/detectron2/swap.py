@@ -1,0 +1,228 @@
+"""What a type of ours needs besides its name in a stock config, so that ``POOLER_TYPE`` alone is a swap.
+
+The readers of configs ask here. A config in YAML is given RoI heads that take the type; in a LazyConfig the
+``ROIPooler`` becomes :func:`~.poolers.build_pooler`. What an option does not name stays the config's, also
+that Detectron2's ``ROIAlign`` is not aligned: a type that replaces it is not either, unless it is told to be.
+"""
+
+from __future__ import annotations
+
+import io
+import pydoc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork, SemanticSegmentor
+from detectron2.modeling.meta_arch import DenseDetector
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ..errors import RunError
+from .config import HEADS, is_on
+from .poolers import POOLER_TYPES, STOCK_POOLER_TYPES, build_pooler, pooler_options
+from .roi_heads import pooler_nodes, register_counterpart
+
+# Detectron2's name for the RoIAlign of Detectron1, which does not subtract half a cell.
+_UNALIGNED = 'ROIAlign'
+
+
+class _WithoutOurs(CfgNode):
+    """Reads files as if they did not name our types, so that the one of Detectron2's below shows."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> io.StringIO:
+        with super()._open_cfg(filename) as file:
+            settings = yaml.safe_load(file)
+        for head in HEADS:
+            if _pooler_type(settings, head) in POOLER_TYPES:
+                del settings['MODEL'][head]['POOLER_TYPE']
+        return io.StringIO(yaml.safe_dump(settings))
+
+
+def replaced_types(path: str, options: Sequence[str]) -> dict[str, str]:
+    """Which type of Detectron2's a config in YAML would have in each head if it named none of ours.
+
+    It is the last one in the order in which settings override each other: Detectron2's default, the files
+    from the innermost ``_BASE_`` outwards, the options.
+
+    Args:
+        path: a file that Detectron2 has read without an error.
+        options: ``KEY VALUE`` pairs.
+    """
+    settings, defaults = _WithoutOurs.load_yaml_with_base(path), get_cfg().MODEL
+    types = {head: _pooler_type(settings, head, defaults[head].POOLER_TYPE) for head in HEADS}
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        head = key.removeprefix('MODEL.').removesuffix('.POOLER_TYPE')
+        value = CfgNode._decode_cfg_value(value)
+        if key == f'MODEL.{head}.POOLER_TYPE' and value not in POOLER_TYPES:
+            types[head] = value
+    return types
+
+
+def _pooler_type(settings: Mapping, head: str, default: str | None = None) -> Any:
+    node = settings.get('MODEL') or {}
+    return (node.get(head) or {}).get('POOLER_TYPE', default)
+
+
+def swap_yaml(cfg: CfgNode, replaced: Mapping[str, str]) -> str | None:
+    """Gives a config RoI heads that take the types of ours that it names, in place.
+
+    Args:
+        replaced: see :func:`replaced_types`.
+
+    Returns:
+        What was changed, in one line; None, where nothing was.
+
+    Raises:
+        RunError: no pooler would be of such a type.
+    """
+    model = cfg.MODEL
+    heads = model.ROI_HEADS.NAME
+    ours = register_counterpart(heads)  # also those that a saved config names, of a project
+    asked = {head: type_ for head in HEADS if (type_ := model[head].POOLER_TYPE) in POOLER_TYPES}
+    if not asked:
+        return None
+    named = ', '.join(f'MODEL.{head}.POOLER_TYPE {type_}' for head, type_ in asked.items())
+    _check_architecture(model.META_ARCHITECTURE, named)
+    if ours is None:  # not registered, or heads of the user's own, which may know our types
+        return None
+    read = pooler_nodes(ROI_HEADS_REGISTRY.get(ours))
+    swapped = {head: type_ for head, type_ in asked.items() if head in read and is_on(cfg, head)}
+    if not swapped:
+        there = [head for head in read if is_on(cfg, head)]
+        raise RunError(
+            f'{named}: no pooler is made of it; the poolers of this model ({heads}) are those of '
+            f'{" and ".join(f"MODEL.{head}" for head in there)}, such as '
+            f'MODEL.{there[0]}.POOLER_TYPE {next(iter(asked.values()))}'
+        )
+    unaligned = []
+    for head, type_ in swapped.items():
+        if not replaced[head]:
+            raise RunError(
+                f"MODEL.{head}.POOLER_TYPE: got {type_!r}, but in the config it is '': {model[head].NAME} "
+                f'pools by itself. Others have a pooler, such as MODEL.ROI_BOX_HEAD.POOLER_TYPE {type_}'
+            )
+        options = model[head].POOLER_OPTIONS
+        if replaced[head] == _UNALIGNED and options.ALIGNED is None and 'aligned' in pooler_options(type_):
+            options.ALIGNED = False
+            unaligned.append(f'MODEL.{head}.POOLER_OPTIONS.ALIGNED')
+    changes = []
+    if ours != heads:
+        model.ROI_HEADS.NAME = ours
+        changes.append(f'MODEL.ROI_HEADS.NAME is {ours} in place of {heads}')
+    if unaligned:
+        changes.append(f'{" and ".join(unaligned)} False, as of the {_UNALIGNED} that it replaces')
+    named = ', '.join(f'MODEL.{head}.POOLER_TYPE {type_}' for head, type_ in swapped.items())
+    return f'{named}: {"; ".join(changes)}' if changes else None
+
+
+def _check_architecture(name: str, named: str) -> None:
+    architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    if architecture and issubclass(architecture, (DenseDetector, ProposalNetwork, SemanticSegmentor)):
+        raise RunError(
+            f'{named}: MODEL.META_ARCHITECTURE {name} has no RoI heads and so no pooler; GeneralizedRCNN and '
+            'PanopticFPN have'
+        )
+
+
+def lazy_pooler_types(cfg: DictConfig) -> dict[str, Any]:
+    """The types of the poolers in the model of a LazyConfig, by where they are."""
+    return {where: node.get('pooler_type') for where, node in _lazy_poolers(cfg)}
+
+
+def take_lazy_types(cfg: DictConfig) -> list[str]:
+    """Makes the poolers of a LazyConfig that have a type of ours :func:`build_pooler`, in place.
+
+    Returns:
+        Where those are that were Detectron2's ``ROIPooler``.
+    """
+    taken = []
+    for where, node in _lazy_poolers(cfg):
+        if node.get('pooler_type') in POOLER_TYPES and _target(node) is ROIPooler:
+            node._target_ = build_pooler
+            taken.append(where)
+    return taken
+
+
+def swap_lazy(cfg: DictConfig, taken: Sequence[str], before: Mapping[str, Any]) -> str | None:
+    """Gives the poolers with a type of ours the arguments that it needs, in place.
+
+    Args:
+        cfg: with all options, after :func:`take_lazy_types`.
+        taken: what that has returned.
+        before: the types of the file without the options, see :func:`lazy_pooler_types`. What a type
+            replaced that the file itself sets is not known: ``aligned`` stays at its default, which the
+            returned line says.
+
+    Returns:
+        What was changed, in one line; None, where nothing was.
+
+    Raises:
+        RunError: a type has weights, and nothing tells for how many channels.
+    """
+    notes = []
+    for where, node in _lazy_poolers(cfg):
+        type_ = node.get('pooler_type')
+        if type_ not in POOLER_TYPES or _target(node) is not build_pooler:
+            continue
+        known = pooler_options(type_)
+        changes = ['build_pooler in place of ROIPooler'] * (where in taken)
+        if 'channels' in known and node.get('channels') is None:
+            node.channels = OmegaConf.select(cfg, 'model.backbone.out_channels')
+            if node.channels is None:
+                raise RunError(
+                    f'{where}: {type_} has weights for each channel of the maps, and nothing in this config '
+                    f'says how many there are; add it, such as {where}.channels=1024'
+                )
+            changes.append(f'channels={node.channels}')
+        if 'aligned' in known and node.get('aligned') is None:
+            if before.get(where) == _UNALIGNED:
+                node.aligned = False
+                changes.append(f'aligned=False, as of the {_UNALIGNED} that it replaces')
+            elif where in taken and before.get(where) not in STOCK_POOLER_TYPES:
+                changes.append(f'aligned as by default (set aligned=False if it replaces {_UNALIGNED})')
+        if changes:
+            notes.append(f'{where}.pooler_type={type_}: {", ".join(changes)}')
+    return '; '.join(notes) or None
+
+
+def check_lazy_pooler(option: str, cfg: DictConfig) -> None:
+    """Raises RunError on an option ``KEY.pooler_type=TYPE`` where the model has no pooler."""
+    key, _, type_ = option.lstrip('+').partition('=')
+    where = key.removesuffix('.pooler_type')
+    if 'pooler_type' in (OmegaConf.select(cfg, where) or ()):
+        return
+    poolers = list(lazy_pooler_types(cfg))
+    model = getattr(_target(cfg.get('model')), '__name__', 'the model')
+    there = 'has none; models of two stages have, such as GeneralizedRCNN'
+    if poolers:
+        there = f'has {", ".join(poolers)}, such as {poolers[0]}.pooler_type={type_}'
+    raise RunError(
+        f'options: {option}: there is no pooler at {where}; a head without one is not there, or pools by '
+        f'itself. {model} {there}'
+    )
+
+
+def _lazy_poolers(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    found = cfg.get('model')
+    return _walk('model', found) if isinstance(found, (DictConfig, ListConfig)) else iter(())
+
+
+def _walk(where: str, node: DictConfig | ListConfig) -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(node, DictConfig) and '_target_' in node and 'pooler_type' in node:
+        yield where, node
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        # What an interpolation stands for is found where it is.
+        if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
+            continue
+        if isinstance(child := node[key], (DictConfig, ListConfig)):
+            yield from _walk(f'{where}.{key}', child)
+
+
+def _target(node: Any) -> Any:
+    target = node.get('_target_') if isinstance(node, DictConfig) else None
+    # A path, where it was read from YAML or given as an option.
+    return pydoc.locate(target) if isinstance(target, str) else target
