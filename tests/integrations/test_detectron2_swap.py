@@ -458,6 +458,11 @@ LAZY_BOX = 'model.roi_heads.box_pooler'
             f'this model (Res5ROIHeads) are those of MODEL.ROI_BOX_HEAD, such as {BOX} AlignMax',
         ),
         (
+            'COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml',
+            f'{BOX} AlignMax MODEL.ROI_MASK_HEAD.POOLER_TYPE AlignAvg',
+            f'MODEL.ROI_MASK_HEAD.POOLER_TYPE AlignAvg: no pooler is made of it; the poolers of this model',
+        ),
+        (
             f'{FPN}.py',
             'model.roi_heads.keypoint_pooler.pooler_type=AlignMax',
             'no pooler at model.roi_heads.keypoint_pooler; a head without one is not there, or pools by '

@@ -90,8 +90,10 @@ def swap_yaml(cfg: CfgNode, replaced: Mapping[str, str]) -> str | None:
     if ours is None:  # not registered, or heads of the user's own, which may know our types
         return None
     read = pooler_nodes(ROI_HEADS_REGISTRY.get(ours))
-    swapped = {head: type_ for head, type_ in asked.items() if head in read and is_on(cfg, head)}
-    if not swapped:
+    # What is off may be inherited. Heads that share a pooler may all be given its type.
+    on = {head: type_ for head, type_ in asked.items() if is_on(cfg, head)}
+    swapped = {head: type_ for head, type_ in on.items() if head in read}
+    if not swapped or not set(on.values()) <= set(swapped.values()):
         there = [head for head in read if is_on(cfg, head)]
         raise RunError(
             f'{named}: no pooler is made of it; the poolers of this model ({heads}) are those of '
