@@ -458,6 +458,11 @@ LAZY_BOX = 'model.roi_heads.box_pooler'
             f'this model (Res5ROIHeads) are those of MODEL.ROI_BOX_HEAD, such as {BOX} AlignMax',
         ),
         (
+            'COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml',
+            f'{BOX} AlignMax MODEL.ROI_MASK_HEAD.POOLER_TYPE AlignAvg',
+            'MODEL.ROI_MASK_HEAD.POOLER_TYPE AlignAvg: no pooler is made of it; the poolers of this model',
+        ),
+        (
             f'{FPN}.py',
             'model.roi_heads.keypoint_pooler.pooler_type=AlignMax',
             'no pooler at model.roi_heads.keypoint_pooler; a head without one is not there, or pools by '
@@ -476,6 +481,7 @@ def test_a_type_that_no_pooler_takes(path, option, message):
     with pytest.raises(RunError) as error:
         read_config(ZOO / path, option.split())
     assert message in str(error.value)
+    assert not str(error.value).startswith(f'{BOX} AlignMax, ')
 
 
 def test_one_stage_yaml_is_refused(tmp_path):

@@ -4,7 +4,8 @@ What differs from Detectron2's own tools: an evaluation leaves COCO predictions 
 the output folder (see :mod:`roi_plugins.evaluation`), once, at the end; the figures of the training,
 and of evaluations during it (``TEST.EVAL_PERIOD``, ``train.eval_period``), go to ``training.json``
 instead; nothing that was computed before is overwritten; and without a GPU the processes that
-``--num-gpus`` asks for work on the CPU. ``torchrun`` may start the processes in Detectron2's place.
+``--num-gpus`` asks for work on the CPU. ``torchrun`` may start the processes in Detectron2's place. A type of
+ours is enough to swap a pooler, ``MODEL.ROI_BOX_HEAD.POOLER_TYPE AlignMax``; see :mod:`.swap`.
 
 ``python -m roi_plugins.integrations.detectron2.runs`` is the same as ``tools/detectron2/train_net.py``.
 """

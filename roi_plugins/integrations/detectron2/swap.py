@@ -85,18 +85,20 @@ def swap_yaml(cfg: CfgNode, replaced: Mapping[str, str]) -> str | None:
     asked = {head: type_ for head in HEADS if (type_ := model[head].POOLER_TYPE) in POOLER_TYPES}
     if not asked:
         return None
-    named = ', '.join(f'MODEL.{head}.POOLER_TYPE {type_}' for head, type_ in asked.items())
-    _check_architecture(model.META_ARCHITECTURE, named)
+    _check_architecture(model.META_ARCHITECTURE, _named(asked))
     if ours is None:  # not registered, or heads of the user's own, which may know our types
         return None
     read = pooler_nodes(ROI_HEADS_REGISTRY.get(ours))
-    swapped = {head: type_ for head, type_ in asked.items() if head in read and is_on(cfg, head)}
-    if not swapped:
-        there = [head for head in read if is_on(cfg, head)]
+    # What is off may be inherited.
+    on = {head: type_ for head, type_ in asked.items() if is_on(cfg, head)}
+    swapped = {head: type_ for head, type_ in on.items() if head in read}
+    # Heads that share a pooler may all be given its type.
+    lost = {head: type_ for head, type_ in on.items() if type_ not in swapped.values()} if swapped else asked
+    if lost:
+        there = [f'MODEL.{head}' for head in read if is_on(cfg, head)]
         raise RunError(
-            f'{named}: no pooler is made of it; the poolers of this model ({heads}) are those of '
-            f'{" and ".join(f"MODEL.{head}" for head in there)}, such as '
-            f'MODEL.{there[0]}.POOLER_TYPE {next(iter(asked.values()))}'
+            f'{_named(lost)}: no pooler is made of it; the poolers of this model ({heads}) are those of '
+            f'{" and ".join(there)}, such as {there[0]}.POOLER_TYPE {next(iter(lost.values()))}'
         )
     unaligned = []
     for head, type_ in swapped.items():
@@ -115,8 +117,11 @@ def swap_yaml(cfg: CfgNode, replaced: Mapping[str, str]) -> str | None:
         changes.append(f'MODEL.ROI_HEADS.NAME is {ours} in place of {heads}')
     if unaligned:
         changes.append(f'{" and ".join(unaligned)} False, as of the {_UNALIGNED} that it replaces')
-    named = ', '.join(f'MODEL.{head}.POOLER_TYPE {type_}' for head, type_ in swapped.items())
-    return f'{named}: {"; ".join(changes)}' if changes else None
+    return f'{_named(swapped)}: {"; ".join(changes)}' if changes else None
+
+
+def _named(types: Mapping[str, str]) -> str:
+    return ', '.join(f'MODEL.{head}.POOLER_TYPE {type_}' for head, type_ in types.items())
 
 
 def _check_architecture(name: str, named: str) -> None:
