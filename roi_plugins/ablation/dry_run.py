@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.ablation.plan import Cell
 from roi_plugins.ablation.runner import Job
 
 
@@ -18,11 +19,11 @@ def find_problems(jobs: Sequence[Job]) -> list[Job]:
     A cell that is finished has none. Of cells that differ in their seeds alone, the first is looked at, for
     all of them: data, annotations, evaluator, model, weights to start from, output folder, disk.
     """
-    questions: dict[str, dict[tuple, Job]] = {}
+    questions: dict[str, dict[Cell, Job]] = {}
     for job in jobs:
         if FRAMEWORKS[job.cell.framework].module and not job.finished and not job.problem:
             questions.setdefault(job.cell.framework, {}).setdefault(_without_seed(job), job)
-    problems: dict[tuple, str] = {}
+    problems: dict[Cell, str] = {}
     for framework, asked in questions.items():
         answers = _ask(FRAMEWORKS[framework].module, list(asked.values()))
         problems |= dict(zip(asked, answers, strict=True))
@@ -32,10 +33,9 @@ def find_problems(jobs: Sequence[Job]) -> list[Job]:
     ]
 
 
-def _without_seed(job: Job) -> tuple:
-    # What a cell tests is of its seed.
-    weights = job.checkpoint.path if job.checkpoint else None
-    return job.cell.framework, job.cell.config, job.cell.config_name, weights
+def _without_seed(job: Job) -> Cell:
+    # A checkpoint stays, which may be of the seed.
+    return replace(job.cell, seed=0)
 
 
 def _ask(module: str, jobs: Sequence[Job]) -> list[str]:

@@ -85,3 +85,13 @@ def test_a_limit_of_detections_above_the_models(dry_run, tmp_path):
     missing = dry_run(max_dets=300, seeds=[1])
     assert len(missing) == 2
     assert all('300, but the model gives at most' in problem for problem in missing.values())
+
+
+def test_each_row_over_one_config_is_looked_at(dry_run, tmp_path):
+    generate_shapes(tmp_path / 'data/shapes', ShapesSpec(num_train=2, num_val=2, image_size=96))
+    config = {'path': f'{ROOT}/configs/mmdet/shapes/mask-rcnn_r18-c4_stock_shapes.py'}
+    wrong = {'name': 'wrong', 'type': 'AlignMax', 'sampling_ratio': 'many'}
+    configs = {'mm': config, 'd2': {'path': config['path'].replace('mmdet', 'detectron2')}}
+    missing = dry_run(configs=configs, extractors=['align-avg', wrong], seeds=[1])
+    assert set(missing) == {'mm.wrong.seed1', 'd2.wrong.seed1'}
+    assert all("sampling_ratio: got 'many'" in problem for problem in missing.values())
