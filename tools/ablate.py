@@ -39,6 +39,7 @@ from roi_plugins.ablation.plan import (
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError, written_aside
+from roi_plugins.integrations.arguments import whole_number
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         help='what stands in the place of the extractors of the configs, in turn: stock, a row of '
         'presets.yaml such as align-max, or a type alone such as AlignMax; the first is the baseline',
     )
-    without.add_argument('--seeds', nargs='+', type=natural, metavar='N', help='a run with each (default: 0)')
+    without.add_argument(
+        '--seeds', nargs='+', type=whole_number(0), metavar='N', help='a run with each (default: 0)'
+    )
     without.add_argument('--heads', nargs='+', metavar='HEAD', help='where: bbox, mask, ...; by default all')
     parser.add_argument(
         '--work-dir',
@@ -188,14 +191,6 @@ def write_plan(tree: dict, work_dir: Path) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside:
         aside.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding='utf-8')
-
-
-def natural(text: str) -> int:
-    """An argument that is an integer of at least 0."""
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
 
 
 def positive(text: str) -> int:

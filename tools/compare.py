@@ -20,7 +20,7 @@ from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError
-from roi_plugins.integrations.arguments import add_import_option
+from roi_plugins.integrations.arguments import add_import_option, whole_number
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.modules import import_modules
 
@@ -45,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         '--bootstrap',
-        type=_number(0),
+        type=whole_number(0),
         default=1000,
         metavar='N',
         help='resamples of the images, for intervals and p-values; 0 for none (default: 1000)',
     )
     parser.add_argument(
         '--bootstrap-seed',
-        type=_number(0),
+        type=whole_number(0),
         default=0,
         metavar='N',
         help='seed of the resampling (default: 0)',
@@ -64,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         '--max-dets',
-        type=_number(1),
+        type=whole_number(1),
         metavar='N',
         help="how many detections of each class count in an image, in place of what the runs name (COCO's "
         '100 where they name nothing)',
     )
     parser.add_argument(
-        '--digits', type=_number(0, 15), default=1, help='decimals of the points (default: 1)'
+        '--digits', type=whole_number(0, 15), default=1, help='decimals of the points (default: 1)'
     )
     parser.add_argument(
         '--output',
@@ -146,18 +146,6 @@ def _try(option: str, write: Callable[[], None]) -> list[str]:
     except (DataError, OSError) as error:
         return [f'{option}: {error}']
     return []
-
-
-def _number(low: int, high: int | None = None) -> Callable[[str], int]:
-    """The parser of an argument that is a whole number, from ``low`` up to ``high``."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
-            expected = f'a number, {low} or more' if high is None else f'a number from {low} to {high}'
-            raise argparse.ArgumentTypeError(f'{text!r}; expected {expected}')
-        return int(text)
-
-    return parse
 
 
 if __name__ == '__main__':

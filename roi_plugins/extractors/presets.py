@@ -110,16 +110,16 @@ def read_preset(name: str, row: Any) -> Preset:
     type_ = options.pop('type')
     if type_ not in EXTRACTORS:
         raise PresetError(f'{name}: type is {type_!r}; expected one of {", ".join(EXTRACTORS)}')
-    known = extractor_options(type_)
+    known = extractor_options(EXTRACTORS[type_])
     for option in options:
         if option not in known:
-            owners = [other for other in EXTRACTORS if option in extractor_options(other)]
+            owners = [other for other, owner in EXTRACTORS.items() if option in extractor_options(owner)]
             has = f'; {", ".join(owners)} {"has" if len(owners) == 1 else "have"} it' if owners else ''
             raise PresetError(f'{name}: {type_} has no option {option!r}{has}; it has {", ".join(known)}')
     return Preset(name, type_, options)
 
 
-def extractor_options(type_: str) -> list[str]:
+def extractor_options(type_: type[RoIExtractor]) -> list[str]:
     """Names of the options of a type that a row may state: not those that the detector dictates."""
     dictated = ('output_size', 'featmap_strides', 'level_rule', 'channels')
-    return [name for name in inspect.signature(EXTRACTORS[type_]).parameters if name not in dictated]
+    return [name for name in inspect.signature(type_).parameters if name not in dictated]

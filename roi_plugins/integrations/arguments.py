@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .modules import absolute_modules
@@ -65,17 +65,23 @@ def _add_max_dets(parser: argparse.ArgumentParser) -> None:
     """Adds ``--max-dets``, which is None where it is not given."""
     parser.add_argument(
         '--max-dets',
-        type=_limit,
+        type=whole_number(1),
         metavar='N',
         help='how many detections of each class count in an image, those with the highest scores; by default '
         'the AP is the framework\'s own, at 100',
     )
 
 
-def _limit(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r}; expected a number, 1 or more')
-    return int(text)
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """The parser of an argument that is a whole number, from ``low`` up to ``high``."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
+            expected = f'a number, {low} or more' if high is None else f'a number from {low} to {high}'
+            raise argparse.ArgumentTypeError(f'{text!r}; expected {expected}')
+        return int(text)
+
+    return parse
 
 
 def as_arguments(

@@ -1,5 +1,7 @@
 """What the small trainings of the Detectron2 tests have in common, as options of the two kinds of configs."""
 
+import logging
+
 YAML_OPTIONS = {
     'SOLVER.IMS_PER_BATCH': 2,
     'SOLVER.WARMUP_ITERS': 0,
@@ -17,3 +19,12 @@ LAZY_OPTIONS = {
     'model.proposal_generator.post_nms_topk': [150, 20],
     'model.roi_heads.box_predictor.test_score_thresh': 0.0,
 }
+
+
+def forget_loggers():
+    """Those of earlier runs, which write to what pytest had in place of stdout and has closed."""
+    from detectron2.utils.logger import setup_logger
+
+    for name in ('detectron2', 'fvcore'):
+        logging.getLogger(name).handlers.clear()
+    setup_logger.cache_clear()

@@ -1,7 +1,6 @@
 """What keeps a Detectron2 run from its end is said before it starts, in one line."""
 
 import json
-import logging
 import os
 import re
 import subprocess
@@ -17,7 +16,6 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
 from detectron2 import model_zoo
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.logger import setup_logger
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.integrations import output
@@ -43,10 +41,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_loggers():
-    """Those of earlier runs, which write to what pytest had in place of stdout and has closed."""
-    for name in ('detectron2', 'fvcore'):
-        logging.getLogger(name).handlers.clear()
-    setup_logger.cache_clear()
+    detectron2_options.forget_loggers()
 
 
 def yaml_run(output_dir, *flags, extractor='stock', **changes):

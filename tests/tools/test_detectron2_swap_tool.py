@@ -1,7 +1,6 @@
 """One option over a stock config in Detectron2's tool: it is said once, and what is saved is read alike."""
 
 import json
-import logging
 import os
 import runpy
 import subprocess
@@ -17,7 +16,6 @@ from PIL import Image
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
 from detectron2.config import LazyConfig
-from detectron2.utils.logger import setup_logger
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.integrations.detectron2.datasets import register_shapes
@@ -42,10 +40,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_loggers():
-    """Those of earlier runs, which write to what pytest had in place of stdout and has closed."""
-    for name in ('detectron2', 'fvcore'):
-        logging.getLogger(name).handlers.clear()
-    setup_logger.cache_clear()
+    detectron2_options.forget_loggers()
 
 
 def yaml_options(output_dir, **changes):

@@ -57,7 +57,6 @@ from torch.multiprocessing import ProcessExitedException
 from roi_plugins.console import print_anything
 from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, print_metrics, write_run
 from roi_plugins.evaluation import evaluate as compute_metrics
-from roi_plugins.extractors.presets import PresetError, parse_preset
 from roi_plugins.files import DataError, write_json
 from roi_plugins.matching import MAX_DETS
 
@@ -65,6 +64,7 @@ from ..arguments import add_shared_options, as_arguments
 from ..dry_run import answer
 from ..errors import RunError, describe_error
 from ..output import check_writable
+from ..rows import read_row
 from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
 from .checks import build, build_model, check_run, evaluator_max_dets
 from .datasets import coco_files, import_modules, register_coco_files
@@ -474,11 +474,8 @@ def _configure(args: argparse.Namespace, notes: list[str] | None = None) -> CfgN
     import_modules(args.imports)
     options = list(args.opts)
     if args.extractor is not None:
-        try:
-            preset = parse_preset(args.extractor)
-        except PresetError as error:
-            raise RunError(f'--extractor: {error}') from None
-        options += row_options(read_config(args.config_file, options), preset, args.heads)
+        cfg = read_config(args.config_file, options)
+        options += row_options(cfg, read_row(args.extractor), args.heads)
     cfg = read_config(args.config_file, options, notes)
     for half in ('train', 'test'):
         files = getattr(args, f'{half}_data')

@@ -19,6 +19,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from ...extractors import EXTRACTORS, AllLevels, RoIExtractor
+from ...extractors.presets import extractor_options
 from ...ops import assign_levels_mmdet
 from ...ops.checks import check_indices
 from ...ops.functional import as_pair, widened
@@ -136,9 +137,7 @@ class MMDetRoIExtractor(BaseModule):
     @classmethod
     def options(cls) -> list[str]:
         """Names of the options beyond those that every extractor takes."""
-        shared = ('output_size', 'featmap_strides', 'level_rule', 'channels')
-        names = [name for name in inspect.signature(cls.extractor_type).parameters if name not in shared]
-        return ['in_channels' if name == 'depth' else name for name in names]
+        return ['in_channels' if name == 'depth' else name for name in extractor_options(cls.extractor_type)]
 
     @property
     def num_inputs(self) -> int:

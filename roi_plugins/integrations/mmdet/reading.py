@@ -9,10 +9,10 @@ from typing import Any
 from mmengine.config import Config
 
 from roi_plugins.extractors import EXTRACTORS
-from roi_plugins.extractors.presets import PresetError, parse_preset
 
 from ..errors import RunError, describe_error
 from ..modules import absolute_modules, import_modules
+from ..rows import read_row
 from .swap import swap_extractors
 
 _OURS = {f'{name}RoIExtractor' for name in EXTRACTORS}
@@ -50,10 +50,7 @@ def read_config(
         cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
         raise RunError(f'the config {path} cannot be read: {describe_error(cause)}') from error
     if extractor is not None:
-        try:
-            swap_extractors(cfg, parse_preset(extractor), heads)
-        except PresetError as error:
-            raise RunError(f'--extractor: {error}') from None
+        swap_extractors(cfg, read_row(extractor), heads)
     files = cfg.get(IMPORTED_FILES) or []
     import_modules(files, f'{IMPORTED_FILES} of the config {path}')
     given = absolute_modules(imports)
