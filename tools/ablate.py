@@ -129,7 +129,9 @@ def main(argv: list[str] | None = None) -> int:
         check_free_options(options, frameworks, '--cfg-options')
         work_dir = expand_home(args.work_dir, '--work-dir') if args.work_dir else plan.work_dir
         if args.dry_run:
-            return 1 if dry_run(runner.prepare(plan, work_dir, options), Console(stderr=True)) else 0
+            jobs = runner.prepare(plan, work_dir, options)
+            runner.warn_of_confounded(jobs, plan, Console(stderr=True))
+            return 1 if dry_run(jobs, Console(stderr=True)) else 0
         stop_on_signals()
         if tree and not args.watch:
             write_plan(tree, work_dir)

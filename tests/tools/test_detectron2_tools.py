@@ -19,6 +19,7 @@ from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation import METRICS, evaluate
 from roi_plugins.integrations.detectron2.datasets import register_shapes
 from roi_plugins.integrations.detectron2.runs import describe, main, read_config
+from roi_plugins.settings import differences, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / 'configs/detectron2/shapes'
@@ -79,6 +80,11 @@ def test_leaves_a_finished_run(trained, data):
     assert written['framework'] == 'detectron2'
     assert written['checkpoint'] == str(trained / 'model_final.pth')
     assert any('detectron2' in name for name in written['versions'])
+    box = written['extractors']['roi_heads.box_pooler']
+    assert box.items() >= {'type': 'ROIPooler of ROIAlign', 'sampling_ratio': 0, 'aligned': True}.items()
+    settings = read_settings(trained)
+    assert settings['SOLVER.MAX_ITER'] == 4
+    assert settings['MODEL.ROI_BOX_HEAD.POOLER_TYPE'] == 'ROIAlignV2'
     assert written['metrics'].keys() == written['predictions'].keys() == {'bbox', 'segm'}
     for iou_type, name in written['predictions'].items():
         predictions = json.loads((trained / name).read_text())
@@ -180,6 +186,8 @@ def test_eval_only(trained, tmp_path, capsys):
         trained / 'predictions.segm.json'
     ).read_bytes()
     assert main(same) == 0  # again: the same result
+    settings = [read_settings(folder) for folder in (trained, tmp_path)]
+    assert [d.key for d in differences(*settings)] == ['OUTPUT_DIR']
     other = arguments(tmp_path, 'align-max', '--eval-only', **{'MODEL.WEIGHTS': checkpoint})
     assert main(other) == 2
     assert json.loads((tmp_path / 'metrics.json').read_text())['config'] == config()
