@@ -13,8 +13,18 @@ import resolved_trials
 WRITTEN = json.loads(resolved_trials.TRIALS.read_text(encoding='utf-8'))
 
 
+# Its config said aligned=True, which is what the row precise-aligned says; precise is as published.
+RENAMED = {'precise': 'precise-aligned'}
+
+
 def written(plan):
-    return {name: trial for name, trial in WRITTEN.items() if name.startswith(f'{plan}/')}
+    """What was written of a plan, by the names of today."""
+    trials = {}
+    for name, trial in WRITTEN.items():
+        if name.startswith(f'{plan}/'):
+            above, _, row = name.rpartition('/')
+            trials[f'{above}/{RENAMED.get(row, row)}'] = trial
+    return trials
 
 
 def test_every_plan_is_written_down():

@@ -2,7 +2,7 @@
 
 Both heads read C5 itself. The anchors keep C4's sizes.
 """
-_base_ = './mask-rcnn_r18-c4_stock_shapes.py'
+_base_ = './mask-rcnn_r18-c4_shapes.py'
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
