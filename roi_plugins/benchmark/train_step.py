@@ -97,15 +97,18 @@ def _measure(
 
 
 def _mmdet_contenders(device: torch.device) -> list[Contender]:
+    from mmengine.config import Config
     from mmengine.logging import MMLogger
 
     from roi_plugins.datasets import generate_shapes
-    from roi_plugins.integrations.mmdet.reading import read_config
+    from roi_plugins.extractors.presets import find_preset
     from roi_plugins.integrations.mmdet.steps import build_step
+    from roi_plugins.integrations.mmdet.swap import swap_extractors
 
     def make_step(extractor: str, options: dict[str, Any]) -> Callable[[], object]:
-        options = {**options, 'train_dataloader.dataset.data_root': f'{data_root}/'}
-        config = read_config(_CONFIGS / 'mask-rcnn_r18-c4_shapes.py', options, extractor=extractor)
+        config = Config.fromfile(_CONFIGS / 'mask-rcnn_r18-c4_shapes.py')
+        config.merge_from_dict({**options, 'train_dataloader.dataset.data_root': f'{data_root}/'})
+        swap_extractors(config, find_preset(extractor))
         return build_step(config, device, num_batches=4)[1]
 
     points = {
