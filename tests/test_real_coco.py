@@ -71,10 +71,10 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp('runs')
     runs = {}
     for extractor in EXTRACTORS:
-        config = f'configs/mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_{extractor}_coco.py'
+        swap = ['configs/mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_coco.py', '--extractor', extractor]
         runs[extractor] = work_dir = root / extractor
-        run('mmdet/train.py', config, '--work-dir', work_dir, *options)
-        run('mmdet/test.py', config, work_dir, '--work-dir', work_dir, *options)
+        run('mmdet/train.py', *swap, '--work-dir', work_dir, *options)
+        run('mmdet/test.py', *swap, work_dir, '--work-dir', work_dir, *options)
         for checkpoint in work_dir.glob('*.pth'):
             checkpoint.unlink()  # 180 MB each, and pytest keeps the folders of the last runs
     return runs

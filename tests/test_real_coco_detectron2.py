@@ -59,23 +59,23 @@ def datasets(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    'config',
+    ('config', 'extractor'),
     [
-        'faster_rcnn/faster-rcnn_r50-fpn_1x_quantized-pool_coco.yaml',
-        'mask_rcnn/mask-rcnn_r50-fpn_1x_align-max_coco.yaml',
-        'cascade_rcnn/cascade-mask-rcnn_r50-fpn_1x_adaptive_coco.yaml',
-        'mask_rcnn/mask-rcnn_r50-c4_1x_roi-warp-avg_coco.yaml',
-        'mask_rcnn/mask-rcnn_r50-c5_1x_align-avg-unaligned_coco.yaml',
+        ('faster_rcnn/faster-rcnn_r50-fpn_1x_coco.yaml', 'quantized-pool'),
+        ('mask_rcnn/mask-rcnn_r50-fpn_1x_coco.yaml', 'align-max'),
+        ('cascade_rcnn/cascade-mask-rcnn_r50-fpn_1x_coco.yaml', 'adaptive'),
+        ('mask_rcnn/mask-rcnn_r50-c4_1x_coco.yaml', 'roi-warp-avg'),
+        ('mask_rcnn/mask-rcnn_r50-c5_1x_coco.yaml', 'align-avg-unaligned'),
     ],
 )
-def test_trains_and_evaluates(config, datasets, tmp_path):
+def test_trains_and_evaluates(config, extractor, datasets, tmp_path):
     options = OPTIONS | {'OUTPUT_DIR': tmp_path}
     if '-c4_' in config:  # whose head is a stage of the backbone, for each RoI
         options |= {'MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE': 8, 'MODEL.RPN.POST_NMS_TOPK_TEST': 5}
     done = subprocess.run(
         [
             *(sys.executable, ROOT / 'tools/detectron2/train_net.py'),
-            *('--config-file', ROOT / 'configs/detectron2' / config),
+            *('--config-file', ROOT / 'configs/detectron2' / config, '--extractor', extractor),
             *(str(part) for pair in options.items() for part in pair),
         ],
         env=os.environ | {'DETECTRON2_DATASETS': str(datasets)},

@@ -99,7 +99,7 @@ def write_plan(folder: Path) -> Path:
     configs = {
         framework: {
             'framework': framework,
-            'path': str(ROOT / f'configs/{framework}/shapes/mask-rcnn_r18-c4_{{extractor}}_shapes.py'),
+            'path': str(ROOT / f'configs/{framework}/shapes/mask-rcnn_r18-c4_shapes.py'),
             'cfg_options': options[framework],
         }
         for framework in options

@@ -9,20 +9,26 @@
       mask_rcnn_r50:                      # one or more, each under a name of its own
         path: mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py
         heads: [bbox]                     # optional: whose extractors are swapped; by default all
+        row_paths:                        # optional: rows that need a config of their own
+          r-fcn: r-fcn_r50.py             # it is taken as it is, nothing in it is swapped
         cfg_options: {train_cfg.max_epochs: 1}   # optional: config options of its cells
     extractors:                           # rows, see roi_plugins/extractors/presets.yaml
       - stock                             # the detector as it is
       - align-avg
       - align-max
       - {name: align-max-4, type: AlignMax, sampling_ratio: 4}   # a row that is written in place
+      - r-fcn
     seeds: [0, 1, 2]
     cfg_options: {default_hooks.logger.interval: 10}   # optional: those of all cells
     num_gpus: 8                           # optional, 1 by default: of each cell
 
 A path is that of a file, relative to this one, or names a config of a model zoo: ``mmdet::...``, or as
 Detectron2's ``model_zoo`` does. The framework is seen from it; ``framework: mmdet`` says it where both
-could read a file. A path with ``{extractor}``, which stands for the name of each extractor, names a config
-for each, which is taken as it is.
+could read a file.
+
+Some rows change more of a detector than its extractors: a position-sensitive one needs another box head. Such
+a row has a config of its own in ``row_paths``, under any name. Where all rows have one, the path may contain
+``{extractor}``, which stands for the name of each row; these configs are taken as they are too.
 
 A cell is one config with one extractor and one seed. The options of a config win over those of all cells;
 where a plan holds configs of both frameworks, whose options have different names, they go to the configs.
@@ -51,7 +57,7 @@ A config with ``checkpoints`` is not trained: each of them is tested with each e
 
       mask_rcnn_r18:
         framework: mmdet
-        path: ../mmdet/shapes/mask-rcnn_r18-c4_{extractor}_shapes.py
+        path: ../mmdet/shapes/mask-rcnn_r18-c4_shapes.py
         checkpoints:
           align-avg: ../embedded/mask_rcnn_r18.align-avg.seed{seed}   # relative to the work directory
 
@@ -266,9 +272,11 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
     options, zoo_times, inputs, swaps, paths, framework_of = {}, {}, {}, {}, {}, {}
     for name, config in tree['configs'].items():
         _check_config(name, config, seeds)
+        _check_row_paths(config, rows, f'configs.{name}.row_paths')
         swaps[name] = _swaps(config, rows, f'configs.{name}')
         paths[name] = {row: _config_path(folder, config['path'], row, f'configs.{name}.path') for row in rows}
         framework_of[name] = config.get('framework') or _framework(paths[name], f'configs.{name}')
+        paths[name] |= _row_paths(folder, config, framework_of[name], f'configs.{name}.row_paths')
         own = check_cfg_options(config.get('cfg_options', {}), f'configs.{name}.cfg_options')
         options[name] = {**common, **own}
         zoo_times[name] = _zoo_time(config, f'configs.{name}')
@@ -325,7 +333,7 @@ def _rows(extractors: Any) -> dict[str, str]:
 
 
 def _swaps(config: Mapping[str, Any], rows: Mapping[str, str], where: str) -> dict[str, dict[str, Any]]:
-    """By the name of a row, what of ``Inputs`` swaps it in; nothing where the path says the extractor."""
+    """By the name of a row, what of ``Inputs`` swaps it in; nothing for one that has a config of its own."""
     heads = config.get('heads', [])
     if not isinstance(heads, list) or not all(map(_is_name, heads)):
         raise PlanError(f'{where}.heads is {heads!r}; expected a list of heads, such as [bbox, mask]')
@@ -338,14 +346,50 @@ def _swaps(config: Mapping[str, Any], rows: Mapping[str, str], where: str) -> di
                 'config, in which the extractors are swapped'
             )
         return {}
-    for row in rows.values():
+    with_own_config = config.get('row_paths', {})
+    swapped = {name: row for name, row in rows.items() if name not in with_own_config}
+    for row in swapped.values():
         try:
             parse_preset(row)
         except PresetError as error:
             raise PlanError(
-                f'extractors: {error}. Where there is a config for each, put {{extractor}} into {where}.path'
+                f'extractors: {error}. A row that needs a config of its own has it in {where}.row_paths; '
+                f'where there is one for each, put {{extractor}} into {where}.path'
             ) from None
-    return {name: {'extractor': row, 'heads': tuple(heads)} for name, row in rows.items()}
+    return {name: {'extractor': row, 'heads': tuple(heads)} for name, row in swapped.items()}
+
+
+def _check_row_paths(config: Mapping[str, Any], rows: Mapping[str, str], where: str) -> None:
+    row_paths = config.get('row_paths', {})
+    if not isinstance(row_paths, Mapping):
+        raise PlanError(f'{where} is {row_paths!r}; expected a mapping of rows to the configs that they need')
+    if row_paths and '{extractor}' in config['path']:
+        raise PlanError(f'{where}: the path has {{extractor}}, a config for each row; leave one of both out')
+    for row, path in row_paths.items():
+        if row not in rows:
+            raise PlanError(f'{where} has {row!r}, which is none of the extractors {", ".join(rows)}')
+        if rows[row] != row:
+            raise PlanError(
+                f'{where}.{row}: that row is written in place, with a type to swap in; give its name alone'
+            )
+        if not isinstance(path, str):
+            raise PlanError(f'{where}.{row} is {path!r}; expected a string, the path of a config')
+
+
+def _row_paths(folder: Path, config: Mapping[str, Any], framework: str, where: str) -> dict[str, Path]:
+    """By the name of a row, the config that it has of its own."""
+    found = {}
+    for row, pattern in config.get('row_paths', {}).items():
+        found[row] = path = _config_path(folder, pattern, row, f'{where}.{row}')
+        try:
+            frameworks = guess_frameworks(path)
+        except InspectionError as error:
+            raise PlanError(f'{where}.{row}: {error}') from None
+        if framework not in frameworks:
+            raise PlanError(
+                f'{where}.{row}: {path} is of {" or ".join(frameworks)}, the other rows are of {framework}'
+            )
+    return found
 
 
 def _framework(paths: Mapping[str, Path], where: str) -> str:
@@ -368,7 +412,7 @@ def _check_config(name: Any, config: Any, seeds: Sequence) -> None:
         config,
         where,
         required=('path',),
-        optional=('framework', 'heads', 'cfg_options', 'checkpoints', 'zoo_time', *_INPUTS),
+        optional=('framework', 'heads', 'row_paths', 'cfg_options', 'checkpoints', 'zoo_time', *_INPUTS),
     )
     # What has no hash is none of them either.
     if 'framework' in config and config['framework'] not in list(FRAMEWORKS):

@@ -30,7 +30,7 @@ _DETECTRON2_CONFIG = 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml'
 def measure_mmdet_step(device: torch.device, effort: Effort) -> dict[str, Any]:
     """Measures a step of MMDetection's Mask R-CNN that learns the shapes.
 
-    The config is that of align-avg. The peer is the stock extractor with MMCV's op on the same 2x2
+    The extractor is that of the row align-avg. The peer is the stock extractor with MMCV's op on the same 2x2
     points a bin; beside it the stock config as it is, with an adaptive grid, which reads other points.
 
     Returns:
@@ -101,11 +101,14 @@ def _mmdet_contenders(device: torch.device) -> list[Contender]:
     from mmengine.logging import MMLogger
 
     from roi_plugins.datasets import generate_shapes
+    from roi_plugins.extractors.presets import find_preset
     from roi_plugins.integrations.mmdet.steps import build_step
+    from roi_plugins.integrations.mmdet.swap import swap_extractors
 
     def make_step(extractor: str, options: dict[str, Any]) -> Callable[[], object]:
-        config = Config.fromfile(_CONFIGS / f'mask-rcnn_r18-c4_{extractor}_shapes.py')
+        config = Config.fromfile(_CONFIGS / 'mask-rcnn_r18-c4_shapes.py')
         config.merge_from_dict({**options, 'train_dataloader.dataset.data_root': f'{data_root}/'})
+        swap_extractors(config, find_preset(extractor))
         return build_step(config, device, num_batches=4)[1]
 
     points = {

@@ -113,6 +113,40 @@ def test_one_config_whose_extractors_are_swapped(write_plan, tmp_path):
     assert parse_preset(four.inputs.extractor).name == 'max-4'
 
 
+def test_a_row_may_have_a_config_of_its_own(write_plan, tmp_path):
+    config = {'path': '../configs/mask_align-avg.py', 'heads': ['bbox']}
+    config['row_paths'] = {'r-fcn': '../configs/faster_align-avg.py'}
+    plan = load_plan(swapped(write_plan, config, ['r-fcn', 'align-avg'], seeds=[0]))
+    own, avg = plan.cells
+    assert (own.name, own.framework) == ('one.r-fcn.seed0', 'mmdet')
+    # Taken as it is: neither swapped nor asked for its heads.
+    assert own.config == tmp_path / 'configs/faster_align-avg.py' and own.inputs.arguments == []
+    assert avg.config == tmp_path / 'configs/mask_align-avg.py'
+    assert avg.inputs.arguments == ['--extractor', 'align-avg', '--heads', 'bbox']
+
+
+@pytest.mark.parametrize(
+    ('row_paths', 'message'),
+    [
+        (['r-fcn'], r"row_paths is \['r-fcn'\]; expected a mapping of rows to the configs"),
+        ({'rfcn': 'x.py'}, "row_paths has 'rfcn', which is none of the extractors align-avg, r-fcn, four"),
+        ({'r-fcn': 3}, r'row_paths\.r-fcn is 3; expected a string'),
+        ({'r-fcn': 'x.py'}, r'row_paths\.r-fcn: there is no config \S+x\.py'),
+        ({'r-fcn': 'other.yaml'}, r'row_paths\.r-fcn: \S+ is of detectron2, the other rows are of mmdet'),
+        ({'r-fcn': 'broken.py'}, r'row_paths\.r-fcn: the config \S+broken\.py cannot be read'),
+        ({'four': 'x.py'}, r'row_paths\.four: that row is written in place'),
+        ({}, r"no extractor is named 'r-fcn'.* has it in configs\.one\.row_paths"),
+    ],
+)
+def test_a_mistake_in_the_configs_of_rows_is_named(write_plan, tmp_path, row_paths, message):
+    (tmp_path / 'plans/other.yaml').touch()
+    (tmp_path / 'plans/broken.py').write_text('model = [')
+    config = {'path': '../configs/mask_align-avg.py', 'row_paths': row_paths}
+    rows = ['align-avg', 'r-fcn', {'name': 'four', 'type': 'AlignMax', 'sampling_ratio': 4}]
+    with pytest.raises(PlanError, match=message):
+        load_plan(swapped(write_plan, config, rows))
+
+
 @pytest.mark.parametrize(
     ('row', 'message'),
     [
@@ -238,6 +272,7 @@ def config(**changes):
         ({'configs': {'a': {**ONE_CONFIG, 'path': 'b.py'}}}, r'path: there is no config \S+b\.py, and none'),
         ({'configs': {'a': {**ONE_CONFIG, 'heads': 'bbox'}}}, r"heads is 'bbox'; expected a list of heads"),
         ({'configs': {'a': {**ONE_CONFIG, 'heads': ['bbox']}}}, r'heads is .*path has \{extractor\}'),
+        (config(row_paths={'align-avg': 'x.py'}), r'row_paths: the path has \{extractor\}'),
         ({'extractors': [{'type': 'AlignMax'}]}, r'or of rows \{name: NAME, type: TYPE'),
         ({'extractors': ['align-avg', {'name': 'x', 'type': 'AlignMax'}]}, 'row x is written in place, but'),
         ({'configs': {'a': {**ONE_CONFIG, 'path': '{extractor}.py'}}}, 'there is no config'),

@@ -25,6 +25,12 @@ PLAN = {
             'path': '{extractor}.py',
             'checkpoints': {'align-avg': 'runs/{seed}'},
         },
+        'one': {
+            'framework': 'mmdet',
+            'path': 'align-avg.py',
+            'heads': ['bbox'],
+            'row_paths': {'align-max': 'align-max.py'},
+        },
     },
     'extractors': ['align-max', 'align-avg'],
     'seeds': [3, 0],

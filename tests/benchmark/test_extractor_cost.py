@@ -64,14 +64,14 @@ def _make_mmdet_run(make_run, data, extractor):
     if find_spec('mmdet') is None:
         pytest.skip('mmdet is not installed')
     from mmdet.registry import MODELS
-    from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
+    from roi_plugins.integrations.mmdet.reading import read_config
+
     run_dir = make_run(extractor, 'mmdet', 'configs/tiny.py')
-    cfg = Config.fromfile(CONFIGS / f'mmdet/shapes/mask-rcnn_r18-c4_{extractor}_shapes.py')
-    cfg.merge_from_dict(
-        {'train_dataloader.dataset.data_root': f'{data}/', 'train_dataloader.batch_size': 1}
-    )
+    options = {'train_dataloader.dataset.data_root': f'{data}/', 'train_dataloader.batch_size': 1}
+    config = CONFIGS / 'mmdet/shapes/mask-rcnn_r18-c4_shapes.py'
+    cfg = read_config(config, options, extractor=extractor)
     cfg.dump(run_dir / 'tiny.py')
     init_default_scope('mmdet')
     torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, run_dir / 'last.pth')
@@ -90,12 +90,14 @@ def detectron2_run(request, make_run, data):
     register_shapes(str(data))
     run_dir = make_run('align-max', 'detectron2', 'configs/tiny')
     if request.param == 'lazy':
-        config = CONFIGS / 'detectron2/shapes/mask-rcnn_r18-c4_align-max_shapes.py'
-        cfg = read_config(config, ['dataloader.train.total_batch_size=1'])
+        config = CONFIGS / 'detectron2/shapes/mask-rcnn_r18-c4_shapes.py'
+        types = [f'model.roi_heads.{head}_pooler.pooler_type=AlignMax' for head in ('box', 'mask')]
+        cfg = read_config(config, [*types, 'dataloader.train.total_batch_size=1'])
         LazyConfig.save(cfg, str(run_dir / 'config.yaml'))
     else:
-        config = CONFIGS / 'detectron2/shapes/mask-rcnn_r50w16-c4_align-max_shapes.yaml'
-        cfg = read_config(config, ['SOLVER.IMS_PER_BATCH', '1'])
+        config = CONFIGS / 'detectron2/shapes/mask-rcnn_r50w16-c4_shapes.yaml'
+        types = [f'MODEL.ROI_{head}_HEAD.POOLER_TYPE AlignMax' for head in ('BOX', 'MASK')]
+        cfg = read_config(config, [*' '.join(types).split(), 'SOLVER.IMS_PER_BATCH', '1'])
         (run_dir / 'config.yaml').write_text(cfg.dump())
     torch.save({'model': describe(cfg).model().state_dict()}, run_dir / 'last.pth')
     yield run_dir

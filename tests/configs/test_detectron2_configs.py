@@ -1,6 +1,6 @@
-"""Every Detectron2 config is built and run; a variant differs from `stock` in its poolers alone.
+"""Every Detectron2 config is built and run, with each row of the plans swapped in.
 
-File names are `{detector}_{extractor}_{dataset}`, `.yaml` or `.py`, which is what the plans rely on.
+A row changes the poolers alone; a config that changes more has the row's name in its own.
 """
 
 import functools
@@ -20,37 +20,59 @@ from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
 from roi_plugins.ablation.plan import load_plan
+from roi_plugins.extractors.presets import find_preset
 from roi_plugins.integrations.detectron2 import RoIPluginsPooler
-from roi_plugins.integrations.detectron2.runs import read_config
+from roi_plugins.integrations.detectron2.reading import read_config
+from roi_plugins.integrations.detectron2.rows import row_options
+from roi_plugins.integrations.zoo import find_config
 
 ROOT = Path(__file__).parents[2] / 'configs'
 FOLDER = ROOT / 'detectron2'
-CONFIGS = sorted(
-    path.relative_to(FOLDER)
-    for path in FOLDER.glob('*/*-rcnn_*.*')
-    if path.suffix in ('.yaml', '.py') and path.parent.name != 'rotated'  # test_detectron2_rotated.py
-)
 
-EXTRACTORS = {
-    'stock': ('ROIAlignV2', 0, {}),
-    'quantized-pool': ('QuantizedPool', 0, {}),
-    'roi-warp-max': ('RoIWarpMax', 2, {}),
-    'roi-warp-avg': ('RoIWarpAvg', 2, {}),
-    'align-max': ('AlignMax', 2, {}),
-    'align-avg': ('AlignAvg', 2, {}),
-    'align-avg-unaligned': ('AlignAvg', 2, {'ALIGNED': False}),
-    'adaptive': ('AdaptiveSampling', 0, {}),
-    'precise': ('Precise', 0, {'ALIGNED': True}),
-    'random-sampling': ('RandomSampling', 2, {}),
-    'deformable': ('Deformable', 2, {}),
-    'position-sensitive': ('PositionSensitive', 2, {'DEPTH': 10}),
-    'content-adaptive': ('ContentAdaptive', 2, {}),
-    'all-levels': ('AllLevels', 2, {}),
+# What a row gives the poolers, whatever the detector: their type as the config has it, and options.
+ROWS = {
+    'stock': ('ROIAlignV2', {}),
+    'quantized-pool': ('QuantizedPool', dict(region='round', reduction='max')),
+    'roi-warp-max': ('RoIWarpMax', dict(region='round', reduction='max', sampling_ratio=2)),
+    'roi-warp-avg': ('RoIWarpAvg', dict(region='round', reduction='avg', sampling_ratio=2)),
+    'align-max': ('AlignMax', dict(sampling_ratio=2, aligned=True)),
+    'align-avg': ('AlignAvg', dict(sampling_ratio=2, aligned=True)),
+    'align-avg-unaligned': ('AlignAvg', dict(sampling_ratio=2, aligned=False)),
+    'adaptive': ('AdaptiveSampling', dict(reduction='avg', min_samples=1, max_samples=None, aligned=True)),
+    'precise': ('Precise', dict(aligned=False)),
+    'precise-aligned': ('Precise', dict(aligned=True)),
+    'random-sampling': ('RandomSampling', dict(sampling_ratio=2, reduction='avg', aligned=True)),
+    'deformable': ('Deformable', dict(sampling_ratio=2, aligned=True)),
+    'content-adaptive': ('ContentAdaptive', dict(sampling_ratio=2, aligned=True)),
+    'all-levels': ('AllLevels', dict(aggregation='sum', sampling_ratio=2, aligned=True)),
 }
+FPN_ROWS = ('stock', 'quantized-pool', 'align-max', 'align-avg', 'adaptive')
+TABLE_ROWS = ('stock', 'quantized-pool', 'roi-warp-max', 'roi-warp-avg', 'align-max', 'align-avg')
+TABLE_ROWS += ('align-avg-unaligned',)
+OF_ONE_MAP = ROWS.keys() - {'all-levels'}  # it is align-avg
+# The LazyConfig of Mask R-CNN R-50-FPN is the model zoo's.
+LAZY_FPN = 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py'
+DETECTORS = {
+    'faster_rcnn/faster-rcnn_r50-fpn_1x_coco.yaml': FPN_ROWS,
+    'cascade_rcnn/cascade-rcnn_r50-fpn_1x_coco.yaml': FPN_ROWS,
+    'cascade_rcnn/cascade-mask-rcnn_r50-fpn_1x_coco.yaml': FPN_ROWS,
+    'mask_rcnn/mask-rcnn_r50-fpn_1x_coco.yaml': ROWS.keys(),
+    LAZY_FPN: ROWS.keys(),
+    'mask_rcnn/mask-rcnn_r50-c4_1x_coco.yaml': TABLE_ROWS,
+    'mask_rcnn/mask-rcnn_r50-c5_1x_coco.yaml': TABLE_ROWS,
+    'shapes/mask-rcnn_r50w16-c4_shapes.yaml': OF_ONE_MAP,
+    'shapes/mask-rcnn_r18-c4_shapes.py': OF_ONE_MAP,
+}
+SWAPS = [(detector, row) for detector in DETECTORS for row in ROWS if row in DETECTORS[detector]]
+# Each a variant of a stock config. R-FCN: test_r_fcn_configs.py; rotated: test_detectron2_rotated.py.
+EXAMPLE = 'mask_rcnn/mask-rcnn_r50-fpn_1x_align-max_coco.yaml'
+POSITION_SENSITIVE = (
+    'faster_rcnn/faster-rcnn_r50-fpn_1x_position-sensitive_coco.yaml',
+    'shapes/mask-rcnn_r18-c4_position-sensitive_shapes.py',
+)
 # Those of which every config is trained a step; the others differ from them in options of the op alone.
 LEARNING = (
-    'stock', 'align-max', 'precise', 'random-sampling', 'deformable', 'position-sensitive',
-    'content-adaptive', 'all-levels',
+    'stock', 'align-max', 'precise-aligned', 'random-sampling', 'deformable', 'content-adaptive', 'all-levels'
 )
 ZOO = {
     'faster-rcnn_r50-fpn_1x': 'COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml',
@@ -60,19 +82,11 @@ ZOO = {
 }
 
 
-def extractor_name(path):
-    return path.stem.split('_')[-2]
-
-
-def stock_sibling(path):
-    *detector, _, dataset = path.stem.split('_')
-    return path.with_name('_'.join([*detector, 'stock', dataset]) + path.suffix)
-
-
 @functools.cache
-def load(path):
-    """The config at ``path``. Shared by the tests: copy before changing it."""
-    return read_config(FOLDER / path)
+def load(path, row=None):
+    """A config, with a row swapped in as the tool does it. Shared by the tests: copy before changing it."""
+    file = FOLDER / path if (FOLDER / path).exists() else find_config(path)
+    return read_config(file, row_options(read_config(file), find_preset(row)) if row else ())
 
 
 def flatten(node, prefix=''):
@@ -85,9 +99,13 @@ def flatten(node, prefix=''):
     }
 
 
-def settings(path):
-    cfg = load(path)
+def settings(path, row=None):
+    cfg = load(path, row)
     return flatten(cfg if isinstance(cfg, CfgNode) else OmegaConf.to_container(cfg))
+
+
+def changed_keys(a, b):
+    return {key for key in a.keys() | b.keys() if a.get(key, ...) != b.get(key, ...)}
 
 
 def used_heads(cfg):
@@ -96,10 +114,10 @@ def used_heads(cfg):
     return ['ROI_BOX_HEAD', 'ROI_MASK_HEAD'] if masks else ['ROI_BOX_HEAD']
 
 
-def build(path):
+def build(path, row=None):
     """The detector of a config, with random weights, few RoIs and, in YAML, few channels."""
     torch.manual_seed(0)
-    model = _build(path)
+    model = _build(path, row)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if 'stem' in name or name.endswith('conv3.weight'):
@@ -107,8 +125,8 @@ def build(path):
     return model
 
 
-def _build(path):
-    cfg = load(path)
+def _build(path, row, device='cpu'):
+    cfg = load(path, row)
     if not isinstance(cfg, CfgNode):
         model = cfg.copy().model
         model.proposal_generator.post_nms_topk = (20, 8)
@@ -117,8 +135,8 @@ def _build(path):
         model.roi_heads.box_predictor.test_topk_per_image = 4
         return instantiate(model)
     cfg = cfg.clone()
-    cfg.MODEL.DEVICE = 'cpu'
-    if 'shapes' not in str(path):
+    cfg.MODEL.DEVICE = device
+    if 'shapes' not in path:
         cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
         cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32
@@ -134,8 +152,10 @@ def _build(path):
     return build_model(cfg)
 
 
-def poolers(model):
-    heads = model.roi_heads
+@functools.cache
+def poolers(path, row=None):
+    with torch.device('meta'):  # no weights are looked at
+        heads = _build(path, row, 'meta').roi_heads
     found = [getattr(heads, name, None) for name in ('pooler', 'box_pooler', 'mask_pooler')]
     return [pooler for pooler in found if pooler is not None]
 
@@ -144,76 +164,99 @@ def image():
     return {'image': torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0)) * 255}
 
 
-def by_path(paths):
-    return pytest.mark.parametrize('path', paths, ids=str)
+by_swap = pytest.mark.parametrize(('path', 'row'), SWAPS)
 
 
-def test_there_are_configs():
-    assert len({stock_sibling(path) for path in CONFIGS}) == 9
-    mmdet = {
-        (extractor_name(path), path.stem.replace('-caffe', '').rpartition('_1x')[0])
-        for path in (ROOT / 'mmdet').glob('*rcnn*/*.py')
+def stems(paths):
+    return {path.stem.replace('-caffe', '') for path in paths}
+
+
+def test_every_config_is_tested():
+    found = {str(path.relative_to(FOLDER)) for path in FOLDER.glob('*/*rcnn_*.*')}
+    rotated = {'rotated/faster-rcnn_r50w16-c4_align-avg_rotated.yaml'}
+    assert found - {'_base_/rcnn_r50-fpn.yaml'} == {
+        *(DETECTORS.keys() - {LAZY_FPN}), EXAMPLE, *POSITION_SENSITIVE, *rotated
     }
-    ours = {
-        (extractor_name(path), path.stem.rpartition('_1x')[0])
-        for path in CONFIGS
-        if path.suffix == '.yaml' and 'shapes' not in str(path)
-    }
-    assert ours == mmdet
+    assert stems(FOLDER.glob('*rcnn/*_coco.yaml')) == stems((ROOT / 'mmdet').glob('*rcnn/*_coco.py'))
 
 
-@by_path(CONFIGS)
-def test_poolers_are_those_the_name_says(path):
-    cfg = load(path)
-    of_box = EXTRACTORS[extractor_name(path)]
-    of_mask = EXTRACTORS['align-avg'] if of_box[0] == 'PositionSensitive' else of_box
-    if not isinstance(cfg, CfgNode):
-        for name, wanted in (('box_pooler', of_box), ('mask_pooler', of_mask)):
-            type_, ratio, options = wanted
-            pooler = cfg.model.roi_heads[name]
-            assert (type_, ratio) == (pooler.pooler_type, pooler.sampling_ratio)
-            given = pooler.keys() - {'_target_', 'output_size', 'scales', 'channels'}
-            assert given == {'pooler_type', 'sampling_ratio', *map(str.lower, options)}
-            assert all(pooler[name.lower()] == value for name, value in options.items())
-        return
-    for head in used_heads(cfg):
-        type_, ratio, options = of_mask if head == 'ROI_MASK_HEAD' else of_box
-        node = cfg.MODEL[head]
-        assert (type_, ratio) == (node.POOLER_TYPE, node.POOLER_SAMPLING_RATIO)
-        assert {k: v for k, v in node.POOLER_OPTIONS.items() if v is not None} == options
-
-
-@by_path(path for path in CONFIGS if extractor_name(path) != 'stock')
-def test_variant_differs_from_stock_in_its_poolers_alone(path):
-    a, b = settings(path), settings(stock_sibling(path))
-    changed = {key for key in a.keys() | b.keys() if a.get(key, ...) != b.get(key, ...)}
-    assert changed
-    if path.suffix == '.py':
-        allowed = ('model.roi_heads.box_pooler.', 'model.roi_heads.mask_pooler.')
-        if extractor_name(path) == 'position-sensitive':
-            heads = load(path).model.roi_heads
-            assert heads.box_head.input_shape.channels == heads.box_pooler.depth
-            allowed += ('model.roi_heads.box_head.input_shape.channels',)
+@by_swap
+def test_poolers_are_those_of_the_row(path, row):
+    type_, options = ROWS[row]
+    cfg = load(path, row)
+    if isinstance(cfg, CfgNode):
+        assert [cfg.MODEL[head].POOLER_TYPE for head in used_heads(cfg)] == [type_] * len(used_heads(cfg))
     else:
+        heads = cfg.model.roi_heads
+        assert [heads[name].pooler_type for name in ('box_pooler', 'mask_pooler')] == [type_] * 2
+    found = poolers(path, row)
+    assert found
+    assert {type(pooler) for pooler in found} == {ROIPooler if row == 'stock' else RoIPluginsPooler}
+    for pooler in found:
+        assert {name: getattr(pooler.extractor, name) for name in options} == options
+
+
+@pytest.mark.parametrize(('path', 'row'), [swap for swap in SWAPS if swap[1] != 'stock'])
+def test_a_row_changes_the_poolers_alone(path, row):
+    a, b = settings(path, row), settings(path)
+    changed = changed_keys(a, b)
+    assert changed
+    allowed = ('model.roi_heads.box_pooler.', 'model.roi_heads.mask_pooler.')
+    if path.endswith('.yaml'):
         allowed = tuple(f'MODEL.{head}.POOLER_' for head in used_heads(load(path)))
+        # Of the same layers, with poolers of all types.
+        changed.remove('MODEL.ROI_HEADS.NAME')
+        assert a['MODEL.ROI_HEADS.NAME'] == 'RoIPlugins' + b['MODEL.ROI_HEADS.NAME']
     assert all(key.startswith(allowed) for key in changed)
+    for ours, theirs in zip(poolers(path, row), poolers(path, 'stock'), strict=True):
+        assert ours.output_size == theirs.output_size
+        scales = [level.spatial_scale for level in theirs.level_poolers]
+        assert ours.extractor.spatial_scales == scales
+        for name in ('min_level', 'max_level', 'canonical_level', 'canonical_box_size'):
+            assert getattr(ours, name) == getattr(theirs, name)
+
+
+def test_the_example_is_the_row_that_it_is_named_after():
+    stock = 'mask_rcnn/mask-rcnn_r50-fpn_1x_coco.yaml'
+    changed = changed_keys(settings(EXAMPLE), settings(stock, 'align-max'))
+    # The row says what the example inherits too.
+    assert changed == {f'MODEL.ROI_{head}_HEAD.POOLER_OPTIONS.ALIGNED' for head in ('BOX', 'MASK')}
+    for pooler in poolers(EXAMPLE):
+        assert type(pooler.extractor).__name__ == 'AlignMax'
+        assert (pooler.extractor.sampling_ratio, pooler.extractor.aligned) == (2, True)
+
+
+@pytest.mark.parametrize('path', POSITION_SENSITIVE)
+def test_position_sensitive_changes_the_box_head_too(path):
+    changed = changed_keys(settings(path), settings(path.replace('_position-sensitive', '')))
+    if path.endswith('.yaml'):
+        allowed = ('MODEL.ROI_BOX_HEAD.POOLER_', 'MODEL.ROI_HEADS.NAME')
+    else:
+        heads = load(path).model.roi_heads
+        assert heads.box_head.input_shape.channels == heads.box_pooler.depth
+        allowed = ('model.roi_heads.box_pooler.', 'model.roi_heads.mask_pooler.')
+        allowed += ('model.roi_heads.box_head.input_shape.channels',)
+    assert changed and all(key.startswith(allowed) for key in changed)
+    box, *masks = poolers(path)
+    assert type(box.extractor).__name__ == 'PositionSensitive'
+    assert (box.extractor.depth, box.extractor.sampling_ratio, box.output_size) == (10, 2, (7, 7))
+    for mask in masks:
+        type_, options = ROWS['align-avg']
+        assert mask.pooler_type == type_
+        assert {name: getattr(mask.extractor, name) for name in options} == options
 
 
 @pytest.mark.parametrize('detector', ZOO)
 def test_stock_is_the_model_zoos(detector):
-    (path,) = (p for p in CONFIGS if p.name == f'{detector}_stock_coco.yaml')
+    (path,) = (path for path in DETECTORS if path.endswith(f'/{detector}_coco.yaml'))
     ours = settings(path)
     theirs = flatten(model_zoo.get_config(ZOO[detector]))
-    changed = {key for key in theirs if theirs[key] != ours[key]}
-    assert changed == {'MODEL.ROI_HEADS.NAME'}
-    assert ours['MODEL.ROI_HEADS.NAME'] == 'RoIPlugins' + theirs['MODEL.ROI_HEADS.NAME']
+    assert {key for key in theirs if theirs[key] != ours[key]} == set()
 
 
-@by_path(CONFIGS)
-def test_predicts(path):
-    model = build(path).eval()
-    wanted = ROIPooler if extractor_name(path) == 'stock' else RoIPluginsPooler
-    assert all(isinstance(pooler, wanted) for pooler in poolers(model))
+@pytest.mark.parametrize(('path', 'row'), [*SWAPS, *((path, None) for path in POSITION_SENSITIVE)])
+def test_predicts(path, row):
+    model = build(path, row).eval()
     with torch.inference_mode():
         (output,) = model([image()])
     found = output['instances']
@@ -223,9 +266,12 @@ def test_predicts(path):
         assert found.pred_masks.shape == (len(found), 96, 128)
 
 
-@by_path(path for path in CONFIGS if extractor_name(path) in LEARNING)
-def test_learns(path):
-    model = build(path).train()
+@pytest.mark.parametrize(
+    ('path', 'row'),
+    [*(swap for swap in SWAPS if swap[1] in LEARNING), *((path, None) for path in POSITION_SENSITIVE)],
+)
+def test_learns(path, row):
+    model = build(path, row).train()
     target = Instances((96, 128))
     target.gt_boxes = Boxes(torch.tensor([[8.0, 8, 60, 50], [70, 20, 120, 90]]))
     target.gt_classes = torch.tensor([0, 1])
@@ -244,7 +290,8 @@ def test_learns(path):
 @pytest.mark.parametrize('name', ['demo', 'embedded', 'fpn', 'mask-rcnn_table2c', 'mask-rcnn_table2d'])
 def test_a_plan_is_the_one_of_mmdetection(name):
     plan, twin = (load_plan(ROOT / f'ablations/{name}{suffix}.yaml') for suffix in ('_detectron2', ''))
-    assert {cell.config.relative_to(FOLDER) for cell in plan.cells} <= set(CONFIGS)
+    cells = {(str(cell.config.relative_to(FOLDER)), cell.inputs.extractor) for cell in plan.cells}
+    assert cells <= {*SWAPS, *((path, None) for path in POSITION_SENSITIVE)}
     assert [cell.name for cell in plan.cells] == [cell.name for cell in twin.cells]
     assert (plan.name, plan.baseline) == (f'{twin.name}_detectron2', twin.baseline)
     assert {cell.framework for cell in plan.cells} == {'detectron2'}

@@ -1,6 +1,6 @@
-"""Every MMDetection config is built and run; a variant differs from `stock` in its extractor alone.
+"""Every MMDetection config is built and run, with each row of the plans swapped in.
 
-File names are `{detector}_{extractor}_{dataset}.py`, which is what the plans rely on.
+A row changes the extractors alone; a config that changes more has the row's name in its own.
 """
 
 import copy
@@ -16,67 +16,80 @@ pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
 
 from roi_plugins.ablation.plan import load_plan
 from roi_plugins.datasets import CLASSES
+from roi_plugins.integrations.mmdet.reading import read_config
 
 ROOT = Path(__file__).parents[2] / 'configs'
-CONFIGS = sorted(
-    path.relative_to(ROOT)
-    for path in (ROOT / 'mmdet').glob('*/*_*_*.py')
-    if path.parent.name != 'r_fcn'  # test_r_fcn_configs.py
-)
 PLANS = sorted(
     path.relative_to(ROOT)
     for path in (ROOT / 'ablations').glob('*.yaml')
     if not path.stem.endswith('_detectron2')  # see test_detectron2_configs.py
 )
 
-EXTRACTORS = {
-    'stock': dict(type='SingleRoIExtractor'),
-    'quantized-pool': dict(type='QuantizedPoolRoIExtractor'),
-    'roi-warp-max': dict(type='RoIWarpRoIExtractor', reduction='max', sampling_ratio=2),
-    'roi-warp-avg': dict(type='RoIWarpRoIExtractor', reduction='avg', sampling_ratio=2),
-    'align-max': dict(type='AlignMaxRoIExtractor', sampling_ratio=2),
-    'align-avg': dict(type='AlignAvgRoIExtractor', sampling_ratio=2),
-    'align-avg-unaligned': dict(type='AlignAvgRoIExtractor', sampling_ratio=2, aligned=False),
-    'adaptive': dict(type='AdaptiveSamplingRoIExtractor'),
-    'precise': dict(type='PreciseRoIExtractor', aligned=True),
-    'random-sampling': dict(type='RandomSamplingRoIExtractor', sampling_ratio=2),
-    'deformable': dict(type='DeformableRoIExtractor', sampling_ratio=2),
-    'position-sensitive': dict(type='PositionSensitiveRoIExtractor', sampling_ratio=2),
-    'content-adaptive': dict(type='ContentAdaptiveRoIExtractor', sampling_ratio=2),
-    'all-levels': dict(type='AllLevelsRoIExtractor', sampling_ratio=2),
+# What a row gives the extractors, whatever the detector.
+ROWS = {
+    'stock': ('SingleRoIExtractor', {}),
+    'quantized-pool': ('QuantizedPool', dict(region='round', reduction='max')),
+    'roi-warp-max': ('RoIWarp', dict(region='round', reduction='max', sampling_ratio=2)),
+    'roi-warp-avg': ('RoIWarp', dict(region='round', reduction='avg', sampling_ratio=2)),
+    'align-max': ('AlignMax', dict(sampling_ratio=2, aligned=True)),
+    'align-avg': ('AlignAvg', dict(sampling_ratio=2, aligned=True)),
+    'align-avg-unaligned': ('AlignAvg', dict(sampling_ratio=2, aligned=False)),
+    'adaptive': ('AdaptiveSampling', dict(reduction='avg', min_samples=1, max_samples=None, aligned=True)),
+    'precise': ('Precise', dict(aligned=False)),
+    'precise-aligned': ('Precise', dict(aligned=True)),
+    'random-sampling': ('RandomSampling', dict(sampling_ratio=2, reduction='avg', aligned=True)),
+    'deformable': ('Deformable', dict(sampling_ratio=2, aligned=True)),
+    'content-adaptive': ('ContentAdaptive', dict(sampling_ratio=2, aligned=True)),
+    'all-levels': ('AllLevels', dict(aggregation='sum', sampling_ratio=2, aligned=True)),
 }
+FPN_ROWS = ('stock', 'quantized-pool', 'align-max', 'align-avg', 'adaptive')
+TABLE_ROWS = ('stock', 'quantized-pool', 'roi-warp-max', 'roi-warp-avg', 'align-max', 'align-avg')
+TABLE_ROWS += ('align-avg-unaligned',)
+DETECTORS = {
+    'mmdet/faster_rcnn/faster-rcnn_r50-fpn_1x_coco.py': FPN_ROWS,
+    'mmdet/cascade_rcnn/cascade-rcnn_r50-fpn_1x_coco.py': FPN_ROWS,
+    'mmdet/cascade_rcnn/cascade-mask-rcnn_r50-fpn_1x_coco.py': FPN_ROWS,
+    'mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_coco.py': ROWS.keys(),
+    'mmdet/mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py': TABLE_ROWS,
+    'mmdet/mask_rcnn/mask-rcnn_r50-caffe-c5_1x_coco.py': TABLE_ROWS,
+    'mmdet/shapes/mask-rcnn_r18-c4_shapes.py': ROWS.keys() - {'all-levels'},  # one map: it is align-avg
+    'mmdet/shapes/mask-rcnn_r18-c5_shapes.py': (
+        *TABLE_ROWS, 'adaptive', 'precise-aligned', 'content-adaptive'
+    ),
+}
+SWAPS = [(detector, row) for detector in DETECTORS for row in ROWS if row in DETECTORS[detector]]
+# Each with the stock config that it is a variant of; R-FCN: test_r_fcn_configs.py.
+EXAMPLE = 'mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_align-max_coco.py'
+POSITION_SENSITIVE = (
+    'mmdet/faster_rcnn/faster-rcnn_r50-fpn_1x_position-sensitive_coco.py',
+    'mmdet/shapes/mask-rcnn_r18-c4_position-sensitive_shapes.py',
+)
 
 # Those of which every config is trained a step; the others differ from them in options of the op alone.
 LEARNING = (
-    'stock', 'align-max', 'precise', 'random-sampling', 'deformable', 'position-sensitive',
-    'content-adaptive', 'all-levels',
+    'stock', 'align-max', 'precise-aligned', 'random-sampling', 'deformable', 'content-adaptive', 'all-levels'
 )
-
-GEOMETRY = {'output_size', 'out_channels', 'in_channels', 'featmap_strides'}
-
-
-def extractor_name(path):
-    return path.stem.split('_')[-2]
-
-
-def stock_sibling(path):
-    *detector, _, dataset = path.stem.split('_')
-    return path.with_name('_'.join([*detector, 'stock', dataset]) + '.py')
 
 
 @functools.cache
-def load(path):
-    """The config at ``path``. Shared by the tests: copy before changing it."""
-    return Config.fromfile(ROOT / path)
+def load(path, row=None):
+    """A config, with a row swapped in. Shared by the tests: copy before changing it."""
+    return read_config(ROOT / path, extractor=row)
 
 
 def roi_extractors(roi_head):
     heads = ('bbox_roi_extractor', 'mask_roi_extractor')
     return {head: roi_head[head] for head in heads if roi_head.get(head) is not None}
+
+
+def built_extractors(path, row=None):
+    """Those of each head, which a cascade has one of for each stage."""
+    register_all_modules(init_default_scope=False)
+    found = roi_extractors(load(path, row).model.roi_head)
+    return {head: MODELS.build({**config, '_scope_': 'mmdet'}) for head, config in found.items()}
 
 
 def flatten(node, prefix=''):
@@ -89,9 +102,14 @@ def flatten(node, prefix=''):
     }
 
 
-def build(path):
+def changed_keys(a, b):
+    a, b = (flatten(cfg.to_dict()) for cfg in (a, b))
+    return {key for key in a.keys() | b.keys() if a.get(key, ...) != b.get(key, ...)}
+
+
+def build(path, row=None):
     """The detector of a config, with random weights and few RoIs."""
-    model_cfg = copy.deepcopy(load(path).model)
+    model_cfg = copy.deepcopy(load(path, row).model)
     model_cfg.backbone.init_cfg = None
     model_cfg.train_cfg.rpn_proposal.update(nms_pre=50, max_per_img=20)
     rcnn = model_cfg.train_cfg.rcnn
@@ -116,12 +134,14 @@ def inputs(model):
     )
 
 
-def by_path(paths):
-    return pytest.mark.parametrize('path', paths, ids=str)
+by_swap = pytest.mark.parametrize(('path', 'row'), SWAPS)
 
 
-def test_there_are_configs_and_plans():
-    assert len({stock_sibling(path) for path in CONFIGS}) == 8
+def test_every_config_is_tested():
+    found = {str(path.relative_to(ROOT)) for path in (ROOT / 'mmdet').glob('*/*.py')}
+    trunks = {f'mmdet/shapes/retinanet_r18-{name}.py' for name in ('c4', 'c5')}
+    r_fcn = {'mmdet/r_fcn/r-fcn_r18-c4_shapes.py'}
+    assert found == {*DETECTORS, EXAMPLE, *POSITION_SENSITIVE} | trunks | r_fcn
     assert {path.stem for path in PLANS} == {
         'demo',
         'embedded',
@@ -136,41 +156,63 @@ def test_there_are_configs_and_plans():
     }
 
 
-@by_path(CONFIGS)
-def test_extractor_is_the_one_the_name_says(path):
-    wanted = EXTRACTORS[extractor_name(path)]
-    for head, config in roi_extractors(load(path).model.roi_head).items():
-        if extractor_name(path) == 'position-sensitive' and head == 'mask_roi_extractor':
-            wanted = EXTRACTORS['align-avg']
-        options = {k: v for k, v in config.items() if k not in GEOMETRY | {'roi_layer'}}
-        assert options == wanted
+@by_swap
+def test_extractors_are_those_of_the_row(path, row):
+    type_, options = ROWS[row]
+    for extractor in built_extractors(path, row).values():
+        ours = extractor if row == 'stock' else extractor.extractor
+        assert type(ours).__name__ == type_
+        assert {name: getattr(ours, name) for name in options} == options
 
 
-@by_path(path for path in CONFIGS if extractor_name(path) != 'stock')
-def test_variant_differs_from_stock_in_its_extractor_alone(path):
-    variant, stock = load(path), load(stock_sibling(path))
-    roi_heads = [roi_extractors(cfg.model.roi_head) for cfg in (variant, stock)]
-    assert roi_heads[0].keys() == roi_heads[1].keys()
-    for ours, theirs in zip(*(heads.values() for heads in roi_heads), strict=True):
-        layer = theirs.roi_layer
+@pytest.mark.parametrize(('path', 'row'), [swap for swap in SWAPS if swap[1] != 'stock'])
+def test_a_row_changes_the_extractors_alone(path, row):
+    variant, stock = load(path, row), load(path)
+    heads = roi_extractors(stock.model.roi_head)
+    changed = changed_keys(variant, stock)
+    prefixes = tuple(f'model.roi_head.{head}.' for head in heads)
+    assert changed and all(key.startswith(prefixes) for key in changed)
+    ours, theirs = built_extractors(path, row), built_extractors(path)
+    assert ours.keys() == theirs.keys() == heads.keys()
+    for head, extractor in ours.items():
+        layer = heads[head].roi_layer
         assert (layer.type, layer.sampling_ratio) == ('RoIAlign', 0)
-        assert ours.output_size == layer.output_size
-        assert ours.get('in_channels', ours.out_channels) == theirs.out_channels
-        assert ours.featmap_strides == theirs.featmap_strides
-
-    a, b = (flatten(cfg.to_dict()) for cfg in (variant, stock))
-    changed = {key for key in a.keys() | b.keys() if a.get(key, ...) != b.get(key, ...)}
-    prefixes = tuple(f'model.roi_head.{head}.' for head in roi_heads[0])
-    if extractor_name(path) == 'position-sensitive':
-        head = variant.model.roi_head
-        assert head.bbox_head.in_channels == head.bbox_roi_extractor.out_channels
-        prefixes += ('model.roi_head.bbox_head.in_channels',)
-    assert all(key.startswith(prefixes) for key in changed)
+        assert extractor.output_size == (layer.output_size,) * 2
+        for name in ('out_channels', 'featmap_strides', 'finest_scale'):
+            assert getattr(extractor, name) == getattr(theirs[head], name)
 
 
-@by_path(CONFIGS)
-def test_predicts(path):
-    model = build(path).eval()
+def test_the_example_is_the_row_that_it_is_named_after():
+    stock = 'mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_coco.py'
+    changed = changed_keys(load(EXAMPLE), load(stock, 'align-max'))
+    # The row says what the example inherits too.
+    assert changed == {f'model.roi_head.{head}_roi_extractor.aligned' for head in ('bbox', 'mask')}
+    for head, extractor in built_extractors(EXAMPLE).items():
+        row = built_extractors(stock, 'align-max')[head]
+        assert (type(extractor), extractor.extractor.method) == (type(row), row.extractor.method)
+
+
+@pytest.mark.parametrize('path', POSITION_SENSITIVE)
+def test_position_sensitive_changes_the_box_head_too(path):
+    variant, stock = load(path), load(path.replace('_position-sensitive', ''))
+    head = variant.model.roi_head
+    assert head.bbox_head.in_channels == head.bbox_roi_extractor.out_channels == 10
+    assert head.bbox_roi_extractor.in_channels == stock.model.roi_head.bbox_roi_extractor.out_channels
+    prefixes = tuple(f'model.roi_head.{head}.' for head in roi_extractors(head))
+    prefixes += ('model.roi_head.bbox_head.in_channels',)
+    assert all(key.startswith(prefixes) for key in changed_keys(variant, stock))
+    box, *masks = built_extractors(path).values()
+    assert type(box.extractor).__name__ == 'PositionSensitive' and box.extractor.sampling_ratio == 2
+    assert box.output_size == (7, 7)
+    for mask in masks:
+        type_, options = ROWS['align-avg']
+        assert type(mask.extractor).__name__ == type_
+        assert {name: getattr(mask.extractor, name) for name in options} == options
+
+
+@pytest.mark.parametrize(('path', 'row'), [*SWAPS, *((path, None) for path in POSITION_SENSITIVE)])
+def test_predicts(path, row):
+    model = build(path, row).eval()
     with torch.inference_mode():
         (sample,) = model.test_step(inputs(model))
     predicted = sample.pred_instances
@@ -180,9 +222,12 @@ def test_predicts(path):
         assert predicted.masks.shape == (len(predicted), 128, 160)
 
 
-@by_path(path for path in CONFIGS if extractor_name(path) in LEARNING)
-def test_learns(path):
-    model = build(path)
+@pytest.mark.parametrize(
+    ('path', 'row'),
+    [*(swap for swap in SWAPS if swap[1] in LEARNING), *((path, None) for path in POSITION_SENSITIVE)],
+)
+def test_learns(path, row):
+    model = build(path, row)
     data = model.data_preprocessor(inputs(model), training=True)
     losses = {k: v for k, v in model(**data, mode='loss').items() if 'loss' in k}
     # Proposals are detached: what the RoI head teaches the backbone comes through its extractors.
@@ -194,7 +239,7 @@ def test_learns(path):
 
 
 def test_shapes_classes_are_the_generators():
-    cfg = load(Path('mmdet/shapes/mask-rcnn_r18-c4_stock_shapes.py'))
+    cfg = load('mmdet/shapes/mask-rcnn_r18-c4_shapes.py')
     assert cfg.classes == CLASSES
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
         assert loader.dataset.metainfo.classes == CLASSES
@@ -209,12 +254,13 @@ def test_the_trunk_fits_the_cells_that_start_from_it(name):
     register_all_modules(init_default_scope=False)
     # The scope is that of the runner, where there is one.
     weights = MODELS.build({**copy.deepcopy(trunk.model), '_scope_': 'mmdet'}).state_dict()
-    missing, _ = build(cells[0].config).load_state_dict(weights, strict=False)
+    missing, _ = build(cells[0].config, cells[0].extractor).load_state_dict(weights, strict=False)
     assert missing and not any(key.startswith('backbone.') for key in missing)
 
 
-@by_path(PLANS)
-def test_every_cell_of_a_plan_has_a_config(path):
+@pytest.mark.parametrize('path', PLANS, ids=str)
+def test_every_cell_of_a_plan_is_tested_here(path):
     plan = load_plan(ROOT / path)  # fails where a config is missing
     assert plan.name == path.stem
-    assert {cell.config.relative_to(ROOT) for cell in plan.cells} <= set(CONFIGS)
+    cells = {(str(cell.config.relative_to(ROOT)), cell.inputs.extractor) for cell in plan.cells}
+    assert cells <= {*SWAPS, *((path, None) for path in POSITION_SENSITIVE)}

@@ -24,8 +24,8 @@ from roi_plugins.integrations.detectron2.datasets import coco_files, register_sh
 from roi_plugins.integrations.detectron2.runs import describe, evaluate, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
-YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_stock_shapes.yaml'
-LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_stock_shapes.py'
+YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_shapes.yaml'
+LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_shapes.py'
 SMALL = {
     'SOLVER.IMS_PER_BATCH': 1,
     'DATALOADER.NUM_WORKERS': 0,

@@ -12,8 +12,8 @@ from roi_plugins.integrations.detectron2.reading import read_config
 from roi_plugins.integrations.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[2]
-LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_align-avg_shapes.py'
-YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_align-max_shapes.yaml'
+LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_shapes.py'
+YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_shapes.yaml'
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Rows of a comparison in Detectron2's configs, YAML and LazyConfig: ``--extractor`` of the tool."""
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
@@ -11,6 +13,7 @@ from roi_plugins.integrations.detectron2.runs import _configure, describe, parse
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.zoo import find_config
 
+ROOT = Path(__file__).resolve().parents[2]
 MASK_YAML = 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml'
 MASK_LAZY = 'common/models/mask_rcnn_fpn.py'
 SMALL = ['MODEL.RESNETS.RES2_OUT_CHANNELS', '16', 'MODEL.FPN.OUT_CHANNELS', '32']
@@ -62,6 +65,18 @@ def test_rows_in_a_lazy_config(lazy_config, row):
     extractor = poolers(cfg)['mask_pooler'].extractor
     for option, value in preset.options.items():
         assert getattr(extractor, option) == value, option
+
+
+@pytest.mark.parametrize('row', ['deformable', 'content-adaptive'])
+def test_channels_of_a_lazy_config_without_a_neck(row):
+    """Its backbone does not say them; the heads do."""
+    path = str(ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_shapes.py')
+    heads = _configure(parse_arguments(['--config-file', path, '--extractor', row])).model.roi_heads
+    assert heads.box_pooler.channels == heads.mask_pooler.channels == 128
+    # What is said is not looked for.
+    options = ['model.roi_heads.mask_pooler.channels=64']
+    heads = _configure(parse_arguments(['--config-file', path, '--extractor', row, *options])).model.roi_heads
+    assert (heads.box_pooler.channels, heads.mask_pooler.channels) == (128, 64)
 
 
 def test_a_bare_type_keeps_the_sampling_of_the_config():

@@ -21,8 +21,8 @@ from roi_plugins.integrations.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/detectron2/train_net.py'
-YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_align-max_shapes.yaml'
-LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_stock_shapes.py'
+YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_shapes.yaml'
+LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_shapes.py'
 REGISTER = """
 from detectron2.data.datasets import register_coco_instances
 for half in ('train', 'val'):
@@ -53,7 +53,8 @@ def yaml_argv(*flags, **changes):
         'INPUT.MIN_SIZE_TEST': 64,
     }
     options |= {'INPUT.MIN_SIZE_TRAIN': '(64,)', 'DATALOADER.NUM_WORKERS': 0, **changes}
-    return '--config-file', YAML, *flags, *(part for pair in options.items() for part in pair)
+    swap = ('--extractor', 'align-max')
+    return '--config-file', YAML, *swap, *flags, *(part for pair in options.items() for part in pair)
 
 
 @pytest.mark.parametrize('given', ['data_by_name', 'data_by_file.py'])

@@ -265,16 +265,6 @@ def test_every_lazy_config_of_the_zoo():
         assert all(type(instantiate(pooler)) is RoIPluginsPooler for pooler in poolers)
 
 
-def test_the_lines_of_the_readme():
-    lines = (ROOT / 'README.md').read_text().splitlines()
-    start = 'python tools/detectron2/train_net.py --config-file CONFIG'
-    for suffix in ('yaml', 'py'):
-        (line,) = [line for line in lines if line.startswith(f'{start}.{suffix} ')]
-        cfg = read_config(ZOO / f'{FPN}.{suffix}', line.removeprefix(f'{start}.{suffix} ').split())
-        poolers = build_model(describe(cfg, 'cpu')).roi_heads
-        assert poolers.box_pooler.pooler_type == 'AlignMax' and type(poolers.mask_pooler) is ROIPooler
-
-
 def test_rotated_heads():
     path = ROOT / 'configs/detectron2/rotated/faster-rcnn_r50w16-c4_align-avg_rotated.yaml'
     cfg = read_config(path, ['MODEL.ROI_HEADS.NAME', 'RROIHeads'])

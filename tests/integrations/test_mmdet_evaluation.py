@@ -29,7 +29,7 @@ from roi_plugins.integrations.mmdet import checks, runs
 from roi_plugins.integrations.mmdet.runs import RunError
 
 ROOT = Path(__file__).resolve().parents[2]
-STOCK = ROOT / 'configs/mmdet/shapes/mask-rcnn_r18-c4_stock_shapes.py'
+STOCK = ROOT / 'configs/mmdet/shapes/mask-rcnn_r18-c4_shapes.py'
 NAMES = ('ellipse', 'triangle', 'rectangle', 'star', 'cross')
 ITEMS = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'APs': 'mAP_s', 'APm': 'mAP_m', 'APl': 'mAP_l'}
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPES = ROOT / 'configs/{}/shapes/mask-rcnn_r18-c4_stock_shapes.py'
+SHAPES = ROOT / 'configs/{}/shapes/mask-rcnn_r18-c4_shapes.py'
 FOLDER = 'größe'
 
 
@@ -70,7 +70,7 @@ def test_ablate_and_visualize(tool, shapes):
         'name': FOLDER,
         'work_dir': str(tool.folder / 'runs'),
         'baseline': 'stock',
-        'configs': {'tiny': {'framework': 'mmdet', 'path': config.replace('_stock_', '_{extractor}_')}},
+        'configs': {'tiny': {'framework': 'mmdet', 'path': config}},
         'extractors': ['stock'],
         'seeds': [0],
         'train_data': ['shapes/annotations/instances_train.json', 'shapes/train'],

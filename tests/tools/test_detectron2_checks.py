@@ -25,8 +25,9 @@ from roi_plugins.integrations.detectron2.runs import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/detectron2/train_net.py'
-YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_{extractor}_shapes.yaml'
-LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_stock_shapes.py'
+YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_shapes.yaml'
+LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_shapes.py'
+ALIGN_MAX = {f'MODEL.ROI_{head}_HEAD.POOLER_TYPE': 'AlignMax' for head in ('BOX', 'MASK')}
 OPTIONS = {'SOLVER.MAX_ITER': 2, **detectron2_options.YAML_OPTIONS}
 LAZY_OPTIONS = {'train.max_iter': 2, 'train.seed': 0, **detectron2_options.LAZY_OPTIONS}
 
@@ -44,10 +45,10 @@ def no_loggers():
     detectron2_options.forget_loggers()
 
 
-def yaml_run(output_dir, *flags, extractor='stock', **changes):
+def yaml_run(output_dir, *flags, **changes):
     options = {**OPTIONS, 'OUTPUT_DIR': output_dir, **changes}
     pairs = [str(part) for pair in options.items() for part in pair]
-    return ['--config-file', str(YAML).format(extractor=extractor), *map(str, flags), *pairs]
+    return ['--config-file', str(YAML), *map(str, flags), *pairs]
 
 
 def lazy_run(output_dir, *flags, config=LAZY, **changes):
@@ -287,13 +288,13 @@ def test_a_module_that_registers_data_reaches_every_process(data, tmp_path):
     ],
 )
 def test_a_config_that_makes_no_run(refused, tmp_path, changes, message):
-    assert message in refused(yaml_run(tmp_path / 'out', extractor='align-max', **changes))
+    assert message in refused(yaml_run(tmp_path / 'out', **{**ALIGN_MAX, **changes}))
 
 
 def test_options_of_a_head_that_is_off(data, tmp_path):
     """As its other options, they may be inherited."""
     changes = {'MODEL.MASK_ON': False, 'MODEL.ROI_MASK_HEAD.POOLER_OPTIONS.ALIGNED': True}
-    assert main(yaml_run(tmp_path / 'out', extractor='align-max', **changes)) == 0
+    assert main(yaml_run(tmp_path / 'out', **{**ALIGN_MAX, **changes})) == 0
 
 
 def lazy_config(tmp_path, *lines):
@@ -472,7 +473,7 @@ LAZY_START = (
 def test_a_broken_yaml(refused, tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     base = '' if text.startswith(('a', 'j', '-', '_')) or not text else f'_BASE_: {YAML}\n'
-    (tmp_path / 'broken.yaml').write_text(base.format(extractor='stock') + text)
+    (tmp_path / 'broken.yaml').write_text(base + text)
     error = refused(['--config-file', 'broken.yaml', 'OUTPUT_DIR', 'out'])
     assert message in error
 

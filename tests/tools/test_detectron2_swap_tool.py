@@ -26,8 +26,8 @@ from roi_plugins.integrations.detectron2.steps import load_step
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/detectron2/train_net.py'
-YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_stock_shapes.yaml'
-LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_stock_shapes.py'
+YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_shapes.yaml'
+LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_shapes.py'
 
 
 @pytest.fixture(scope='module')

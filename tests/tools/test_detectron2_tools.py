@@ -18,13 +18,14 @@ from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation import METRICS, evaluate
 from roi_plugins.integrations.detectron2.datasets import register_shapes
 from roi_plugins.integrations.detectron2.runs import describe, main, read_config
+from roi_plugins.integrations.zoo import find_config
 from roi_plugins.settings import differences, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / 'configs/detectron2/shapes'
-YAML_CELLS = SHAPES / 'mask-rcnn_r50w16-c4_{extractor}_shapes.yaml'
-LAZY_CELLS = SHAPES / 'mask-rcnn_r18-c4_{extractor}_shapes.py'
-LAZY = ROOT / 'configs/detectron2/mask_rcnn/mask-rcnn_r50-fpn_1x_align-max_coco.py'
+YAML = SHAPES / 'mask-rcnn_r50w16-c4_shapes.yaml'
+LAZY_SHAPES = SHAPES / 'mask-rcnn_r18-c4_shapes.py'
+LAZY = find_config('COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py')
 COCO = 'ROI_PLUGINS_TINY_COCO'
 OPTIONS = {
     'SOLVER.MAX_ITER': 4,
@@ -40,14 +41,10 @@ LAZY_OPTIONS = {
 }
 
 
-def config(extractor='stock'):
-    return str(YAML_CELLS).format(extractor=extractor)
-
-
 def arguments(output_dir, extractor='stock', *flags, **changes):
     options = {**OPTIONS, 'OUTPUT_DIR': output_dir, **changes}
     pairs = [str(part) for pair in options.items() for part in pair]
-    return ['--config-file', config(extractor), *flags, *pairs]
+    return ['--config-file', str(YAML), '--extractor', extractor, *flags, *pairs]
 
 
 @pytest.fixture(scope='module')
@@ -116,10 +113,10 @@ def test_a_checkpoint_of_another_detector_is_not_tested(trained, tmp_path, capsy
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_an_unreadable_image_is_named(data, language, split):
     if language == 'yaml':
-        run = describe(read_config(config(), [str(part) for pair in OPTIONS.items() for part in pair]))
+        run = describe(read_config(YAML, [str(part) for pair in OPTIONS.items() for part in pair]))
     else:
         options = [f'{key}={json.dumps(value)}' for key, value in LAZY_OPTIONS.items()]
-        run = describe(read_config(str(LAZY_CELLS).format(extractor='stock'), options))
+        run = describe(read_config(LAZY_SHAPES, options))
     before = {path: path.read_bytes() for path in (data / split).iterdir()}
     try:
         for path, content in before.items():
@@ -189,7 +186,8 @@ def test_eval_only(trained, tmp_path, capsys):
     assert [d.key for d in differences(*settings)] == ['OUTPUT_DIR']
     other = arguments(tmp_path, 'align-max', '--eval-only', **{'MODEL.WEIGHTS': checkpoint})
     assert main(other) == 2
-    assert json.loads((tmp_path / 'metrics.json').read_text())['config'] == config()
+    record = json.loads((tmp_path / 'metrics.json').read_text())
+    assert record['config'] == str(YAML) and 'align-max' not in record['command']
 
 
 def test_cells_of_one_seed_start_alike(data, tmp_path):
@@ -223,7 +221,7 @@ def test_cells_of_one_seed_start_alike(data, tmp_path):
 )
 def test_what_cannot_be_run_is_said(data, tmp_path, capsys, argv, message):
     if '--config-file' not in argv:
-        argv = ['--config-file', config(), *argv]
+        argv = ['--config-file', str(YAML), *argv]
     if len(argv) % 2 == 0:
         argv += ['OUTPUT_DIR', str(tmp_path / 'out')]
     assert main(argv) == 2
@@ -233,7 +231,7 @@ def test_what_cannot_be_run_is_said(data, tmp_path, capsys, argv, message):
 
 def test_a_type_of_ours_in_detectron2s_own_pooler_is_explained(data, tmp_path, capsys):
     """Of a config in YAML, the heads are replaced: test_detectron2_swap_tool.py."""
-    config = ['--config-file', str(LAZY_CELLS).format(extractor='align-max')]
+    config = ['--config-file', str(LAZY_SHAPES), '--extractor', 'align-max']
     stock = 'model.roi_heads.box_pooler._target_=detectron2.modeling.poolers.ROIPooler'
     assert main([*config, stock, f'train.output_dir={tmp_path}']) == 2
     error = capsys.readouterr().err
@@ -276,7 +274,7 @@ def test_an_ablation_runs_its_cells(data, tmp_path):
                 'name': 'small',
                 'work_dir': str(tmp_path / 'runs'),
                 'baseline': 'stock',
-                'configs': {'mask': {'framework': 'detectron2', 'path': str(LAZY_CELLS)}},
+                'configs': {'mask': {'framework': 'detectron2', 'path': str(LAZY_SHAPES)}},
                 'extractors': ['stock', 'quantized-pool'],
                 'seeds': [0],
                 'cfg_options': LAZY_OPTIONS,
@@ -311,7 +309,7 @@ def test_cells_of_lazy_configs():
 
 def test_cells_of_yaml_configs():
     framework = FRAMEWORKS['detectron2']
-    path, options = Path(config()), {'SEED': 3, 'INPUT.MIN_SIZE_TRAIN': [64, 96]}
+    path, options = YAML, {'SEED': 3, 'INPUT.MIN_SIZE_TRAIN': [64, 96]}
     read = framework.resolve(path, options)
     assert (read['SEED'], read['INPUT.MIN_SIZE_TRAIN']) == (3, [64, 96])
     (command,) = framework.commands(path, Path('a/b'), options, Inputs(), None, 1, 1)
@@ -354,7 +352,7 @@ def test_lazy_config_on_real_coco(tmp_path):
     }
     options = [f'{key}={value}' for key, value in small.items()]
     tool = ROOT / 'tools/detectron2/train_net.py'
-    run(tool, '--config-file', LAZY, *options, DETECTRON2_DATASETS=str(tmp_path))
+    run(tool, '--config-file', LAZY, '--extractor', 'align-max', *options, DETECTRON2_DATASETS=str(tmp_path))
     assert all(math.isfinite(step['total_loss']) for step in steps(tmp_path / 'out'))
     assert all(step['loss_mask'] > 0 for step in steps(tmp_path / 'out'))
     # Not every image has one, untrained.

@@ -20,7 +20,7 @@ from roi_plugins.integrations.detectron2.runs import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/detectron2/train_net.py'
-CONFIG = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_align-avg_shapes.py'
+CONFIG = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_shapes.py'
 STEPS = 4
 OPTIONS = {
     'train.max_iter': STEPS,
@@ -42,7 +42,7 @@ def data(tmp_path_factory):
 def arguments(output_dir, *flags, **changes):
     options = {**OPTIONS, 'train.output_dir': f'"{output_dir}"', **changes}
     pairs = [f'{key}={value}' for key, value in options.items()]
-    return ['--config-file', str(CONFIG), *flags, *pairs]
+    return ['--config-file', str(CONFIG), '--extractor', 'align-avg', *flags, *pairs]
 
 
 def steps(output_dir):

@@ -29,11 +29,11 @@ def dry_run(tmp_path):
             'configs': {
                 'mm': {
                     'framework': 'mmdet',
-                    'path': f'{ROOT}/configs/mmdet/shapes/mask-rcnn_r18-c4_{{extractor}}_shapes.py',
+                    'path': f'{ROOT}/configs/mmdet/shapes/mask-rcnn_r18-c4_shapes.py',
                 },
                 'd2': {
                     'framework': 'detectron2',
-                    'path': f'{ROOT}/configs/detectron2/shapes/mask-rcnn_r18-c4_{{extractor}}_shapes.py',
+                    'path': f'{ROOT}/configs/detectron2/shapes/mask-rcnn_r18-c4_shapes.py',
                 },
             },
             'extractors': ['align-avg'],
@@ -89,7 +89,7 @@ def test_a_limit_of_detections_above_the_models(dry_run, tmp_path):
 
 def test_each_row_over_one_config_is_looked_at(dry_run, tmp_path):
     generate_shapes(tmp_path / 'data/shapes', ShapesSpec(num_train=2, num_val=2, image_size=96))
-    config = {'path': f'{ROOT}/configs/mmdet/shapes/mask-rcnn_r18-c4_stock_shapes.py'}
+    config = {'path': f'{ROOT}/configs/mmdet/shapes/mask-rcnn_r18-c4_shapes.py'}
     wrong = {'name': 'wrong', 'type': 'AlignMax', 'sampling_ratio': 'many'}
     configs = {'mm': config, 'd2': {'path': config['path'].replace('mmdet', 'detectron2')}}
     missing = dry_run(configs=configs, extractors=['align-avg', wrong], seeds=[1])

@@ -69,7 +69,7 @@ def test_both_frameworks_side_by_side(data, tmp_path):
     configs = {
         framework: {
             'framework': framework,
-            'path': str(ROOT / f'configs/{framework}/shapes/mask-rcnn_r18-c4_{{extractor}}_shapes.py'),
+            'path': str(ROOT / f'configs/{framework}/shapes/mask-rcnn_r18-c4_shapes.py'),
             'cfg_options': options,
         }
         for framework, options in (('mmdet', mmdet_options(data)), ('detectron2', DETECTRON2_OPTIONS))

@@ -30,7 +30,7 @@ from roi_plugins.settings import differences, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
-_base_ = '{root}/configs/mmdet/shapes/mask-rcnn_r18-c4_{extractor}_shapes.py'
+_base_ = '{root}/configs/mmdet/shapes/mask-rcnn_r18-c4_shapes.py'
 data_root = '{data}'
 train_cfg = dict(max_iters=4)
 train_dataloader = dict(
@@ -51,9 +51,9 @@ def data(tmp_path_factory):
     return root
 
 
-def write_config(folder, data, extractor='stock'):
-    path = folder / f'{extractor}.py'
-    path.write_text(CONFIG.format(root=ROOT, extractor=extractor, data=f'{data}/'))
+def write_config(folder, data):
+    path = folder / 'stock.py'
+    path.write_text(CONFIG.format(root=ROOT, data=f'{data}/'))
     return path
 
 
@@ -382,7 +382,8 @@ def test_extractors_with_one_seed_start_alike(data, tmp_path):
     def start(extractor, seed):
         with pytest.raises(Started) as started:
             train(
-                write_config(tmp_path, data, extractor),
+                write_config(tmp_path, data),
+                extractor=extractor,
                 work_dir=tmp_path / 'work',
                 cfg_options={
                     'custom_hooks': [{'type': 'StopAtStart'}],

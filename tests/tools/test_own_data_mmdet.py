@@ -23,7 +23,7 @@ from roi_plugins.integrations.mmdet.reading import read_config
 from roi_plugins.integrations.mmdet.steps import load_step
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPES = ROOT / 'configs/mmdet/shapes/mask-rcnn_r18-c4_align-avg_shapes.py'
+SHAPES = ROOT / 'configs/mmdet/shapes/mask-rcnn_r18-c4_shapes.py'
 CLASSES = ['cross', 'star', 'rectangle', 'triangle', 'ellipse']  # not the order of the config
 FAST = {
     'train_cfg.max_iters': 1,
@@ -95,7 +95,7 @@ def test_trains_and_tests_on_files(data, tmp_path, monkeypatch):
     """As a user does it: relative paths, another folder for the test, whose config is the saved one."""
     monkeypatch.chdir(data)
     flags = ['--train-data', 'train.json', 'images_train', '--test-data', 'val.json', 'images_val']
-    assert train(tmp_path / 'run', *flags, options=FAST) == 0
+    assert train(tmp_path / 'run', *flags, '--extractor', 'align-avg', options=FAST) == 0
     saved = tmp_path / 'run' / SHAPES.name
     cfg = Config.fromfile(saved)
     for loader, half in (('train_dataloader', 'train'), ('test_dataloader', 'val')):

@@ -4,13 +4,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
+from roi_plugins.integrations.zoo import find_config
 from roi_plugins.visualization import METHODS, method_name
 
 ROOT = Path(__file__).parents[2]
 MMDET = ROOT / 'configs/mmdet/mask_rcnn'
 DETECTRON2 = ROOT / 'configs/detectron2/mask_rcnn'
+LAZY = find_config('COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py')
 
 
 def needs(framework):
@@ -39,32 +42,47 @@ def rows(stdout):
     return {name: [*map(float, rest)] for name, *rest in lines if len(rest) == 9 and rest[0].isdigit()}
 
 
+QUANTIZED = {
+    'quantized.py': f"""
+_base_ = '{MMDET / 'mask-rcnn_r50-fpn_1x_coco.py'}'
+pool = dict(type='QuantizedPoolRoIExtractor')
+model = dict(roi_head=dict(bbox_roi_extractor=pool, mask_roi_extractor=pool))
+""",
+    'quantized.yaml': f"""
+_BASE_: {DETECTRON2 / 'mask-rcnn_r50-fpn_1x_coco.yaml'}
+MODEL: {{ROI_BOX_HEAD: {{POOLER_TYPE: QuantizedPool}}, ROI_MASK_HEAD: {{POOLER_TYPE: QuantizedPool}}}}
+""",
+}
+
+
 @pytest.mark.parametrize(
     ('config', 'expected'),
     [
         pytest.param(
-            MMDET / 'mask-rcnn_r50-fpn_1x_quantized-pool_coco.py',
+            'quantized.py',
             {f'roi_head.{head}_roi_extractor': [32, *2 * [0, 0, 39, 39]] for head in ('bbox', 'mask')},
             marks=needs('mmdet'),
         ),
         pytest.param(
-            MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py',
+            MMDET / 'mask-rcnn_r50-fpn_1x_coco.py',
             {f'roi_head.{head}_roi_extractor': [32, *[0] * 8] for head in ('bbox', 'mask')},
             marks=needs('mmdet'),
         ),
         pytest.param(
-            DETECTRON2 / 'mask-rcnn_r50-fpn_1x_quantized-pool_coco.yaml',
+            'quantized.yaml',
             {f'roi_heads.{head}_pooler': [32, *2 * [0, 0, 39, 39]] for head in ('box', 'mask')},
             marks=needs('detectron2'),
         ),
         pytest.param(
-            DETECTRON2 / 'mask-rcnn_r50-fpn_1x_stock_coco.py',
+            LAZY,
             {f'roi_heads.{head}_pooler': [32, *[0] * 8] for head in ('box', 'mask')},
             marks=needs('detectron2'),
         ),
     ],
 )
 def test_draws_the_extractors_of_a_config(visualize, tmp_path, config, expected):
+    for name, text in QUANTIZED.items():
+        (tmp_path / name).write_text(text)
     status, out, err = visualize(config)
     assert status == 0, err
     assert rows(out) == expected
@@ -76,7 +94,7 @@ def test_mmcvs_precise_pooling_is_read_as_ours(visualize, tmp_path):
     config = tmp_path / 'prroi.py'
     layer = "roi_layer=dict(_delete_=True, type='PrRoIPool', output_size=7)"
     config.write_text(
-        f"_base_ = '{MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py'}'\n"
+        f"_base_ = '{MMDET / 'mask-rcnn_r50-fpn_1x_coco.py'}'\n"
         f'model = dict(roi_head=dict(bbox_roi_extractor=dict({layer})))\n'
     )
     status, out, err = visualize(config)
@@ -86,7 +104,7 @@ def test_mmcvs_precise_pooling_is_read_as_ours(visualize, tmp_path):
 
 @needs('mmdet')
 def test_draws_all_extractors_side_by_side(visualize, tmp_path):
-    config = MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py'
+    config = MMDET / 'mask-rcnn_r50-fpn_1x_coco.py'
     status, out, err = visualize(config, '--extractors', 'all', '--output', 'all.svg')
     assert status == 0, err
     table = rows(out)
@@ -114,7 +132,7 @@ def test_bad_input_is_named(visualize, tmp_path, options, message):
     (tmp_path / 'text.png').write_text('no image')
     (tmp_path / 'dense.py').write_text("model = dict(type='RetinaNet')\n")
     (tmp_path / 'broken.py').write_text('model = dict(\n')
-    status, _, err = visualize(**{'config': MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py', **options})
+    status, _, err = visualize(**{'config': MMDET / 'mask-rcnn_r50-fpn_1x_coco.py', **options})
     assert status == 2
     assert message in err
     assert not (tmp_path / 'where_it_reads.png').exists()
@@ -123,14 +141,16 @@ def test_bad_input_is_named(visualize, tmp_path, options, message):
 @needs('mmdet')
 @pytest.mark.parametrize('name', ['align-max', 'AlignMax', 'align_max', 'AlignMaxRoIExtractor'])
 def test_an_extractor_has_one_name_however_it_is_spelt(visualize, name):
-    config = MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py'
+    config = MMDET / 'mask-rcnn_r50-fpn_1x_coco.py'
     status, out, err = visualize(config, '--extractors', name)
     assert status == 0, err
     assert rows(out).keys() == {'align-max'}
 
 
-def test_every_config_has_an_extractor_that_can_be_drawn():
-    names = {path.stem.split('_')[-2] for path in ROOT.glob('configs/*/shapes/mask-rcnn_*_shapes.py')}
+def test_every_row_of_a_plan_can_be_drawn():
+    plans = [yaml.safe_load(path.read_text()) for path in ROOT.glob('configs/ablations/*.yaml')]
+    names = {name for plan in plans for name in plan['extractors']}
+    assert len(names) > 12
     assert {method_name(name) for name in names - {'stock'}} <= METHODS.keys()
     assert method_name('align-unaligned') == 'align-avg-unaligned'
     assert method_name('RoIWarpMax') == 'roi-warp-max'
@@ -139,7 +159,7 @@ def test_every_config_has_an_extractor_that_can_be_drawn():
 
 @needs('mmdet')
 def test_remarks_are_in_the_picture_too(visualize, tmp_path):
-    config = MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py'
+    config = MMDET / 'mask-rcnn_r50-fpn_1x_coco.py'
     names = ('align-avg', 'align-avg-unaligned', 'random-sampling', 'precise')
     status, out, err = visualize(config, '--extractors', *names, '--output', 'some.svg')
     assert status == 0, err
@@ -150,15 +170,20 @@ def test_remarks_are_in_the_picture_too(visualize, tmp_path):
 
 
 @needs('mmdet')
-def test_an_extractor_of_a_config_that_is_not_aligned_is_remarked(visualize):
-    status, out, err = visualize(MMDET / 'mask-rcnn_r50-caffe-c4_1x_align-avg-unaligned_coco.py')
+def test_an_extractor_of_a_config_that_is_not_aligned_is_remarked(visualize, tmp_path):
+    (tmp_path / 'unaligned.py').write_text(
+        f"_base_ = '{MMDET / 'mask-rcnn_r50-caffe-c4_1x_coco.py'}'\n"
+        "extractor = dict(type='AlignAvgRoIExtractor', aligned=False)\n"
+        'model = dict(roi_head=dict(bbox_roi_extractor=extractor))\n'
+    )
+    status, out, err = visualize('unaligned.py')
     assert status == 0, err
     assert 'roi_head.shared_roi_extractor: no shift' in out or 'bbox_roi_extractor: no shift' in out
 
 
 @needs('mmdet')
 def test_an_unknown_extractor_is_named(visualize):
-    status, _, err = visualize(MMDET / 'mask-rcnn_r50-fpn_1x_stock_coco.py', '--extractors', 'sinc')
+    status, _, err = visualize(MMDET / 'mask-rcnn_r50-fpn_1x_coco.py', '--extractors', 'sinc')
     assert status == 2
     assert "no extractor is named 'sinc'; expected all, or of quantized-pool" in err
 
@@ -175,7 +200,7 @@ def test_a_config_that_imports_a_helper_is_one_line(visualize, tmp_path):
 
 LAZY_HELPER = f"""
 from detectron2.config import LazyConfig
-_found = LazyConfig.load({str(DETECTRON2 / 'mask-rcnn_r50-fpn_1x_stock_coco.py')!r})
+_found = LazyConfig.load({str(LAZY)!r})
 model, train, dataloader, optimizer = _found.model, _found.train, _found.dataloader, _found.optimizer
 """
 
@@ -229,11 +254,11 @@ ROI_HEADS_REGISTRY.register(type('HeadsOfMine', (RoIPluginsStandardROIHeads,), {
 }
 CONFIGS_OF_MODULES = {
     'mmdet': f"""
-_base_ = '{MMDET / 'mask-rcnn_r50-fpn_1x_quantized-pool_coco.py'}'
+_base_ = '{MMDET / 'mask-rcnn_r50-fpn_1x_coco.py'}'
 model = dict(roi_head=dict(bbox_roi_extractor=dict(type='OfMineRoIExtractor')))
 """,
     'detectron2': f"""
-_BASE_: {DETECTRON2 / 'mask-rcnn_r50-fpn_1x_quantized-pool_coco.yaml'}
+_BASE_: {DETECTRON2 / 'mask-rcnn_r50-fpn_1x_coco.yaml'}
 MODEL: {{ROI_HEADS: {{NAME: HeadsOfMine}}}}
 """,
 }

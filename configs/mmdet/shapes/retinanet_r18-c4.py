@@ -2,7 +2,7 @@
 
 It reads no RoI, so that the trunk has not grown used to any extractor.
 """
-_base_ = './mask-rcnn_r18-c4_stock_shapes.py'
+_base_ = './mask-rcnn_r18-c4_shapes.py'
 
 model = dict(
     _delete_=True,

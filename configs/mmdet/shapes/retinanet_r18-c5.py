@@ -3,7 +3,7 @@
 It reads no RoI, so that the trunk has not grown used to any extractor. The stages that it shares with
 retinanet_r18-c4.py start from there.
 """
-_base_ = './mask-rcnn_r18-c5_stock_shapes.py'
+_base_ = './mask-rcnn_r18-c5_shapes.py'
 
 model = dict(
     _delete_=True,

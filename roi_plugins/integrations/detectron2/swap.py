@@ -176,7 +176,7 @@ def swap_lazy(cfg: DictConfig, taken: Sequence[str], before: Mapping[str, Any]) 
         known = pooler_options(type_)
         changes = ['build_pooler in place of ROIPooler'] * (where in taken)
         if 'channels' in known and node.get('channels') is None:
-            node.channels = OmegaConf.select(cfg, 'model.backbone.out_channels')
+            node.channels = _channels(cfg, where)
             if node.channels is None:
                 raise RunError(
                     f'{where}: {type_} has weights for each channel of the maps, and nothing in this config '
@@ -192,6 +192,15 @@ def swap_lazy(cfg: DictConfig, taken: Sequence[str], before: Mapping[str, Any]) 
         if changes:
             notes.append(f'{where}.pooler_type={type_}: {", ".join(changes)}')
     return '; '.join(notes) or None
+
+
+def _channels(cfg: DictConfig, where: str) -> int | None:
+    """Of the maps that a pooler reads: what the neck gives, or without one what the stock head expects."""
+    neck = OmegaConf.select(cfg, 'model.backbone.out_channels')
+    if neck is not None:
+        return neck
+    shape = OmegaConf.select(cfg, f'{where.removesuffix("pooler")}head.input_shape')
+    return None if shape is None else shape.channels
 
 
 def check_lazy_pooler(option: str, cfg: DictConfig) -> None:
