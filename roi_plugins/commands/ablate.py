@@ -1,9 +1,10 @@
 """Run an ablation: train and evaluate every cell of a plan, then print the table of AP.
 
 It can be stopped at any time; the same command then goes on where it was. The format of a plan is
-described in roi_plugins/ablation/plan.py; examples are in configs/ablations. Without a plan:
+described in roi_plugins/ablation/plan.py; examples are in configs/ablations, and ``roi-plugins ablate
+ablations/demo.yaml`` finds them by name. Without a plan:
 
-    python tools/ablate.py CONFIG --extractors stock align-avg align-max --seeds 0 1 2
+    roi-plugins ablate CONFIG --extractors stock align-avg align-max --seeds 0 1 2
 """
 
 import argparse
@@ -12,15 +13,12 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
 from rich.console import Console
-
-if find_spec('roi_plugins') is None:  # not installed: use this checkout
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from roi_plugins.ablation import executors, runner
 from roi_plugins.ablation.compare import ComparisonError, compare
@@ -40,16 +38,20 @@ from roi_plugins.ablation.tables import to_markdown, write_comparison
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError, written_aside
 from roi_plugins.integrations.arguments import whole_number
+from roi_plugins.integrations.errors import RunError
+from roi_plugins.integrations.zoo import locate_config
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate') -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition('\n')[0])
     parser.add_argument(
         'plan',
         nargs='+',
         metavar='PLAN',
-        help='path of the plan, a YAML file; with --extractors, configs of detectors: files, or of a model '
-        'zoo, such as mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+        help='path of the plan, a YAML file, or its name in the folder that `roi-plugins configs` prints, '
+        'such as ablations/demo.yaml; with --extractors, configs of detectors: files, names in that folder, '
+        'or those of a model zoo, such as mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
     )
     without = parser.add_argument_group('without a plan')
     without.add_argument(
@@ -106,14 +108,14 @@ def main(argv: list[str] | None = None) -> int:
         metavar='MINUTES',
         help='until a cell is interrupted, to be resumed in another job; or [DAYS-]HOURS:MINUTES:SECONDS',
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     if args.extractors is None and (len(args.plan) > 1 or args.seeds or args.heads):
         parser.error('several configs, --seeds and --heads need --extractors; a plan has its own')
     print_anything()
     try:
         tree = None
         if args.extractors is None:
-            plan = load_plan(args.plan[0])
+            plan = load_plan(locate_config(args.plan[0], 'plan'))
         else:
             tree = make_plan(args)
             plan = parse_plan(tree, Path())
@@ -140,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             failed = runner.run(plan, work_dir, options, Console())
         return 1 if report(plan, work_dir, failed) else 0
-    except (PlanError, runner.AblationError) as error:
+    except (PlanError, RunError, runner.AblationError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except OSError as error:  # the disk is full, or the work directory gone
@@ -316,7 +318,3 @@ def report(plan: Plan, work_dir: Path, failed: list[runner.Job]) -> bool:
     for problem in problems:
         print(f'error: {problem}', file=sys.stderr)
     return bool(problems)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Prints the table of average precision of finished runs, and writes it with a figure.
 
-    python tools/compare.py work_dirs/embedded --baseline align-avg --output docs/results
+    roi-plugins compare work_dirs/embedded --baseline align-avg --output docs/results
 
 Exit status: 0, or 1 where a run could not be compared, which is said on stderr.
 """
@@ -10,14 +10,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
-
-if find_spec('roi_plugins') is None:  # not installed: use this checkout
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.tables import to_markdown, write_comparison
+from roi_plugins.commands import called_as
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError
 from roi_plugins.integrations.arguments import add_import_option, whole_number
@@ -25,16 +22,17 @@ from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.modules import import_modules
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compare') -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         'runs',
         nargs='+',
         metavar='RUN',
         help="a run directory (with metrics.json, or Detectron2's inference/coco_instances_results.json), a "
-        'directory of such, e.g. the work directory of tools/ablate.py, or a file of COCO results (with '
+        'directory of such, e.g. the work directory of an ablation, or a file of COCO results (with '
         '--ann-file); LABEL=PATH names it in the tables',
     )
     parser.add_argument(
@@ -129,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.html:
         from roi_plugins.ablation.report import write_report
 
-        command = ['python', 'tools/compare.py', *(sys.argv[1:] if arguments is None else arguments)]
+        command = [*called_as(prog), *(sys.argv[1:] if arguments is None else arguments)]
         problems += _try('--html', lambda: write_report(comparison, args.html, command, args.digits, costs))
     print(text, end='')
     for note in comparison.notes:
@@ -146,7 +144,3 @@ def _try(option: str, write: Callable[[], None]) -> list[str]:
     except (DataError, OSError) as error:
         return [f'{option}: {error}']
     return []
-
-
-if __name__ == '__main__':
-    sys.exit(main())

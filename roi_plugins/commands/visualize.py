@@ -1,6 +1,6 @@
 """Draws where the RoI extractors of a config read a box, and prints by how many pixels they miss it.
 
-    python tools/visualize.py configs/mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_align-max_coco.py \\
+    roi-plugins visualize mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py \\
         street.jpg --box 120,80,785,745 --extractors all --output reads.png
 
 IMAGE and the box are taken as what the detector is given: they are not resized as the config's
@@ -14,13 +14,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
-
-if find_spec('roi_plugins') is None:  # not installed: use this checkout
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from roi_plugins.ablation.images import as_rgb
 from roi_plugins.console import print_anything
@@ -29,6 +25,7 @@ from roi_plugins.integrations.arguments import add_import_option
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.inspection import InspectionError, read_extractors
 from roi_plugins.integrations.modules import import_modules
+from roi_plugins.integrations.zoo import locate_config
 from roi_plugins.visualization import (
     METHODS,
     VisualizationError,
@@ -40,11 +37,16 @@ from roi_plugins.visualization import (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins visualize') -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='of MMDetection or Detectron2 (YAML or LazyConfig)')
+    parser.add_argument(
+        'config',
+        help='of MMDetection or Detectron2 (YAML or LazyConfig): a file, a name in the folder that '
+        '`roi-plugins configs` prints, or one of a model zoo',
+    )
     parser.add_argument('image')
     parser.add_argument(
         '--box', type=_box, required=True, metavar='X1,Y1,X2,Y2', help='in pixels of the image'
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.output.exists() and os.path.samefile(args.output, args.image):
             parser.error(f'--output: {args.output} is the image itself')
         import_modules(args.imports)
-        extractors = read_extractors(args.config)
+        extractors = read_extractors(locate_config(args.config))
         if args.extractors:
             first = next(iter(extractors.values()))
             names = METHODS if 'all' in args.extractors else dict.fromkeys(map(method_name, args.extractors))
@@ -122,7 +124,3 @@ def _picture(text: str) -> Path:
     if Path(text).suffix not in ('.png', '.svg', '.pdf'):
         raise argparse.ArgumentTypeError(f'{text!r}; expected a file .png, .svg or .pdf')
     return Path(text)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

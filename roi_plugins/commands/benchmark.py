@@ -1,9 +1,9 @@
 """Measures the op beside its peers, prints the tables, and keeps them with a figure.
 
-    python tools/benchmark.py --quick
-    python tools/benchmark.py --threads 2 --out docs/benchmarks/NAME
-    python tools/benchmark.py --cases 'align-avg-*' train-step
-    python tools/benchmark.py --render DIR
+    roi-plugins benchmark --quick
+    roi-plugins benchmark --threads 2 --out docs/benchmarks/NAME
+    roi-plugins benchmark --cases 'align-avg-*' train-step
+    roi-plugins benchmark --render DIR
 
 With --out, a case that DIR holds already is not measured again: what was interrupted goes on with the
 same command, and a new measurement takes a new directory.
@@ -21,13 +21,8 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
-
-if find_spec('roi_plugins') is None:  # not installed: use this checkout
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from roi_plugins.benchmark import train_step
 from roi_plugins.benchmark.cases import CASES
@@ -41,6 +36,7 @@ from roi_plugins.benchmark.record import (
     start_record,
     write_record,
 )
+from roi_plugins.commands import called_as
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError
 
@@ -50,9 +46,10 @@ except ModuleNotFoundError as error:
     report, missing = None, error.name.partition('.')[0]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins benchmark') -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--quick', action='store_true', help='a minute or two; rough medians')
     parser.add_argument(
@@ -100,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not fnmatch.filter(measures, pattern):
             parser.error(f'--cases: {pattern}: no such case; there are {", ".join(measures)}')
     given = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(['python', 'tools/benchmark.py', *given])
+    command = shlex.join([*called_as(prog), *given])
     try:
         record = start_record(device, args.quick)
         if args.out:
@@ -122,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f'{MARKDOWN}, {FIGURE} and the printed table are left out, because {missing} is not installed; '
             f'make them from {JSON} where matplotlib and tabulate are installed: '
-            f'python tools/benchmark.py --render {shlex.quote(args.out)}',
+            f'{shlex.join([*called_as(prog), "--render", args.out])}',
             file=sys.stderr,
         )
     return 0
@@ -151,7 +148,3 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f'{text!r}; expected a positive number')
     return int(text)
-
-
-if __name__ == '__main__':
-    sys.exit(main())
