@@ -1,0 +1,16 @@
+"""Generate the COCO-format dataset of shapes; ``--help`` says how. ``roi-plugins shapes`` is the same."""
+
+import sys
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec('roi_plugins') is None:  # not installed: use this checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from roi_plugins.cli import run
+
+main = partial(run, 'shapes', prog='tools/make_shapes.py')
+
+if __name__ == '__main__':
+    sys.exit(main())
