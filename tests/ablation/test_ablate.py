@@ -66,7 +66,7 @@ def test_without_a_plan(ablate, write_plan, capsys, monkeypatch, tmp_path):
         (['own.json', '--extractors', 'align-mux'], "no extractor is named 'align-mux'; there are the rows"),
         (['own.json', '--extractors', '{name: x, type: Max}'], "x: type is 'Max'; expected one of"),
         (['own.json', '--extractors', '{name: x'], '{name: x is not YAML'),
-        (['gone.py', '--extractors', 'stock'], 'there is no config gone.py, and none of that name in a zoo'),
+        (['gone.py', '--extractors', 'stock'], 'there is no config gone.py: it is neither a file, nor in '),
         (['own.json', 'a/own.json', '--extractors', 'stock'], 'own.json have the same name; put them into'),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_dry_run_tells_which_checkpoint_is_not_there_yet(ablate, write_plan, c
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['none.yaml'], 'none.yaml: the plan does not exist'),
+        (['none.yaml'], 'the plan none.yaml does not exist: it is neither a file, nor in '),
         (['plan.yaml', '--cfg-options', 'steps'], "'steps' is not of the form KEY=VALUE"),
         (['plan.yaml', '--cfg-options', 'a={b: 1}'], 'a is a mapping'),
         (['plan.yaml', '--cfg-options', 'a=['], "the value of 'a=[' is not YAML"),
