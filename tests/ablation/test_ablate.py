@@ -15,6 +15,7 @@ from fake_framework import FAKE, hear_signals
 
 from roi_plugins.ablation import plan
 from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.integrations import zoo
 
 SLURM = ['plan.yaml', '--executor', 'slurm', '--time', '1-00:00:00']
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'ablate.py'
@@ -78,6 +79,22 @@ def test_without_a_plan_what_is_wrong_is_one_line(ablate, write_plan, capsys, ar
         assert stop.code == 2
     assert message in capsys.readouterr().err
     assert not Path('work_dirs').exists()
+
+
+def test_a_plan_of_the_package_is_found_by_name_and_writes_where_one_stands(
+    ablate, write_plan, tmp_path, monkeypatch, capsys
+):
+    write_plan()
+    here = tmp_path / 'here'
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(zoo, 'configs_folder', lambda: tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert ablate(['plan.yaml']) == 0
+    assert (here / 'work/tiny.max.seed0/metrics.json').exists()
+    assert sorted(tmp_path.iterdir()) == before
+    assert ablate(['plam.yaml']) == 2
+    assert 'did you mean plan.yaml?' in capsys.readouterr().err
 
 
 def test_a_failed_cell_is_reported_after_the_table_of_the_others(ablate, write_plan, capsys):
