@@ -9,9 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 
 from roi_plugins import __version__
+from roi_plugins.needs import explain_missing
 
 COMMANDS = {
     'train': ('train', 'train a detector of MMDetection or Detectron2, as their own tools do'),
@@ -24,28 +24,6 @@ COMMANDS = {
     'configs': ('configs', 'print the folder of the configs and plans of the package'),
 }
 """By name: the module in ``roi_plugins.commands``, and what it does."""
-
-TOOLS = {
-    **{name: name for name in ('filelock', 'jinja2', 'matplotlib', 'numpy', 'pandas', 'plotly')},
-    **{name: name for name in ('pycocotools', 'rich', 'scipy', 'shapely', 'submitit', 'tabulate')},
-    'PIL': 'pillow',
-    'yaml': 'pyyaml',
-}
-"""By the name of its module: the packages of the extra ``tools``."""
-
-_TOOLS_HINT = "pip install 'roi_plugins[tools]'"
-_MMDET_HINT = "MMDetection, with MMEngine and MMCV, runs this config: pip install 'roi_plugins[mmdet]'"
-_DETECTRON2_HINT = (
-    "Detectron2 runs this config: pip install 'roi_plugins[detectron2]', and pip install "
-    '--no-build-isolation git+https://github.com/facebookresearch/detectron2.git'
-)
-_HINTS = {
-    **dict.fromkeys(TOOLS, _TOOLS_HINT),
-    'torchvision': "pip install 'roi_plugins[benchmark]'",
-    'faster_coco_eval': "pip install 'roi_plugins[boundary]'",
-    **dict.fromkeys(('mmdet', 'mmengine', 'mmcv'), _MMDET_HINT),
-    **dict.fromkeys(('detectron2', 'fvcore', 'iopath', 'omegaconf', 'yacs'), _DETECTRON2_HINT),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,21 +70,11 @@ def run(command: str, arguments: Sequence[str] | None = None, prog: str | None =
         main_of = import_module(f'roi_plugins.commands.{module}')
         return getattr(main_of, 'test_main' if command == 'test' else 'main')(arguments, prog)
     except ModuleNotFoundError as error:
-        sentence = _explain_missing(error.name or '')
+        sentence = explain_missing(error)
         if sentence is None:
             raise
         print(f'error: {prog} needs {sentence}', file=sys.stderr)
         return 2
-
-
-def _explain_missing(module: str) -> str | None:
-    """What is missing and how to get it; None for a module that this package does not need."""
-    if module == 'mmcv._ext':
-        return 'the operators of MMCV, and this one is built without: MMCV_WITH_OPS=1 pip install mmcv'
-    package = module.partition('.')[0]
-    if package not in _HINTS or find_spec(package) is not None:
-        return None
-    return f'{package}, which is not installed. {_HINTS[package]}'
 
 
 if __name__ == '__main__':

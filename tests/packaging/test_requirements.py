@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from roi_plugins.cli import TOOLS
+from roi_plugins.needs import TOOLS
 
 ROOT = Path(__file__).resolve().parents[2]
 
