@@ -53,6 +53,7 @@ from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.ablation.plan import Cell, Plan
 from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
 from roi_plugins.files import write_json
+from roi_plugins.needs import explain_missing
 from roi_plugins.settings import flatten
 
 LOG_FILE = 'cell.log'  # not log.txt, which Detectron2 writes itself: every line came twice
@@ -251,6 +252,9 @@ def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any], plan: P
             cell.config, run_dir, options, cell.inputs, weights, plan.num_gpus, plan.num_nodes
         )
     except Exception as error:  # configs are programs: anything can happen in them
+        missing = explain_missing(error) if isinstance(error, ImportError) else None
+        if missing:
+            raise AblationError(f'cell {cell.name} needs {missing}') from error
         raise AblationError(
             f'cell {cell.name}: the config {cell.config} cannot be read with its options: '
             f'{type(error).__name__}: {" ".join(str(error).split())}'
