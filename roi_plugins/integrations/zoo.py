@@ -25,7 +25,7 @@ def find_config(name: str) -> Path | None:
     """The file of a config that a package has with it; None for a name that is none of them.
 
     Args:
-        name: ``mmdet/mask_rcnn/mask-rcnn_r50-c4_1x_stock_coco.py`` or ``ablations/demo.yaml``, of this
+        name: ``mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_coco.py`` or ``ablations/demo.yaml``, of this
             package: a path in :func:`configs_folder`; ``mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py``, as
             MMEngine takes it in ``_base_``, of any package that has its configs with it; or
             ``COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml``, as Detectron2's ``model_zoo`` takes it.
