@@ -100,10 +100,10 @@ def test_the_options_of_our_tool_for_mmdetection():
 
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    option = the_match(r'`(--cfg-options model\.roi_head\.[^`]+)`')
+    option = the_match(r'(--cfg-options model\.roi_head\.\S+)')
     options = parser.parse_args(option.split()).cfg_options
     assert types_of(read_config(find_config(MMDET_ZOO), options)) == ONE_HEAD
-    row = the_match(r'`--extractor ([^`]+)`')
+    row = the_match(r'--extractor ([\w-]+)')
     cfg = read_config(find_config(MMDET_ZOO), extractor=row)
     assert types_of(cfg) == ['AlignMaxRoIExtractor'] * 2
 

@@ -1,14 +1,18 @@
 """docs/results/README.md shows what the files beside it hold, which the tools have written."""
 
+import csv
 import importlib.util
-import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from roi_plugins.evaluation import METRICS
+
 RESULTS = Path(__file__).resolve().parents[1] / 'docs/results'
 PUBLISHED = RESULTS / 'published'
+SHORT = {'bbox': 'box', 'segm': 'mask'}
 
 
 @pytest.fixture(scope='module')
@@ -31,16 +35,20 @@ def tables():
     return found
 
 
-def points(fraction, sign=''):
-    return f'{100 * fraction:{sign}.1f}'
+def rows_of(folder):
+    """The rows of a ``compare.csv``, as text."""
+    with open(RESULTS / folder / 'compare.csv', newline='') as file:
+        return list(csv.DictReader(file))
 
 
-def differences(group):
+def differences(row):
     """Each metric's difference to the baseline with its interval, as a cell of the page."""
-    return [
-        f'{points(row["value"], "+")} [{points(row["low"], "+")}, {points(row["high"], "+")}]'
-        for row in group['difference_estimates']['metrics']
-    ]
+    cells = []
+    for metric in METRICS:
+        keys = ('difference', 'difference_low', 'difference_high')
+        value, low, high = (f'{float(row[f"{metric}_{key}"]):+.1f}' for key in keys)
+        cells.append(f'{value} [{low}, {high}]')
+    return cells
 
 
 def test_the_page_has_the_tables_that_were_written():
@@ -55,64 +63,60 @@ def test_the_page_has_the_tables_that_were_written():
 
 def test_the_differences_of_content_adaptive_are_those_of_compare():
     page = (RESULTS / 'README.md').read_text()
-    groups = json.loads((RESULTS / 'content_adaptive/compare.json').read_text())['groups']
-    shown = [group for group in groups if group['extractor'] == 'content-adaptive']
+    shown = [row for row in rows_of('content_adaptive') if row['extractor'] == 'content-adaptive']
     assert len(shown) == 4
-    for group in shown:
-        where = f'stride {group["config_name"].removeprefix("stride_")}'
-        name = {'bbox': 'box', 'segm': 'mask'}[group['iou_type']]
-        row = [f'{where}, {name}', str(len(group['seeds'])), *differences(group)]
-        assert f'| {" | ".join(row)} |' in page
+    for row in shown:
+        where = f'stride {row["config"].removeprefix("stride_")}'
+        line = [f'{where}, {SHORT[row["iou_type"]]}', row['n'], *differences(row)]
+        assert f'| {" | ".join(line)} |' in page
 
 
 def test_the_differences_of_the_family_are_those_of_compare():
     page = (RESULTS / 'README.md').read_text()
-    groups = json.loads((RESULTS / 'family/compare.json').read_text())['groups']
-    shown = [group for group in groups if group['extractor'] != 'align-avg']
+    shown = [row for row in rows_of('family') if row['extractor'] != 'align-avg']
     assert len(shown) == 2 * 10
-    for group in shown:
-        name = {'bbox': 'box', 'segm': 'mask'}[group['iou_type']]
-        row = [f'{group["extractor"]}, {name}', str(len(group['seeds'])), *differences(group)]
-        assert f'| {" | ".join(row)} |' in page
+    for row in shown:
+        line = [f'{row["extractor"]}, {SHORT[row["iou_type"]]}', row['n'], *differences(row)]
+        assert f'| {" | ".join(line)} |' in page
 
 
 def test_the_tables_are_those_of_compare(script, tables):
-    groups = json.loads((PUBLISHED / 'compare.json').read_text())['groups']
     shown = {(stride, row['extractor']): row for stride in ('16', '32') for row in tables[f'Stride {stride}']}
-    assert len(groups) == 2 * len(shown)
-    for group in groups:
-        row = shown[group['config_name'].removeprefix('stride_'), group['extractor']]
-        assert row['seeds'] == str(len(group['seeds']))
+    rows = rows_of('published')
+    assert len(rows) == 2 * len(shown)
+    for compared in rows:
+        row = shown[compared['config'].removeprefix('stride_'), compared['extractor']]
+        assert row['seeds'] == compared['n']
         for metric in ('AP', 'AP50', 'AP75'):
-            mean, _, std = row[f'{script.NAMES[group["iou_type"]]} {metric}'].partition(' ± ')
-            assert mean == points(group['mean'][metric])
-            assert std == (points(group['std'][metric]) if len(group['seeds']) > 1 else '')
+            mean, _, std = row[f'{script.NAMES[compared["iou_type"]]} {metric}'].partition(' ± ')
+            assert (mean, std) == (compared[metric], compared[f'{metric}_std'])
 
 
-def test_the_claims_are_those_of_the_file(script, tables):
-    judged = json.loads((PUBLISHED / 'published.json').read_text())
-    assert judged['margin'] == script.MARGIN
-    assert tables['The claims'] == script.claim_rows(judged['claims'])
-    expected = [(claim.text, claim.where) for claim in script.claims()]
-    assert [(row['claim'], row['where']) for row in tables['The claims']] == expected
+def test_the_claims_are_judged_as_their_intervals_say(script, tables):
+    rows = tables['The claims']
+    claims = list(script.claims())
+    assert [(row['claim'], row['where']) for row in rows] == [(claim.text, claim.where) for claim in claims]
+    for row, claim in zip(rows, claims, strict=True):
+        for name in script.NAMES.values():
+            _, low, high = map(float, re.findall(r'[+-]\d+\.\d', row[name]))
+            assert row[f'{name}: verdict'] == script.verdict(claim, low, high)
 
 
-def test_a_claim_is_the_difference_that_compare_gives(script):
-    groups = json.loads((PUBLISHED / 'compare.json').read_text())['groups']
-    judged = json.loads((PUBLISHED / 'published.json').read_text())['claims']
-    compared = {
-        (group['iou_type'], group['config_name']): row
-        for group in groups
-        if group['extractor'] == 'quantized-pool'
-        for row in group['difference_estimates']['metrics']
-        if row['metric'] == 'AP75'
-    }
-    for found in judged:
-        if found['claim'] == 'RoIAlign above RoIPool' and found['where'].startswith('AP75'):
-            config = {stride: config for config, stride in script.STRIDES.items()}[found['where'][6:]]
-            row = compared[found['iou_type'], config]
-            assert found['value'] == pytest.approx(-row['value'])
-            assert (found['low'], found['high']) == pytest.approx((-row['high'], -row['low']))
+def test_a_claim_is_the_difference_that_compare_gives(script, tables):
+    pool = [row for row in rows_of('published') if row['extractor'] == script.POOL]
+    compared = {(row['iou_type'], row['config']): row for row in pool}
+    found = [
+        row
+        for row in tables['The claims']
+        if row['claim'] == 'RoIAlign above RoIPool' and row['where'].startswith('AP75')
+    ]
+    assert len(found) == 2
+    for row in found:
+        config = {stride: config for config, stride in script.STRIDES.items()}[row['where'][6:]]
+        for iou_type, name in script.NAMES.items():
+            keys = ('AP75_difference', 'AP75_difference_high', 'AP75_difference_low')
+            value, low, high = (f'{-float(compared[iou_type, config][key]):+.1f}' for key in keys)
+            assert row[name] == f'{value} [{low}, {high}]'
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,9 @@
 
 Each combination gets an environment of its own, which is deleted after it. One wheel is built for each torch,
 by the first combination that has it, and serves all others. What came of it goes into docs/matrix/: a line
-for each run in `runs.jsonl`, the newest of each combination in `README.md` and, in short, in that of the
-project. Needs uv (`pip install uv`),
-about 6 GB of disk for each torch, and the Pythons; those of pyenv with PYENV_VERSION=3.10.13:3.11.7 and the
-like. Arguments that it does not know go to pytest.
+for each run in `runs.jsonl`, the newest of each combination in `README.md`; in short it goes into
+docs/install.md. Needs uv (`pip install uv`), about 6 GB of disk for each torch, and the Pythons; those of
+pyenv with PYENV_VERSION=3.10.13:3.11.7 and the like. Arguments that it does not know go to pytest.
 """
 
 import argparse
@@ -191,9 +190,9 @@ def write(record):
     records = sorted(newest.values(), key=lambda r: [int(n) for n in re.findall(r'\d+', r['combination'])])
     replace(RESULTS / 'README.md', '\n'.join([*long_table(records), '']))
     table = '\n'.join([*short_table(records), ''])
-    readme = (ROOT / 'README.md').read_text()
+    page = (ROOT / 'docs/install.md').read_text()
     between = r'(?s)(?<=<!-- matrix -->\n).*(?=<!-- /matrix -->)'
-    replace(ROOT / 'README.md', re.sub(between, lambda _: table, readme))
+    replace(ROOT / 'docs/install.md', re.sub(between, lambda _: table, page))
 
 
 def replace(path, text):

@@ -3,7 +3,7 @@ r"""What the re-run of Mask R-CNN's Tables 2c and 2d shows of the paper's claims
     python docs/results/published.py work_dirs/shapes_table2c work_dirs/shapes_table2d \
         --output docs/results/published
 
-writes ``published.md``, the tables of ``README.md``, and ``published.json``, the claims in full precision.
+writes ``published.md``, the tables of ``README.md``.
 Given the work directory of ``test_only_shapes.yaml`` alone, the table is that of its swapped extractors.
 """
 
@@ -20,7 +20,7 @@ import pandas as pd
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.ablation.significance import RunSample, contrast, resample_images, sample_run
 from roi_plugins.evaluation import METRICS, format_points, load_annotations, match_predictions, summarize
-from roi_plugins.files import write_json, written_aside
+from roi_plugins.files import written_aside
 
 NAMES = {'segm': 'mask', 'bbox': 'box'}  # the paper's table is of masks
 STRIDES = {'stride_16': 'stride 16', 'stride_32': 'stride 32'}
@@ -108,8 +108,6 @@ def main() -> None:
     samples = read_samples(args.work_dirs, args.bootstrap)
     judged = [judge(claim, iou_type, samples) for claim in claims() for iou_type in NAMES]
     args.output.mkdir(parents=True, exist_ok=True)
-    if any(found['seeds'] for found in judged):
-        write_json(args.output / 'published.json', {'margin': MARGIN, 'claims': judged})
     with written_aside(args.output / 'published.md') as aside:
         aside.write_text(to_markdown(samples, judged), encoding='utf-8')
 
