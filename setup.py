@@ -1,4 +1,4 @@
-"""Builds the extension of the shared op; the metadata is in setup.cfg.
+"""Builds the extension of the shared op and puts the configs into the wheel; the metadata is in setup.cfg.
 
 The library is registered through TORCH_LIBRARY and holds no Python symbol, so one build serves every
 Python of a given torch: the wheel is tagged `py3-none-PLATFORM`. It is optional: without torch or a
@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -36,10 +37,37 @@ except ImportError:  # before setuptools 70.1
         sys.exit("roi_plugins: setuptools is too old here; with pip install -U 'setuptools<81' it installs.")
 
 CSRC = Path('roi_plugins/ops/csrc')
+CONFIGS = Path('configs')
 # From T4 and RTX 20 to Blackwell; a later card compiles the PTX of the last. Cut to what nvcc knows.
 CARDS = ['7.5', '8.0', '8.6', '9.0', '10.0', '12.0']
 REQUIRED = os.environ.get('ROI_PLUGINS_REQUIRE_EXTENSION') == '1'
 CUDA_REQUIRED = os.environ.get('ROI_PLUGINS_CUDA') == '1'
+
+
+class BuildPy(build_py):
+    """Puts the configs and plans into a wheel, as ``roi_plugins/configs``; a checkout has them beside it."""
+
+    def run(self):
+        super().run()
+        if not getattr(self, 'editable_mode', False):
+            # An earlier build may have left others.
+            shutil.rmtree(Path(self.build_lib, 'roi_plugins', CONFIGS), ignore_errors=True)
+            for source, target in self._configs():
+                self.mkpath(os.path.dirname(target))
+                self.copy_file(source, target)
+
+    def get_outputs(self, include_bytecode=True):
+        return super().get_outputs(include_bytecode) + [target for _, target in self._configs()]
+
+    def get_output_mapping(self):
+        return {**super().get_output_mapping(), **{target: source for source, target in self._configs()}}
+
+    def _configs(self):
+        folder = Path(self.build_lib, 'roi_plugins')
+        files = [path for path in sorted(CONFIGS.rglob('*')) if path.suffix in ('.py', '.yaml')]
+        if not files:
+            sys.exit(f'roi_plugins: the configs are missing: there is none in {CONFIGS.resolve()}.')
+        return [(str(path), str(folder / path)) for path in files]
 
 
 class NoCuda(Exception):
@@ -139,14 +167,14 @@ def cuda_cards(torch):
 
 
 def without_extension(reason):
-    """Ends a build that requires the extension; else says why the package will be without."""
+    """Ends a build that requires the extension; else says why the package will be without, for `setup`."""
     if REQUIRED:
         sys.exit(f'roi_plugins: ROI_PLUGINS_REQUIRE_EXTENSION=1, but {reason}.')
     say(
         f'{reason}, so the compiled op is not built and the slow reference will be used. '
         "When that is mended: pip install -U 'setuptools<81' && pip install --no-build-isolation ."
     )
-    return {}
+    return {'cmdclass': {'build_py': BuildPy}}
 
 
 def built_for(torch, with_cuda):
@@ -235,7 +263,7 @@ def extension():
     build_ext = BuildOp.with_options(no_python_abi_suffix=True)
     return {
         'ext_modules': [module(cards)],
-        'cmdclass': {'build_ext': build_ext, 'bdist_wheel': Wheel},
+        'cmdclass': {'build_py': BuildPy, 'build_ext': build_ext, 'bdist_wheel': Wheel},
         **(built_for(torch, bool(cards)) if REQUIRED else {}),
     }
 

@@ -1,4 +1,4 @@
-"""What the programs in tools/ print."""
+"""What the commands print."""
 
 from __future__ import annotations
 

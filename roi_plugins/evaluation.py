@@ -234,6 +234,7 @@ def write_run(
     category_ids: Sequence[int] | None = None,
     max_dets: int = MAX_DETS,
     image_dir: str | Path | None = None,
+    extractors: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the predictions in ``run_dir`` and writes ``metrics.json``: the run is finished.
 
@@ -249,6 +250,7 @@ def write_run(
             this copy.
         max_dets: see :func:`evaluate`.
         image_dir: the folder of the images, for pages with pictures; None where it is not known.
+        extractors: type and options of each RoI extractor of the evaluated model, by where it is in it.
 
     Returns:
         What was written.
@@ -279,6 +281,7 @@ def write_run(
         'ann_file': os.path.abspath(ann_file),
         'max_dets': max_dets,
         'image_dir': None if image_dir is None else os.path.abspath(image_dir),
+        'extractors': extractors or {},
         'predictions': predictions,
         'metrics': metrics,
         'versions': _versions(framework),

@@ -48,7 +48,8 @@ def copy_sources(folder):
     for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'README.md'):
         shutil.copy(ROOT / name, folder)
     ignored = shutil.ignore_patterns('*.so', '__pycache__')
-    shutil.copytree(ROOT / 'roi_plugins', folder / 'roi_plugins', ignore=ignored)
+    for name in ('roi_plugins', 'configs'):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
 
 
 def build_wheel(interpreter, out):

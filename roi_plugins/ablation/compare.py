@@ -20,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from rich.progress import track
 
+from roi_plugins.ablation.confounding import find_confounded
 from roi_plugins.ablation.errors import break_down_errors
 from roi_plugins.ablation.results import Run, find_runs
 from roi_plugins.ablation.significance import (
@@ -44,6 +45,7 @@ from roi_plugins.evaluation import (
 from roi_plugins.files import DataError
 from roi_plugins.matching import boundary_of_masks
 from roi_plugins.names import plain_name
+from roi_plugins.settings import read_settings
 
 MIN_IMAGES = 20
 """Resamples of fewer images than this are too much alike: there is a note where an interval is from them."""
@@ -207,11 +209,13 @@ def compare(
         ]
     if not metrics:
         raise ComparisonError('\n'.join(['there is no run to compare:', *problems]))
+    evaluated = [run for run, _ in metrics]
     if baseline is not None:
-        baseline = _as_labelled(baseline, [run.extractor for run, _ in metrics])
-        notes += _check_baseline(baseline, [run for run, _ in metrics], problems)
+        baseline = _as_labelled(baseline, [run.extractor for run in evaluated])
+        notes += _check_baseline(baseline, evaluated, problems)
+    notes += find_confounded(evaluated, baseline, lambda run: read_settings(run.name))
     if resamples:
-        notes += _doubts(coco, [run for run, _ in metrics])
+        notes += _doubts(coco, evaluated)
     categories = _categories(coco)
     return Comparison(
         ann_file=runs[0].ann_file,

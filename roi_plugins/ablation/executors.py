@@ -286,6 +286,7 @@ def run(
     A cell that tests what other cells train is submitted when those are done.
     """
     jobs = runner.prepare(plan, work_dir, cfg_options)
+    runner.warn_of_confounded(jobs, plan, console)
     failed, tried = [], set()
     os.environ['PYTHONPATH'] = runner.python_path()  # of the jobs
     with Display(jobs, console) as display:

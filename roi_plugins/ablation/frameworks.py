@@ -8,10 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -176,17 +174,10 @@ def _mmdet_progress(log: str) -> tuple[str, float] | None:
 
 
 def _detectron2_resolve(config: Path, options: Mapping[str, Any]) -> dict:
-    from detectron2.config import CfgNode, LazyConfig
-
-    from roi_plugins.integrations.detectron2.runs import read_config
+    from roi_plugins.integrations.detectron2.reading import as_settings, read_config
 
     with _pkg_resources_allowed():
-        cfg = read_config(config, _detectron2_arguments(config, options))
-    if isinstance(cfg, CfgNode):
-        return {'config': cfg.dump()}
-    with tempfile.TemporaryDirectory() as folder:  # it is written to files alone
-        LazyConfig.save(cfg, os.path.join(folder, 'config.yaml'))
-        return {'config': Path(folder, 'config.yaml').read_text(encoding='utf-8')}
+        return as_settings(read_config(config, _detectron2_arguments(config, options)))
 
 
 def _detectron2_commands(

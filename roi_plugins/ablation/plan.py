@@ -22,9 +22,9 @@
     cfg_options: {default_hooks.logger.interval: 10}   # optional: those of all cells
     num_gpus: 8                           # optional, 1 by default: of each cell
 
-A path is that of a file, relative to this one, or names a config of a model zoo: ``mmdet::...``, or as
-Detectron2's ``model_zoo`` does. The framework is seen from it; ``framework: mmdet`` says it where both
-could read a file.
+A path is that of a file, relative to this one or to the folder that ``roi-plugins configs`` prints. Or it
+names a config of a model zoo: ``mmdet::...``, or as Detectron2's ``model_zoo`` does. The framework is seen
+from it; ``framework: mmdet`` says it where both could read a file.
 
 Some rows change more of a detector than its extractors: a position-sensitive one needs another box head. Such
 a row has a config of its own in ``row_paths``, under any name. Where all rows have one, the path may contain
@@ -80,7 +80,7 @@ import yaml
 from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.extractors.presets import PresetError, parse_preset
 from roi_plugins.integrations.inspection import InspectionError, guess_frameworks
-from roi_plugins.integrations.zoo import find_config
+from roi_plugins.integrations.zoo import find_config, where_was_looked
 
 _INPUTS = ('imports', 'train_data', 'test_data')
 """The keys that all cells and each config may have, to become the :class:`Inputs` of a cell."""
@@ -498,7 +498,7 @@ def _config_path(folder: Path, pattern: str, extractor: str, where: str) -> Path
         path = find_config(name) or path
     if not os.path.isfile(path):
         with_extractor = f' with the extractor {extractor}' if name != pattern else ''
-        raise PlanError(f'{where}{with_extractor}: there is no config {path}, and none of that name in a zoo')
+        raise PlanError(f'{where}{with_extractor}: there is no config {path}: {where_was_looked(name)}')
     return path
 
 

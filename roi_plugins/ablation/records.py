@@ -11,6 +11,7 @@ from typing import Any
 from roi_plugins.ablation.results import Run
 from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
 from roi_plugins.files import DataError, read_json
+from roi_plugins.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,16 @@ class Record:
 
     Attributes:
         commands: each a list of arguments; those of the cell, or the one that evaluated it.
-        config: the config with all options, as the framework has saved it; None where it is not there.
+        settings: see :func:`roi_plugins.settings.read_settings`; None where they were not recorded.
+        extractors: type and options of each extractor of the evaluated model, by where it is in it.
         checkpoint: the evaluated weights; None where they are not there any more.
         image_dir: the folder of the evaluated images; None where it was not recorded.
         versions, hardware, time: as recorded; empty where they were not.
     """
 
     commands: list[list[str]]
-    config: Path | None
+    settings: dict[str, Any] | None
+    extractors: dict[str, dict[str, Any]]
     checkpoint: Path | None
     image_dir: Path | None
     versions: dict[str, str]
@@ -45,11 +48,10 @@ def read_record(run: Run) -> Record | None:
         return None
     metrics = _read(run_dir / METRICS_FILE)
     cell = _read(run_dir / CELL_FILE) if (run_dir / CELL_FILE).is_file() else {}
-    # MMDetection saves it under its own name.
-    configs = (run_dir / 'config.yaml', run_dir / os.path.basename(str(metrics.get('config', ''))))
     return Record(
         commands=cell.get('commands') or [metrics.get('command', [])],
-        config=next((path for path in configs if path.is_file()), None),
+        settings=read_settings(run_dir),
+        extractors=metrics.get('extractors', {}),
         checkpoint=evaluated_checkpoint(run_dir, metrics),
         image_dir=Path(folder) if (folder := metrics.get('image_dir')) else None,
         versions=metrics.get('versions', {}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import html
 import os
@@ -21,6 +20,7 @@ from plotly.offline import get_plotlyjs
 
 from roi_plugins import __version__
 from roi_plugins.ablation.compare import Comparison, Group
+from roi_plugins.ablation.confounding import reference_run
 from roi_plugins.ablation.images import (
     MIN_SCORE,
     Detections,
@@ -37,10 +37,14 @@ from roi_plugins.benchmark.extractor_cost import to_rows as cost_rows
 from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, IOU_TYPES, format_points, load_annotations
 from roi_plugins.files import written_aside
 from roi_plugins.hardware import cpu_name
+from roi_plugins.settings import differences
 
 IMAGES_PER_PAIR = 4
 
-TEXT_COLUMNS = ('Config', 'Extractor', 'Class')
+_SHOWN_OPTIONS = ('type', 'output_size', 'region', 'sampling_ratio', 'reduction', 'aligned')
+"""Of an extractor, those that have a column of their own in its table."""
+
+TEXT_COLUMNS = ('Config', 'Extractor', 'Class', 'In the model', *_SHOWN_OPTIONS, 'others')
 _KINDS = {'bbox': 'boxes', 'segm': 'masks'}
 
 # Okabe and Ito's, with grey for their black: seen on a light and on a dark page.
@@ -77,6 +81,8 @@ def write_report(
     records = {run.name: read_record(run) for run, _ in comparison.metrics}
     pairs, pictures = _pairs(comparison, records.values(), digits)
     tables = list(_tables(comparison, digits))
+    if not (built := _extractors(comparison, records)).empty:
+        tables.append(_table('Extractors as they were built', '', built))
     if costs and costs.rows:
         header, rows = cost_rows(costs)
         table = pd.DataFrame(rows, columns=header)
@@ -286,7 +292,6 @@ def _runs(comparison: Comparison, records: Mapping[str, Record | None]) -> list[
     runs = [run for run, _ in comparison.metrics]
     shown = []
     for reference, others in _by_config(comparison, runs):
-        base = reference[0]
         for run in (*reference, *others):
             record = records[run.name]
             shown.append(
@@ -297,24 +302,46 @@ def _runs(comparison: Comparison, records: Mapping[str, Record | None]) -> list[
                     'time': record.time if record else '',
                     'commands': [shlex.join(command) for command in record.commands] if record else [],
                     'versions': record.versions if record else {},
-                    **_config_difference(base, records[base.name], run, record),
+                    **_differences(run, reference_run(run, runs, comparison.baseline), records),
                 }
             )
     return shown
 
 
-def _config_difference(
-    base: Run, base_record: Record | None, run: Run, record: Record | None
-) -> dict[str, Any]:
-    if run is base:
-        return {'difference': [], 'difference_title': 'Its config is what the others are set against.'}
-    configs = [r.config if r else None for r in (base_record, record)]
-    if None in configs:
-        return {'difference': None, 'difference_title': ''}
-    texts = [config.read_text(encoding='utf-8', errors='replace').splitlines() for config in configs]
-    lines = list(difflib.unified_diff(*texts, lineterm='', n=2))[2:]
-    what = f'Config: what differs from {_title(base)}'
-    return {'difference': lines, 'difference_title': what if lines else f'{what}: nothing'}
+def _differences(run: Run, reference: Run, records: Mapping[str, Record | None]) -> dict[str, Any]:
+    """The settings in which a run differs from its reference, and a title for them; None: not recorded."""
+    if run is reference:
+        return {'differences': [], 'differences_title': 'Its settings are what the others are held against.'}
+    both = records[reference.name], records[run.name]
+    settings = [record.settings if record else None for record in both]
+    if None in settings:
+        return {'differences': None, 'differences_title': ''}
+    found = differences(*settings)
+    title = f'Settings: what differs from {_title(reference)}'
+    return {'differences': found, 'differences_title': title if found else f'{title}: nothing'}
+
+
+def _extractors(comparison: Comparison, records: Mapping[str, Record | None]) -> pd.DataFrame:
+    """What each extractor of the tables was in the models: type and options, equal for all seeds."""
+    rows = []
+    for run, _ in comparison.metrics:
+        record = records[run.name]
+        for where, options in (record.extractors if record else {}).items():
+            rows.append(
+                {
+                    'Config': run.config_name,
+                    'Extractor': run.extractor,
+                    'In the model': where,
+                    **{name: str(options.get(name, '-')) for name in _SHOWN_OPTIONS},
+                    'others': ', '.join(
+                        f'{name}={value}'
+                        for name, value in options.items()
+                        if name not in _SHOWN_OPTIONS and value is not None
+                    ),
+                }
+            )
+    table = pd.DataFrame(rows).drop_duplicates()
+    return table if table.empty or any(table['Config']) else table.drop(columns='Config')
 
 
 def _title(run: Run) -> str:

@@ -31,8 +31,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
@@ -48,10 +48,13 @@ from roi_plugins.ablation.checkpoints import (
     checkpoint_path,
     find_checkpoint,
 )
+from roi_plugins.ablation.confounding import find_confounded
 from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.ablation.plan import Cell, Plan
 from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
 from roi_plugins.files import write_json
+from roi_plugins.needs import explain_missing
+from roi_plugins.settings import flatten
 
 LOG_FILE = 'cell.log'  # not log.txt, which Detectron2 writes itself: every line came twice
 LOCKS = '.locks'
@@ -76,6 +79,7 @@ class Job:
         finished: its run directory holds the finished run.
         checkpoint: what a cell that trains nothing evaluates; else None.
         problem: why the cell cannot be run now; empty if it can.
+        settings: what its config says, with its options, by dotted keys; not what swaps the extractor.
     """
 
     cell: Cell
@@ -86,6 +90,7 @@ class Job:
     finished: bool
     checkpoint: Checkpoint | None = None
     problem: str = ''
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def log(self) -> Path:
@@ -138,6 +143,7 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
         KeyboardInterrupt: after the running cell was stopped so that it can be resumed.
     """
     jobs = prepare(plan, work_dir, cfg_options)
+    warn_of_confounded(jobs, plan, console)
     failed = []
     with Display(jobs, console) as display:
         todo = [job for job in jobs if not job.finished]
@@ -246,6 +252,9 @@ def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any], plan: P
             cell.config, run_dir, options, cell.inputs, weights, plan.num_gpus, plan.num_nodes
         )
     except Exception as error:  # configs are programs: anything can happen in them
+        missing = explain_missing(error) if isinstance(error, ImportError) else None
+        if missing:
+            raise AblationError(f'cell {cell.name} needs {missing}') from error
         raise AblationError(
             f'cell {cell.name}: the config {cell.config} cannot be read with its options: '
             f'{type(error).__name__}: {" ".join(str(error).split())}'
@@ -268,7 +277,19 @@ def _prepare(cell: Cell, work_dir: Path, cfg_options: Mapping[str, Any], plan: P
             )
         record = {}
     finished = has_metrics and record.get('state') == 'finished'
-    return Job(cell, run_dir, commands, digest, record, finished, checkpoint, problem)
+    return Job(
+        cell, run_dir, commands, digest, record, finished, checkpoint, problem, flatten(resolved)
+    )
+
+
+def warn_of_confounded(jobs: Sequence[Job], plan: Plan, console: Console) -> None:
+    """Prints which extractors of a plan have configs that differ in more than the extractor.
+
+    Rows over one config cannot; the configs of a path with ``{extractor}`` can.
+    """
+    settings = {job.cell: job.settings for job in jobs}
+    for warning in find_confounded([job.cell for job in jobs], plan.baseline, settings.__getitem__):
+        console.print(f'warning: {warning}', markup=False, highlight=False, soft_wrap=True)
 
 
 def _find_checkpoint(

@@ -123,3 +123,14 @@ def extractor_options(type_: type[RoIExtractor]) -> list[str]:
     """Names of the options of a type that a row may state: not those that the detector dictates."""
     dictated = ('output_size', 'featmap_strides', 'level_rule', 'channels')
     return [name for name in inspect.signature(type_).parameters if name not in dictated]
+
+
+def describe(extractor: RoIExtractor) -> dict[str, Any]:
+    """The options of a built extractor by name, as JSON can hold them: how it reads, and those of its own."""
+    own = {name: getattr(extractor, name, None) for name in extractor_options(type(extractor))}
+    return {
+        'output_size': list(extractor.output_size),
+        'featmap_strides': list(extractor.featmap_strides),
+        **extractor.method,
+        **{name: value for name, value in own.items() if isinstance(value, (str, int))},
+    }

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 from ..extractors import RoIExtractor
+from ..needs import explain_missing
 
 # Packages and names that a config of one framework has, and none of the other.
 _OPENMMLAB = {'mmengine', 'mmcv', 'mmdet'}
@@ -75,6 +76,9 @@ def _read_extractors(config: Path, framework: str) -> dict[str, RoIExtractor]:
         else:
             from .detectron2.inspection import find_extractors
     except ImportError as error:
+        missing = explain_missing(error)
+        if missing:
+            raise InspectionError(f'{config} needs {missing}') from error
         raise InspectionError(
             f'{config} is a config of {framework}, which cannot be imported here: {error}'
         ) from error

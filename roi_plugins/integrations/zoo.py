@@ -1,4 +1,4 @@
-"""Where a config is that a user names: a file, or one of a framework's model zoo."""
+"""Where a config is that a user names: a file, one of this package, or one of a framework's model zoo."""
 
 from __future__ import annotations
 
@@ -6,23 +6,71 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from .errors import RunError, ask_for_near
+
+_SUFFIXES = ('.py', '.yaml', '.yml', '.json')
+
+
+def configs_folder() -> Path:
+    """The folder of the configs and plans of this package.
+
+    An installed package has them inside, a checkout beside it.
+    """
+    package = Path(__file__).absolute().parents[1]
+    inside = package / 'configs'
+    return inside if inside.is_dir() else package.parent / 'configs'
+
 
 def find_config(name: str) -> Path | None:
-    """The file of a config of a model zoo; None for a name that is none of it.
+    """The file of a config that a package has with it; None for a name that is none of them.
 
     Args:
-        name: ``mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py``, as MMEngine takes it in ``_base_``, of any
-            package that has its configs with it; or ``COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml``, as
-            Detectron2's ``model_zoo`` takes it.
+        name: ``mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_coco.py`` or ``ablations/demo.yaml``, of this
+            package: a path in :func:`configs_folder`; ``mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py``, as
+            MMEngine takes it in ``_base_``, of any package that has its configs with it; or
+            ``COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml``, as Detectron2's ``model_zoo`` takes it.
     """
     package, separator, path = name.partition('::')
-    if separator:
+    if not separator:
+        path, folders = name, [configs_folder(), _folder('detectron2') / 'model_zoo' / 'configs']
+    elif package == 'roi_plugins':
+        folders = [configs_folder()]
+    else:
         # A package that is installed for development has its configs beside it.
         folders = [_folder(package) / '.mim' / 'configs', _folder(package).parent / 'configs']
-    else:
-        path, folders = name, [_folder('detectron2') / 'model_zoo' / 'configs']
     found = (folder / path for folder in folders)
     return next((file for file in found if os.path.isfile(file)), None)
+
+
+def locate_config(name: str, what: str = 'config') -> Path:
+    """The file of a config or plan: one in the current folder wins, then :func:`find_config` looks.
+
+    Args:
+        what: what it is, for the error.
+
+    Raises:
+        RunError: there is none; the message says where was looked.
+    """
+    if os.path.isfile(name):
+        return Path(name)
+    found = find_config(name)
+    if found is None:
+        raise RunError(f'the {what} {name} does not exist: {where_was_looked(name)}')
+    return found
+
+
+def where_was_looked(name: str) -> str:
+    """For messages: the folders that a name of no config was looked for in, and the names near to it."""
+    package, separator, _ = name.partition('::')
+    if separator:
+        if package != 'roi_plugins' and not _folder(package).is_dir():
+            return f'there is no package {package} here'
+        return f'it is none of the configs of {package}'
+    folder = configs_folder()
+    files = (path for path in folder.rglob('*') if path.suffix in _SUFFIXES and path.is_file())
+    near = ask_for_near(name, [path.relative_to(folder).as_posix() for path in files]).strip()
+    looked = f"it is neither a file, nor in {folder}, nor in Detectron2's model zoo"
+    return f'{looked}; {near}' if near else looked
 
 
 def _folder(package: str) -> Path:

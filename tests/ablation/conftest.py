@@ -9,6 +9,7 @@ from fake_framework import FAKE
 from sweeps import Sweep
 
 from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.commands.ablate import main
 from roi_plugins.evaluation import write_run
 from roi_plugins.files import write_json
 
@@ -90,10 +91,10 @@ def load_tool():
 
 
 @pytest.fixture
-def ablate(monkeypatch, load_tool):
-    """tools/ablate.py, which knows the framework that takes milliseconds."""
+def ablate(monkeypatch):
+    """The command, which knows the framework that takes milliseconds."""
     monkeypatch.setitem(FRAMEWORKS, 'fake', FAKE)
-    return load_tool('ablate').main
+    return main
 
 
 @pytest.fixture

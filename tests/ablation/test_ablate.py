@@ -15,6 +15,7 @@ from fake_framework import FAKE, hear_signals
 
 from roi_plugins.ablation import plan
 from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.integrations import zoo
 
 SLURM = ['plan.yaml', '--executor', 'slurm', '--time', '1-00:00:00']
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'ablate.py'
@@ -66,7 +67,7 @@ def test_without_a_plan(ablate, write_plan, capsys, monkeypatch, tmp_path):
         (['own.json', '--extractors', 'align-mux'], "no extractor is named 'align-mux'; there are the rows"),
         (['own.json', '--extractors', '{name: x, type: Max}'], "x: type is 'Max'; expected one of"),
         (['own.json', '--extractors', '{name: x'], '{name: x is not YAML'),
-        (['gone.py', '--extractors', 'stock'], 'there is no config gone.py, and none of that name in a zoo'),
+        (['gone.py', '--extractors', 'stock'], 'there is no config gone.py: it is neither a file, nor in '),
         (['own.json', 'a/own.json', '--extractors', 'stock'], 'own.json have the same name; put them into'),
     ],
 )
@@ -78,6 +79,22 @@ def test_without_a_plan_what_is_wrong_is_one_line(ablate, write_plan, capsys, ar
         assert stop.code == 2
     assert message in capsys.readouterr().err
     assert not Path('work_dirs').exists()
+
+
+def test_a_plan_of_the_package_is_found_by_name_and_writes_where_one_stands(
+    ablate, write_plan, tmp_path, monkeypatch, capsys
+):
+    write_plan()
+    here = tmp_path / 'here'
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(zoo, 'configs_folder', lambda: tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert ablate(['plan.yaml']) == 0
+    assert (here / 'work/tiny.max.seed0/metrics.json').exists()
+    assert sorted(tmp_path.iterdir()) == before
+    assert ablate(['plam.yaml']) == 2
+    assert 'did you mean plan.yaml?' in capsys.readouterr().err
 
 
 def test_a_failed_cell_is_reported_after_the_table_of_the_others(ablate, write_plan, capsys):
@@ -147,7 +164,7 @@ def test_a_dry_run_tells_which_checkpoint_is_not_there_yet(ablate, write_plan, c
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['none.yaml'], 'none.yaml: the plan does not exist'),
+        (['none.yaml'], 'the plan none.yaml does not exist: it is neither a file, nor in '),
         (['plan.yaml', '--cfg-options', 'steps'], "'steps' is not of the form KEY=VALUE"),
         (['plan.yaml', '--cfg-options', 'a={b: 1}'], 'a is a mapping'),
         (['plan.yaml', '--cfg-options', 'a=['], "the value of 'a=[' is not YAML"),

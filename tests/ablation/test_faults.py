@@ -117,9 +117,9 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(ablate, write_plan
 
 TOOL = """
 import sys
-import ablate
 from fake_framework import FAKE
 from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.commands import ablate
 FRAMEWORKS['fake'] = FAKE
 sys.exit(ablate.main())
 """
@@ -130,7 +130,7 @@ def test_a_vanished_work_directory_is_one_line(write_plan, tmp_path):
     plan = write_plan(steps=2, hold=str(hold))
     process = subprocess.Popen(
         [sys.executable, '-c', TOOL, plan],
-        env={**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT}/tools:{Path(__file__).parent}'},
+        env={**os.environ, 'PYTHONPATH': f'{ROOT}:{Path(__file__).parent}'},
         preexec_fn=hear_signals,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

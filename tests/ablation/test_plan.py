@@ -269,7 +269,7 @@ def config(**changes):
         ({'configs': {'a': {'framework': 'mmdet'}}}, r'configs\.a lacks path'),
         ({'configs': {'a': {**ONE_CONFIG, 'amp': 1}}}, r"configs\.a has the unknown key 'amp'"),
         ({'configs': {'a': {**ONE_CONFIG, 'framework': 'x'}}}, r"is 'x'; expected one of mmdet"),
-        ({'configs': {'a': {**ONE_CONFIG, 'path': 'b.py'}}}, r'path: there is no config \S+b\.py, and none'),
+        ({'configs': {'a': {**ONE_CONFIG, 'path': 'b.py'}}}, r'path: there is no config \S+b\.py: it is '),
         ({'configs': {'a': {**ONE_CONFIG, 'heads': 'bbox'}}}, r"heads is 'bbox'; expected a list of heads"),
         ({'configs': {'a': {**ONE_CONFIG, 'heads': ['bbox']}}}, r'heads is .*path has \{extractor\}'),
         (config(row_paths={'align-avg': 'x.py'}), r'row_paths: the path has \{extractor\}'),

@@ -52,6 +52,7 @@ def test_an_array_of_cells_is_run_and_watched_from_elsewhere(sweep):
     assert sweep.state('tiny.c.seed0') is None
     # The same command again: it submits nothing, and can be left.
     other = sweep.start(*SLURM, '--jobs', '2')
+    assert 'warning: confounded: tiny: c: differs from a' in other.stdout.readline()  # it is made to fail
     assert 'tiny.a.seed0 as process ' in other.stdout.readline()
     other.send_signal(signal.SIGINT)
     array = sweep.job_of('tiny.a.seed0').partition('_')[0]

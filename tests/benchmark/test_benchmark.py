@@ -52,8 +52,7 @@ def tiny(name='tiny', step=FORWARD, method=ALIGN_AVG, strides=C4, peers=(), **kw
 @pytest.fixture
 def tool(monkeypatch):
     """The tool's main, on tiny cases and with little effort."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / 'tools'))
-    module = import_module('benchmark')
+    module = import_module('roi_plugins.commands.benchmark')
     peers = 'torchvision.ops.roi_align', 'mmcv.ops.RoIAlign'
     targets = {('torchvision.ops.roi_align', 'NCHW', 'float32'): 1e9}
     cases = (
@@ -63,12 +62,11 @@ def tool(monkeypatch):
     monkeypatch.setitem(CASES, 'cpu', cases)
     monkeypatch.setattr(module, 'FULL', ONCE)
     monkeypatch.setattr(module, 'QUICK', ONCE)
-    yield partial(_run, module)
-    sys.modules.pop('benchmark')
+    return partial(_run, module)
 
 
 def _run(module, *arguments):
-    return module.main(['--device', 'cpu', *arguments])
+    return module.main(['--device', 'cpu', *arguments], 'tools/benchmark.py')
 
 
 def brute_force_cells(case, rois):

@@ -342,5 +342,5 @@ def test_the_tool_prints_the_folder_and_reports_a_refusal(small):
     assert run_tool(small, SMALL).stdout.strip() == str(small)
     with pytest.raises(subprocess.CalledProcessError) as error:
         run_tool(small, replace(SMALL, num_val=1))
-    assert error.value.stderr.startswith('make_shapes: root=')
+    assert error.value.stderr.startswith('error: root=')
     assert 'Traceback' not in error.value.stderr

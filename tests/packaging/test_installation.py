@@ -9,15 +9,14 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
+from wheel_building import build, copy_sources
 
 from roi_plugins import __version__
 from roi_plugins.ops import library
 
-ROOT = Path(__file__).resolve().parents[2]
 RELEASE = '.'.join(torch.__version__.split('.')[:2])
 HERE = f'torch {RELEASE}' + ('' if torch.compiled_with_cxx11_abi() else ' (pre-cxx11 ABI)')
 STUB = '__attribute__((used)) const char stub[] = "{}"; void missing(); void f() {{ missing(); }}'
@@ -29,30 +28,11 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture
 def source(tmp_path):
     """A checkout with a stub for the kernels."""
-    source = tmp_path / 'source'
-    ignored = shutil.ignore_patterns('*.so', 'csrc', '__pycache__')
-    shutil.copytree(ROOT / 'roi_plugins', source / 'roi_plugins', ignore=ignored)
-    for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'README.md'):
-        shutil.copy(ROOT / name, source)
+    source = copy_sources(tmp_path / 'source')
     csrc = source / 'roi_plugins/ops/csrc'
     csrc.mkdir()
     (csrc / 'op.cpp').write_text(STUB.format(f'roi_plugins for {HERE}'))
     return source
-
-
-def build(source, **environ):
-    """What is said while pip's hook builds the wheel, and the wheel, if there is one."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith('ROI_PLUGINS_')}
-    run = subprocess.run(
-        [sys.executable, '-c', 'from setuptools.build_meta import build_wheel as build; build("..")'],
-        capture_output=True,
-        text=True,
-        cwd=source,
-        env={**inherited, 'ROI_PLUGINS_CUDA': '0', **environ},
-    )
-    wheels = list(source.parent.glob('*.whl'))
-    assert (run.returncode == 0) == bool(wheels), run.stderr[-3000:]
-    return run.stdout + run.stderr, wheels[0] if wheels else None
 
 
 def has_extension(wheel):

@@ -10,7 +10,6 @@ from pathlib import Path
 import detectron2_options
 import pytest
 import torch
-import yaml
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
@@ -20,6 +19,7 @@ from roi_plugins.evaluation import METRICS, evaluate
 from roi_plugins.integrations.detectron2.datasets import register_shapes
 from roi_plugins.integrations.detectron2.runs import describe, main, read_config
 from roi_plugins.integrations.zoo import find_config
+from roi_plugins.settings import differences, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / 'configs/detectron2/shapes'
@@ -76,6 +76,11 @@ def test_leaves_a_finished_run(trained, data):
     assert written['framework'] == 'detectron2'
     assert written['checkpoint'] == str(trained / 'model_final.pth')
     assert any('detectron2' in name for name in written['versions'])
+    box = written['extractors']['roi_heads.box_pooler']
+    assert box.items() >= {'type': 'ROIPooler of ROIAlign', 'sampling_ratio': 0, 'aligned': True}.items()
+    settings = read_settings(trained)
+    assert settings['SOLVER.MAX_ITER'] == 4
+    assert settings['MODEL.ROI_BOX_HEAD.POOLER_TYPE'] == 'ROIAlignV2'
     assert written['metrics'].keys() == written['predictions'].keys() == {'bbox', 'segm'}
     for iou_type, name in written['predictions'].items():
         predictions = json.loads((trained / name).read_text())
@@ -177,6 +182,8 @@ def test_eval_only(trained, tmp_path, capsys):
         trained / 'predictions.segm.json'
     ).read_bytes()
     assert main(same) == 0  # again: the same result
+    settings = [read_settings(folder) for folder in (trained, tmp_path)]
+    assert [d.key for d in differences(*settings)] == ['OUTPUT_DIR']
     other = arguments(tmp_path, 'align-max', '--eval-only', **{'MODEL.WEIGHTS': checkpoint})
     assert main(other) == 2
     record = json.loads((tmp_path / 'metrics.json').read_text())
@@ -287,7 +294,8 @@ def test_cells_of_lazy_configs():
     options = {'SEED': 3, 'train.max_iter': 7, 'model.roi_heads.box_pooler.pooler_type': 'AlignAvg'}
     first, second = (framework.resolve(LAZY, options) for _ in range(2))
     assert first == second  # what a cell was run with is compared by it
-    assert 'seed: 3' in first['config'] and 'AlignAvg' in first['config']
+    assert first['train.seed'] == 3
+    assert first['model.roi_heads.box_pooler.pooler_type'] == 'AlignAvg'
     assert first != framework.resolve(LAZY, options | {'SEED': 4})
     (command,) = framework.commands(LAZY, Path('a/b'), options, Inputs(), None, 1, 1)
     *_, resume, seed, steps_, _, output = command
@@ -302,8 +310,8 @@ def test_cells_of_lazy_configs():
 def test_cells_of_yaml_configs():
     framework = FRAMEWORKS['detectron2']
     path, options = YAML, {'SEED': 3, 'INPUT.MIN_SIZE_TRAIN': [64, 96]}
-    read = yaml.safe_load(framework.resolve(path, options)['config'])
-    assert (read['SEED'], read['INPUT']['MIN_SIZE_TRAIN']) == (3, [64, 96])
+    read = framework.resolve(path, options)
+    assert (read['SEED'], read['INPUT.MIN_SIZE_TRAIN']) == (3, [64, 96])
     (command,) = framework.commands(path, Path('a/b'), options, Inputs(), None, 1, 1)
     *_, resume, key, seed, size, sizes, name, output = command
     assert (resume, key, seed, size, sizes) == ('--resume', 'SEED', '3', 'INPUT.MIN_SIZE_TRAIN', '[64, 96]')

@@ -26,6 +26,7 @@ from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation import METRICS, evaluate
 from roi_plugins.integrations.mmdet import runs
 from roi_plugins.integrations.mmdet.runs import RunError, last_checkpoint, train
+from roi_plugins.settings import differences, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -67,6 +68,22 @@ def trained(config, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('trained')
     train(config, work_dir=work_dir)
     return work_dir
+
+
+def test_settings_are_those_of_the_training(config, trained, tmp_path):
+    """With the swapped row and the options; those of a test in the same folder do not replace them."""
+    shutil.copytree(trained, tmp_path / 'run')
+    options = {'model.test_cfg.rcnn.score_thr': 0.5}
+    runs.test(config, tmp_path / 'run', work_dir=tmp_path / 'run', cfg_options=options)
+    settings = read_settings(tmp_path / 'run')
+    assert settings == read_settings(trained)
+    assert settings['train_cfg.max_iters'] == 4
+    assert settings.get('load_from') is None
+    runs.test(config, trained, work_dir=tmp_path / 'test', extractor='precise')
+    found = {d.key: d.kind for d in differences(settings, read_settings(tmp_path / 'test'))}
+    assert found.pop('work_dir') == 'place'
+    assert found['model.roi_head.mask_roi_extractor.aligned'] == 'extractor'
+    assert set(found.values()) == {'extractor'}
 
 
 def losses(checkpoint):
@@ -204,6 +221,9 @@ def test_test_leaves_predictions_and_metrics(config, trained, data, tmp_path, ca
     assert written['framework'] == 'mmdet'
     assert written['config'] == str(config)
     assert written['checkpoint'] == str(trained / 'iter_4.pth')
+    box = written['extractors']['roi_head.bbox_roi_extractor']
+    stock = {'type': 'SingleRoIExtractor of RoIAlign', 'sampling_ratio': 0, 'aligned': True}
+    assert box.items() >= {**stock, 'output_size': [7, 7], 'featmap_strides': [16]}.items()
     ann_file = data / 'annotations' / 'instances_val.json'
     assert Path(written['ann_file']) == ann_file
     images = {image['id'] for image in json.loads(ann_file.read_text())['images']}
@@ -217,7 +237,8 @@ def test_test_leaves_predictions_and_metrics(config, trained, data, tmp_path, ca
     # The same again is welcome; anything else must be asked for.
     runs.test(config, trained / 'iter_4.pth', work_dir=tmp_path, cfg_options=options)
     before = {path: path.read_bytes() for path in tmp_path.glob('*.json')}
-    assert len(before) == 3
+    names = ('metrics.json', 'settings.json', 'predictions.bbox.json', 'predictions.segm.json')
+    assert before.keys() == {tmp_path / name for name in names}
     other = [str(config), str(trained / 'iter_2.pth'), '--work-dir', str(tmp_path)]
     assert runs.test_main(other) == 2
     error = capsys.readouterr().err

@@ -1,13 +1,19 @@
-"""Train and evaluate a detector of Detectron2; ``--help`` says how."""
+"""Train and evaluate a detector of Detectron2.
+
+``--help`` says how. ``roi-plugins train`` and ``test`` are the same.
+"""
 
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from roi_plugins.integrations.detectron2.runs import main
+from roi_plugins.cli import run
+
+main = partial(run, 'train', prog='tools/detectron2/train_net.py')
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(['--framework', 'detectron2', *sys.argv[1:]]))

@@ -1,13 +1,16 @@
-"""Train a detector of MMDetection; ``--help`` says how."""
+"""Train a detector of MMDetection; ``--help`` says how. ``roi-plugins train`` is the same."""
 
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 if find_spec('roi_plugins') is None:  # not installed: use this checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from roi_plugins.integrations.mmdet.runs import train_main
+from roi_plugins.cli import run
+
+main = partial(run, 'train', prog='tools/mmdet/train.py')
 
 if __name__ == '__main__':
-    sys.exit(train_main())
+    sys.exit(main(['--framework', 'mmdet', *sys.argv[1:]]))

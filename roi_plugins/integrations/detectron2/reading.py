@@ -19,6 +19,8 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
+from roi_plugins.settings import flatten
+
 from ..errors import RunError, describe_error, explain_unknown
 from .config import add_roi_plugins_config
 from .datasets import registering_again
@@ -70,6 +72,11 @@ def read_config(
     if note:
         notes.append(note)
     return cfg
+
+
+def as_settings(cfg: CfgNode | DictConfig) -> dict[str, Any]:
+    """All that a config says by dotted keys, see :mod:`roi_plugins.settings`."""
+    return flatten(yaml.safe_load(cfg.dump()) if isinstance(cfg, CfgNode) else OmegaConf.to_container(cfg))
 
 
 def read_saved_config(path: str | Path, packages: Iterable[str] = ()) -> CfgNode | DictConfig:

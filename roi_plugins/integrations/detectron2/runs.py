@@ -59,6 +59,7 @@ from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, prin
 from roi_plugins.evaluation import evaluate as compute_metrics
 from roi_plugins.files import DataError, write_json
 from roi_plugins.matching import MAX_DETS
+from roi_plugins.settings import write_settings
 
 from ..arguments import add_shared_options, as_arguments
 from ..dry_run import answer
@@ -68,7 +69,8 @@ from ..rows import read_row
 from .checkpoints import Checkpointer, StrictCheckpointer, saved_checkpoints
 from .checks import build, build_model, check_run, evaluator_max_dets
 from .datasets import coco_files, import_modules, register_coco_files
-from .reading import read_config
+from .poolers import describe_poolers
+from .reading import as_settings, read_config
 from .rows import row_options
 
 COMMAND = ['python', '-m', 'roi_plugins.integrations.detectron2.runs']
@@ -383,6 +385,7 @@ def evaluate(
         command=command,
         max_dets=run.max_dets,
         image_dir=MetadataCatalog.get(run.test_datasets[0]).get('image_root'),
+        extractors=describe_poolers(model),
     )
 
 
@@ -543,17 +546,23 @@ def _work(args: argparse.Namespace) -> None:
     """What each process does."""
     print_anything()
     run = describe(_configure(args), max_dets=args.max_dets)
+    settings = as_settings(run.cfg)
     default_setup(run.cfg, args)
     if args.eval_only:
         model, checkpoint = build_model(run), run.weights
         StrictCheckpointer(model).load(checkpoint)
     else:
+        if comm.is_main_process():
+            write_settings(run.output_dir, settings, trains=True)
         model = train(run, args.resume)
         checkpoint = ''  # the first process alone names it: it has written it, maybe elsewhere
         if comm.is_main_process():
             checkpoint = str(saved_checkpoints(run.output_dir, run.prefix)[0])
     result = evaluate(run, model, config=args.config_file, checkpoint=checkpoint, command=_command(args))
     if result is not None:
+        if args.eval_only:
+            del settings[run.settings['weights']]  # what is tested is no part of how it was made
+            write_settings(run.output_dir, settings, trains=False)
         print_metrics(result['metrics'])
 
 

@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from ...extractors import RoIExtractor
+from ...extractors.presets import describe
 from ...ops import assign_levels_mmdet
 from ..errors import RunError
 from ..inspection import InspectionError
@@ -38,6 +39,21 @@ def find_extractors(config: Path) -> dict[str, RoIExtractor]:
             raise InspectionError(f'{config}: {name}: {message}') from error
         if extractor := _as_ours(built):
             found[name] = extractor
+    return found
+
+
+def describe_extractors(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Type and options of each extractor of a model, by where it is: ``roi_head.bbox_roi_extractor``, say."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, MMDetRoIExtractor):
+            type_ = type(module).__name__
+        elif isinstance(module, BaseRoIExtractor):
+            type_ = f'{type(module).__name__} of {type(module.roi_layers[0]).__name__}'
+        else:
+            continue
+        extractor = _as_ours(module)
+        found[name] = {'type': type_, **(describe(extractor) if extractor else {})}
     return found
 
 

@@ -46,6 +46,7 @@ from roi_plugins.integrations.weights import (
     only_data,
     saving,
 )
+from roi_plugins.settings import write_settings
 
 from ..arguments import add_shared_options, as_arguments
 from ..dry_run import answer
@@ -61,6 +62,7 @@ from .checks import (
     check_validation,
     has_test,
 )
+from .inspection import describe_extractors
 from .own_files import use_files
 from .reading import read_config
 from .registered import check_registered, explain_unregistered
@@ -143,8 +145,7 @@ class CheckpointFits(Hook):
     """Raises RunError on weights that are not the model's, before they are loaded."""
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        expected = model.state_dict()
+        expected = _unwrapped(runner.model).state_dict()
         weights = checkpoint.get('state_dict', checkpoint)
         given = {name.removeprefix('module.'): value for name, value in weights.items()}
         misfit = describe_misfit(
@@ -217,6 +218,7 @@ def train(
             raise RunError('--amp: MMEngine trains in mixed precision on a GPU only; there is none')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    settings = cfg.to_dict()  # what is resumed from is none of them
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     last = last_checkpoint(cfg.work_dir)
@@ -250,7 +252,7 @@ def train(
     done = last.stem.rpartition('_')[2] if cfg.get('resume') and last is not None else '0'
     check_space_for_checkpoints(cfg, check_model(cfg), int(done) if done.isdecimal() else 0)
     if not dry_run:
-        _run(cfg, 'train')
+        _run(cfg, 'train', settings)
 
 
 def test(
@@ -297,6 +299,7 @@ def test(
     check_registered(cfg, 'test_dataloader')
     use_files(cfg, 'train', train_data)
     use_files(cfg, 'test', test_data)
+    settings = cfg.to_dict()
     if Path(checkpoint).is_dir():
         last = last_checkpoint(checkpoint)
         if last is None:
@@ -324,7 +327,7 @@ def test(
     shutil.rmtree(aside, ignore_errors=True)  # of a test that was stopped
     writer = {**evaluation.metric, 'format_only': True, 'outfile_prefix': str(aside / 'predictions')}
     cfg.test_evaluator = [writer, *evaluation.other_metrics]
-    _run(cfg, 'test')
+    model = _run(cfg, 'test')
     if not is_main_process():
         return None
     (run_dir / METRICS_FILE).unlink(missing_ok=True)
@@ -335,6 +338,7 @@ def test(
         else:
             (run_dir / name).unlink(missing_ok=True)
     shutil.rmtree(aside)
+    write_settings(run_dir, settings, trains=False)
     return write_run(
         run_dir,
         framework='mmdet',
@@ -345,6 +349,7 @@ def test(
         max_dets=evaluation.max_dets,
         image_dir=evaluation.image_dir,
         command=command,
+        extractors=describe_extractors(model),
     )
 
 
@@ -402,10 +407,21 @@ def _history_statistic(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-def _run(cfg: Config, phase: str) -> None:
+def _run(cfg: Config, phase: str, settings: Mapping[str, Any] | None = None) -> torch.nn.Module:
+    """Trains or tests.
+
+    Args:
+        phase: ``'train'`` or ``'test'``.
+        settings: what is recorded of the config at the start.
+
+    Returns:
+        The model.
+    """
     _join_processes(cfg)
     allow_mmengine_checkpoints()
     runner = _build_runner(cfg, phase)
+    if settings is not None and is_main_process():
+        write_settings(cfg.work_dir, settings, trains=True)
     if phase == 'train':
         runner.register_hook(RandomState())
     else:
@@ -426,6 +442,11 @@ def _run(cfg: Config, phase: str) -> None:
             f'that could run code: {_unsafe_objects(cfg.load_from) or error}. Give one that was '
             'saved by MMEngine'
         ) from error
+    return _unwrapped(runner.model)
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    return model.module if is_model_wrapper(model) else model
 
 
 def _build_runner(cfg: Config, phase: str) -> Runner:

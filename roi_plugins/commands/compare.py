@@ -1,0 +1,146 @@
+"""Prints the table of average precision of finished runs, and writes it with a figure.
+
+    roi-plugins compare work_dirs/embedded --baseline align-avg --output docs/results
+
+Exit status: 0, or 1 where a run could not be compared, which is said on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.tables import to_markdown, write_comparison
+from roi_plugins.commands import called_as
+from roi_plugins.console import print_anything
+from roi_plugins.files import DataError
+from roi_plugins.integrations.arguments import add_import_option, whole_number
+from roi_plugins.integrations.errors import RunError
+from roi_plugins.integrations.modules import import_modules
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compare') -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'runs',
+        nargs='+',
+        metavar='RUN',
+        help="a run directory (with metrics.json, or Detectron2's inference/coco_instances_results.json), a "
+        'directory of such, e.g. the work directory of an ablation, or a file of COCO results (with '
+        '--ann-file); LABEL=PATH names it in the tables',
+    )
+    parser.add_argument(
+        '--ann-file', metavar='FILE', help='COCO annotations, in place of those the runs name'
+    )
+    parser.add_argument(
+        '--baseline', metavar='EXTRACTOR', help='show differences to it, within each config'
+    )
+    parser.add_argument(
+        '--bootstrap',
+        type=whole_number(0),
+        default=1000,
+        metavar='N',
+        help='resamples of the images, for intervals and p-values; 0 for none (default: 1000)',
+    )
+    parser.add_argument(
+        '--bootstrap-seed',
+        type=whole_number(0),
+        default=0,
+        metavar='N',
+        help='seed of the resampling (default: 0)',
+    )
+    parser.add_argument(
+        '--details',
+        action='store_true',
+        help='also what moved: Boundary AP of masks, the errors by kind, the AP of each class',
+    )
+    parser.add_argument(
+        '--max-dets',
+        type=whole_number(1),
+        metavar='N',
+        help="how many detections of each class count in an image, in place of what the runs name (COCO's "
+        '100 where they name nothing)',
+    )
+    parser.add_argument(
+        '--digits', type=whole_number(0, 15), default=1, help='decimals of the points (default: 1)'
+    )
+    parser.add_argument(
+        '--output',
+        metavar='DIR',
+        help='write compare.md, .csv, .tex and .json, ap_over_iou.png and .svg there',
+    )
+    parser.add_argument(
+        '--cost',
+        action='store_true',
+        help='measure here what each extractor costs in a training step of its run, which needs the '
+        'training data; with --output also into cost.md and .json',
+    )
+    parser.add_argument(
+        '--html',
+        type=Path,
+        metavar='FILE',
+        help='write one page that needs nothing else: the tables, the curves, the images on which runs '
+        'differ most, and what each run was made with',
+    )
+    add_import_option(parser)
+    args = parser.parse_args(arguments)
+    if args.imports and not args.cost:
+        parser.error('--import: a comparison reads predictions and needs no module; it is for --cost')
+    print_anything()
+    try:
+        import_modules(args.imports)
+        comparison = compare(
+            args.runs,
+            args.ann_file,
+            args.baseline,
+            args.bootstrap,
+            args.bootstrap_seed,
+            args.details,
+            args.max_dets,
+        )
+    except (ComparisonError, DataError, OSError, RunError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    # Files before output: a pipe that is closed early loses none of them.
+    problems = list(comparison.problems)
+    if args.output:
+        problems += _try('--output', lambda: write_comparison(comparison, args.output, args.digits))
+    text = to_markdown(comparison, args.digits)
+    costs = None
+    if args.cost:
+        from roi_plugins.benchmark import extractor_cost  # torch, which a comparison does not need
+
+        costs = extractor_cost.measure_costs([run for run, _ in comparison.metrics])
+        problems += costs.problems
+        if costs.rows:
+            text += '\n' + extractor_cost.to_markdown(costs)
+            if args.output:
+                problems += _try('--output', lambda: extractor_cost.write_costs(costs, args.output))
+        else:
+            problems.append('--cost: no extractor could be measured')
+    if args.html:
+        from roi_plugins.ablation.report import write_report
+
+        command = [*called_as(prog), *(sys.argv[1:] if arguments is None else arguments)]
+        problems += _try('--html', lambda: write_report(comparison, args.html, command, args.digits, costs))
+    print(text, end='')
+    for note in comparison.notes:
+        print(f'note: {note}', file=sys.stderr)
+    for problem in dict.fromkeys(problems):
+        print(f'error: {problem}', file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _try(option: str, write: Callable[[], None]) -> list[str]:
+    """Writes what an option asks for; returns the problem, if there is one."""
+    try:
+        write()
+    except (DataError, OSError) as error:
+        return [f'{option}: {error}']
+    return []

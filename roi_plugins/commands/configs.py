@@ -1,0 +1,20 @@
+"""Prints the folder of the configs and plans of the package."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from roi_plugins.integrations.zoo import configs_folder
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins configs') -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description='Prints the folder of the configs and plans of the package. The other commands find what '
+        'is in it by name, such as ablations/demo.yaml. The _base_ of a config of your own takes the path.',
+    )
+    parser.parse_args(arguments)
+    print(configs_folder())
+    return 0

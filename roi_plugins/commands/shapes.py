@@ -1,0 +1,34 @@
+"""Generates the COCO-format dataset of shapes, which the shapes configs find in data/shapes.
+
+    roi-plugins shapes data/shapes
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+
+from roi_plugins.console import print_anything
+from roi_plugins.datasets import ShapesSpec, generate_shapes
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins shapes') -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('root', help='folder to write; one that holds this dataset is left as is')
+    for field in fields(ShapesSpec):
+        flag = '--' + field.name.replace('_', '-')
+        parser.add_argument(flag, type=int, default=field.default, help='default: %(default)s')
+    args = vars(parser.parse_args(arguments))
+    print_anything()
+    root = args.pop('root')
+    try:
+        print(generate_shapes(root, ShapesSpec(**args)))
+    except (ValueError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    return 0

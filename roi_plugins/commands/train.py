@@ -1,0 +1,140 @@
+"""``train`` and ``test``: the tools of the framework that a config is of, with their own options."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from roi_plugins.integrations.arguments import add_shared_options
+from roi_plugins.integrations.errors import RunError
+from roi_plugins.integrations.inspection import InspectionError, guess_frameworks
+from roi_plugins.integrations.zoo import locate_config
+
+FRAMEWORKS = ('mmdet', 'detectron2')
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins train') -> int:
+    """The command line of ``train``."""
+    return _main('train', arguments, prog)
+
+
+def test_main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins test') -> int:
+    """The command line of ``test``."""
+    return _main('test', arguments, prog)
+
+
+def _main(phase: str, arguments: Sequence[str] | None, prog: str) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(phase, prog)
+    args, rest = parser.parse_known_args(given)
+    asks_for_help = '-h' in rest or '--help' in rest
+    positional = next((text for text in rest if not text.startswith('-')), None)
+    if args.resume and args.resume.endswith(('.py', '.yaml', '.yml')):
+        positional = args.resume  # Detectron2's --resume takes no value: what follows it is the config
+    config = args.config_file or positional
+    if config is None and args.framework is None:
+        if not asks_for_help:
+            parser.error('no config is given')
+        parser.print_help()
+        return 0
+    try:
+        if config is not None:
+            config = str(locate_config(config))
+        framework = args.framework or _framework_of(config)
+    except (RunError, InspectionError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    left = _without(given, '--framework', '--config-file')
+    if args.config_file is None and positional is not None:
+        left.remove(positional)
+    return _call(_tool(framework, phase), _arguments(framework, phase, config, left), prog)
+
+
+def _parser(phase: str, prog: str) -> argparse.ArgumentParser:
+    """Of the options with values of both frameworks' tools, for the config to be told from a value.
+
+    It reads nothing else: the tools read their arguments themselves.
+    """
+    verb = {'train': 'Train', 'test': 'Evaluate'}[phase]
+    # Abbreviations are the tools' own: here one might be taken for another option.
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f'{prog} [--framework NAME] CONFIG [OPTION ...]',
+        description=f'{verb} a detector. The options are those of the framework that the config is of; '
+        f'{prog} --framework NAME --help shows them.',
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        '--framework',
+        choices=FRAMEWORKS,
+        metavar='NAME',
+        help='mmdet or detectron2; needed only for a config that both could read',
+    )
+    parser.add_argument(
+        '--config-file',
+        metavar='CONFIG',
+        help="a file, a name in the folder that `roi-plugins configs` prints, or one of a framework's model "
+        'zoo; the option may be left out, and then the config comes first',
+    )
+    hidden = parser.add_argument_group()
+    for name in ('work-dir', 'launcher', 'num-gpus', 'num-machines', 'machine-rank', 'dist-url'):
+        hidden.add_argument(f'--{name}', help=argparse.SUPPRESS)
+    hidden.add_argument('--local_rank', '--local-rank', help=argparse.SUPPRESS)
+    hidden.add_argument('--resume', nargs='?', help=argparse.SUPPRESS)
+    hidden.add_argument('--cfg-options', nargs='+', help=argparse.SUPPRESS)
+    add_shared_options(parser)
+    return parser
+
+
+def _framework_of(config: str) -> str:
+    frameworks = guess_frameworks(Path(config))
+    if len(frameworks) > 1:
+        raise RunError(
+            f'{config} may be a config of {" or ".join(frameworks)}; say which by --framework NAME'
+        )
+    return frameworks[0]
+
+
+def _without(arguments: Sequence[str], *options: str) -> list[str]:
+    """Arguments without some options, and their values."""
+    left = []
+    given = iter(arguments)
+    for argument in given:
+        if argument in options:
+            next(given)
+        elif not argument.startswith(tuple(f'{option}=' for option in options)):
+            left.append(argument)
+    return left
+
+
+def _arguments(framework: str, phase: str, config: str | None, left: list[str]) -> list[str]:
+    """Those of the framework's tool."""
+    named = [config] if config else []
+    if framework == 'mmdet':
+        return [*named, *left]
+    if phase == 'test':
+        left = ['--eval-only', *left]
+    return [*(['--config-file'] if named else []), *named, *left]
+
+
+def _tool(framework: str, phase: str) -> Callable[[Sequence[str]], int]:
+    if framework == 'detectron2':
+        from roi_plugins.integrations.detectron2 import runs
+
+        return runs.main
+    from roi_plugins.integrations.mmdet import runs
+
+    return runs.train_main if phase == 'train' else runs.test_main
+
+
+def _call(tool: Callable[[Sequence[str]], int], arguments: list[str], prog: str) -> int:
+    """Calls a framework's tool, which takes from ``sys.argv`` what it is called in its help."""
+    program = sys.argv[0]
+    sys.argv[0] = prog
+    try:
+        return tool(arguments)
+    finally:
+        sys.argv[0] = program

@@ -1,0 +1,38 @@
+"""What the commands need besides the package, and how each is installed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+TOOLS = {
+    **{name: name for name in ('filelock', 'jinja2', 'matplotlib', 'numpy', 'pandas', 'plotly')},
+    **{name: name for name in ('pycocotools', 'rich', 'scipy', 'shapely', 'submitit', 'tabulate')},
+    'PIL': 'pillow',
+    'yaml': 'pyyaml',
+}
+"""By the name of its module: the packages of the extra ``tools``."""
+
+_TOOLS_HINT = "pip install 'roi_plugins[tools]'"
+_MMDET_HINT = "MMDetection, with MMEngine and MMCV, runs this config: pip install 'roi_plugins[mmdet]'"
+_DETECTRON2_HINT = (
+    "Detectron2 runs this config: pip install 'roi_plugins[detectron2]', and pip install "
+    '--no-build-isolation git+https://github.com/facebookresearch/detectron2.git'
+)
+_HINTS = {
+    **dict.fromkeys(TOOLS, _TOOLS_HINT),
+    'torchvision': "pip install 'roi_plugins[benchmark]'",
+    'faster_coco_eval': "pip install 'roi_plugins[boundary]'",
+    **dict.fromkeys(('mmdet', 'mmengine', 'mmcv'), _MMDET_HINT),
+    **dict.fromkeys(('detectron2', 'fvcore', 'iopath', 'omegaconf', 'yacs'), _DETECTRON2_HINT),
+}
+
+
+def explain_missing(error: ImportError) -> str | None:
+    """What is not installed and how to get it; None for a module that this package does not need."""
+    module = error.name or ''
+    if module == 'mmcv._ext':
+        return 'the operators of MMCV, and this one is built without: MMCV_WITH_OPS=1 pip install mmcv'
+    package = module.partition('.')[0]
+    if package not in _HINTS or find_spec(package) is not None:
+        return None
+    return f'{package}, which is not installed. {_HINTS[package]}'
