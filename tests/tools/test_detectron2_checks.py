@@ -467,7 +467,11 @@ LAZY_START = (
         ('_BASE_: broken.yaml', 'cannot be read: maximum recursion depth exceeded'),
         ('SOLVER: {MAX_ITER: many}', 'config key: SOLVER.MAX_ITER'),
         ('MODEL: {ROI_HEADS: {NAME: Nope}}', "MODEL.ROI_HEADS.NAME: got 'Nope'"),
-        ('MODEL: {ROI_BOX_HEAD: {POOLER_TYPE: AlignMaxx}}', "got 'AlignMaxx', expected one of "),
+        ('MODEL: {ROI_BOX_HEAD: {POOLER_TYPE: AlignMaxx}}', 'type: AlignMaxx; did you mean AlignMax?'),
+        (
+            'MODEL: {ROI_HEADS: {NAME: RoIPluginsStandardROIHeads}, ROI_BOX_HEAD: {POOLER_TYPE: AlignMaxx}}',
+            "got 'AlignMaxx', expected one of ",
+        ),
     ],
 )
 def test_a_broken_yaml(refused, tmp_path, monkeypatch, text, message):

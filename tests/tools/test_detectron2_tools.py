@@ -231,7 +231,7 @@ def test_what_cannot_be_run_is_said(data, tmp_path, capsys, argv, message):
 
 def test_a_type_of_ours_in_detectron2s_own_pooler_is_explained(data, tmp_path, capsys):
     """Of a config in YAML, the heads are replaced: test_detectron2_swap_tool.py."""
-    config = ['--config-file', str(LAZY_SHAPES), '--extractor', 'align-max']
+    config = ['--config-file', str(LAZY_SHAPES), '--extractor', 'AlignMax']
     stock = 'model.roi_heads.box_pooler._target_=detectron2.modeling.poolers.ROIPooler'
     assert main([*config, stock, f'train.output_dir={tmp_path}']) == 2
     error = capsys.readouterr().err

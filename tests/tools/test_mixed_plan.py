@@ -134,7 +134,7 @@ def check_swapped(plan, folder, data):
             json.loads((path / 'metrics.json').read_text()) for path in (trained, run_dir)
         )
         assert metrics['checkpoint'] == of_trained['checkpoint']
-        assert 'quantized-pool' in metrics['config']
+        assert 'quantized-pool' in metrics['command']
         assert not list(run_dir.glob('*.pth'))
         # Other features from the same weights: other scores.
         found = [(path / 'predictions.bbox.json').read_text() for path in (trained, run_dir)]
