@@ -55,7 +55,7 @@ def _main(phase: str, arguments: Sequence[str] | None, prog: str) -> int:
 def _parser(phase: str, prog: str) -> argparse.ArgumentParser:
     """A parser that finds the config among the arguments.
 
-    It knows the options of both frameworks' tools that take a value. The tools parse the arguments themselves.
+    It knows the options with a value of both frameworks' tools, which parse the arguments themselves.
     """
     verb = {'train': 'Train', 'test': 'Evaluate'}[phase]
     parser = argparse.ArgumentParser(
