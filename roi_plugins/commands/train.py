@@ -53,12 +53,11 @@ def _main(phase: str, arguments: Sequence[str] | None, prog: str) -> int:
 
 
 def _parser(phase: str, prog: str) -> argparse.ArgumentParser:
-    """Of the options with values of both frameworks' tools, for the config to be told from a value.
+    """A parser that finds the config among the arguments.
 
-    It reads nothing else: the tools read their arguments themselves.
+    It knows the options with a value of both frameworks' tools, which parse the arguments themselves.
     """
     verb = {'train': 'Train', 'test': 'Evaluate'}[phase]
-    # Abbreviations are the tools' own: here one might be taken for another option.
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f'{prog} [--framework NAME] CONFIG [OPTION ...]',
@@ -99,7 +98,7 @@ def _framework_of(config: str) -> str:
 
 
 def _without(arguments: Sequence[str], *options: str) -> list[str]:
-    """Arguments without some options, and their values."""
+    """The arguments without these options and their values."""
     left = []
     given = iter(arguments)
     for argument in given:
@@ -111,7 +110,7 @@ def _without(arguments: Sequence[str], *options: str) -> list[str]:
 
 
 def _arguments(framework: str, phase: str, config: str | None, left: list[str]) -> list[str]:
-    """Those of the framework's tool."""
+    """The arguments of the framework's tool."""
     named = [config] if config else []
     if framework == 'mmdet':
         return [*named, *left]
@@ -131,7 +130,7 @@ def _tool(framework: str, phase: str) -> Callable[[Sequence[str]], int]:
 
 
 def _call(tool: Callable[[Sequence[str]], int], arguments: list[str], prog: str) -> int:
-    """Calls a framework's tool, which takes from ``sys.argv`` what it is called in its help."""
+    """Calls a framework's tool. Its help shows ``sys.argv[0]`` as the name of the program."""
     program = sys.argv[0]
     sys.argv[0] = prog
     try:
