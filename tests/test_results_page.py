@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from roi_plugins.evaluation import METRICS
+from roi_plugins.evaluation.coco import METRICS
 
 RESULTS = Path(__file__).resolve().parents[1] / 'docs/results'
 PUBLISHED = RESULTS / 'published'

@@ -18,8 +18,9 @@ from typing import Any
 import pandas as pd
 
 from roi_plugins.ablation.results import find_runs
-from roi_plugins.ablation.significance import RunSample, contrast, resample_images, sample_run
-from roi_plugins.evaluation import METRICS, format_points, load_annotations, match_predictions, summarize
+from roi_plugins.evaluation.bootstrap import RunSample, contrast, resample_images, sample_run
+from roi_plugins.evaluation.coco import METRICS, format_points, match_predictions, summarize
+from roi_plugins.evaluation.coco_files import load_annotations
 from roi_plugins.files import written_aside
 
 NAMES = {'segm': 'mask', 'bbox': 'box'}  # the paper's table is of masks

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from roi_plugins.ablation.plan import Cell, short_path
 from roi_plugins.ablation.records import evaluated_checkpoint
-from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
 from roi_plugins.files import DataError, read_json
+from roi_plugins.run_record import CELL_FILE, METRICS_FILE
 
 
 class CheckpointError(ValueError):

@@ -21,29 +21,13 @@ from rich.console import Console
 from rich.progress import track
 
 from roi_plugins.ablation.confounding import find_confounded
-from roi_plugins.ablation.errors import break_down_errors
 from roi_plugins.ablation.results import Run, find_runs
-from roi_plugins.ablation.significance import (
-    Estimates,
-    RunSample,
-    estimate,
-    resample_images,
-    sample_run,
-)
-from roi_plugins.evaluation import (
-    BOUNDARY,
-    COUNT,
-    CURVE,
-    EVALUATIONS,
-    IOU_TYPES,
-    METRICS,
-    load_annotations,
-    match_predictions,
-    read_predictions,
-    summarize,
-)
+from roi_plugins.evaluation.bootstrap import Estimates, RunSample, estimate, resample_images, sample_run
+from roi_plugins.evaluation.coco import COUNT, CURVE, METRICS, match_predictions, summarize
+from roi_plugins.evaluation.coco_files import load_annotations, read_predictions
+from roi_plugins.evaluation.matching import BOUNDARY, EVALUATIONS, IOU_TYPES, boundary_of_masks
+from roi_plugins.evaluation.tide import break_down_errors
 from roi_plugins.files import DataError
-from roi_plugins.matching import boundary_of_masks
 from roi_plugins.names import plain_name
 from roi_plugins.settings import read_settings
 
@@ -70,7 +54,7 @@ class Group:
         estimates: the means once more, with those of each IoU threshold and each class, and how
             sure they are.
         difference_estimates: the same of the difference to the baseline; None as ``difference``.
-        errors: what :func:`~roi_plugins.ablation.errors.break_down_errors` gives of each run; empty
+        errors: what :func:`~roi_plugins.evaluation.tide.break_down_errors` gives of each run; empty
             where it was not asked for, and for Boundary AP.
     """
 

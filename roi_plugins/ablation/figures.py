@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from roi_plugins.ablation.compare import Comparison
-from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS
+from roi_plugins.evaluation.coco import IOU_THRESHOLDS
+from roi_plugins.evaluation.matching import EVALUATIONS
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow, which is too
 # pale for a line. Markers tell the curves apart in grey, and line styles once colours come again.

@@ -17,8 +17,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from roi_plugins.ablation.results import Run
-from roi_plugins.evaluation import IOU_THRESHOLDS, load_results, read_predictions
-from roi_plugins.matching import Matches, match
+from roi_plugins.evaluation.coco import IOU_THRESHOLDS
+from roi_plugins.evaluation.coco_files import load_results, read_predictions
+from roi_plugins.evaluation.matching import Matches, match
 
 MIN_SCORE = 0.3
 """Detections below it are drawn only if they match, or are the highest of as many as there are objects."""

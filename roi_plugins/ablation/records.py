@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from roi_plugins.ablation.results import Run
-from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
 from roi_plugins.files import DataError, read_json
+from roi_plugins.run_record import CELL_FILE, METRICS_FILE
 from roi_plugins.settings import read_settings
 
 

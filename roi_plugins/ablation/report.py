@@ -34,7 +34,9 @@ from roi_plugins.ablation.results import Run
 from roi_plugins.ablation.tables import TITLES, caption, make_tables
 from roi_plugins.benchmark.extractor_cost import Costs
 from roi_plugins.benchmark.extractor_cost import to_rows as cost_rows
-from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, IOU_TYPES, format_points, load_annotations
+from roi_plugins.evaluation.coco import IOU_THRESHOLDS, format_points
+from roi_plugins.evaluation.coco_files import load_annotations
+from roi_plugins.evaluation.matching import EVALUATIONS, IOU_TYPES
 from roi_plugins.files import written_aside
 from roi_plugins.hardware import cpu_name
 from roi_plugins.settings import differences

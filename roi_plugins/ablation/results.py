@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from roi_plugins.evaluation import CELL_FILE, IOU_TYPES, METRICS_FILE
+from roi_plugins.evaluation.matching import IOU_TYPES, MAX_DETS
 from roi_plugins.files import DataError, read_json
-from roi_plugins.matching import MAX_DETS
+from roi_plugins.run_record import CELL_FILE, METRICS_FILE
 
 DETECTRON2_RESULTS = os.path.join('inference', 'coco_instances_results.json')
 """What Detectron2's own COCOEvaluator leaves in the output directory of a training."""

@@ -51,9 +51,9 @@ from roi_plugins.ablation.checkpoints import (
 from roi_plugins.ablation.confounding import find_confounded
 from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.ablation.plan import Cell, Plan
-from roi_plugins.evaluation import CELL_FILE, METRICS_FILE
 from roi_plugins.files import write_json
 from roi_plugins.needs import explain_missing
+from roi_plugins.run_record import CELL_FILE, METRICS_FILE
 from roi_plugins.settings import flatten
 
 LOG_FILE = 'cell.log'  # not log.txt, which Detectron2 writes itself: every line came twice

@@ -16,10 +16,10 @@ import pandas as pd
 
 from roi_plugins.ablation.compare import MIN_IMAGES, Comparison, Group
 from roi_plugins.ablation.figures import plot_ap_over_iou, save_figure
-from roi_plugins.ablation.significance import CONFIDENCE, Estimates
-from roi_plugins.evaluation import EVALUATIONS, IOU_THRESHOLDS, METRICS, format_points
+from roi_plugins.evaluation.bootstrap import CONFIDENCE, Estimates
+from roi_plugins.evaluation.coco import IOU_THRESHOLDS, METRICS, format_points
+from roi_plugins.evaluation.matching import EVALUATIONS, MAX_DETS
 from roi_plugins.files import write_json, written_aside
-from roi_plugins.matching import MAX_DETS
 
 TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP', 'boundary': 'Boundary AP'}
 FIGURE = 'ap_over_iou'

@@ -80,7 +80,7 @@ def test(config, run_dir, checkpoint):
         tested = {'framework': 'fake', 'checkpoint': str(checkpoint), 'weights': checkpoint.read_text()}
         write(run_dir / 'metrics.json', json.dumps({'seed': config['seed'], **tested}))
         return
-    from roi_plugins.evaluation import write_run
+    from roi_plugins.run_record import write_run
 
     write(run_dir / 'predictions.bbox.json', json.dumps(config['predictions']))
     write_run(

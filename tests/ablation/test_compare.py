@@ -20,7 +20,7 @@ from roi_plugins.ablation.tables import (
     to_markdown,
     write_comparison,
 )
-from roi_plugins.evaluation import IOU_THRESHOLDS, evaluate
+from roi_plugins.evaluation.coco import IOU_THRESHOLDS, evaluate
 from roi_plugins.files import DataError, write_json
 
 # One run's AP, and the mean, deviation or difference of several.

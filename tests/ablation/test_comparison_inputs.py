@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
 from roi_plugins.ablation.compare import ComparisonError, compare
-from roi_plugins.evaluation import _cells_of_rle, write_run
+from roi_plugins.evaluation.coco_files import _cells_of_rle
 from roi_plugins.files import DataError, write_json
+from roi_plugins.run_record import write_run
 
 values = st.recursive(
     st.one_of(

@@ -24,8 +24,10 @@ from roi_plugins.ablation.report import write_report
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.benchmark.extractor_cost import Cost, Costs
 from roi_plugins.datasets import ShapesSpec, generate_shapes
-from roi_plugins.evaluation import evaluate, load_annotations, write_run
+from roi_plugins.evaluation.coco import evaluate
+from roi_plugins.evaluation.coco_files import load_annotations
 from roi_plugins.files import write_json
+from roi_plugins.run_record import write_run
 from roi_plugins.settings import write_settings
 
 HOSTILE = '<img src=x onerror="document.title=1">&amp;'

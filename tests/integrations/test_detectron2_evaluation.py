@@ -18,8 +18,8 @@ from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
-from roi_plugins.evaluation import METRICS
-from roi_plugins.evaluation import evaluate as evaluate_predictions
+from roi_plugins.evaluation.coco import METRICS
+from roi_plugins.evaluation.coco import evaluate as evaluate_predictions
 from roi_plugins.integrations.detectron2.datasets import coco_files, register_shapes
 from roi_plugins.integrations.detectron2.runs import describe, evaluate, read_config
 

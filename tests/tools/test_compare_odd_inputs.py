@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from roi_plugins.benchmark.extractor_cost import Cost, Costs
-from roi_plugins.evaluation import write_run
 from roi_plugins.files import write_json
+from roi_plugins.run_record import write_run
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'compare.py'
 COSTS = Costs('a machine', [Cost('', 'a', 8, 0.1, 0.2, 1.0, None, 0)], [])

@@ -3,8 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from roi_plugins.evaluation import write_run
 from roi_plugins.files import write_json
+from roi_plugins.run_record import write_run
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'compare.py'
 

@@ -14,7 +14,7 @@ from detectron2_options import LAZY_OPTIONS
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
-from roi_plugins.evaluation import METRICS
+from roi_plugins.evaluation.coco import METRICS
 from roi_plugins.integrations.detectron2.datasets import register_shapes
 from roi_plugins.integrations.detectron2.runs import main
 

@@ -23,7 +23,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS, init_default_scope
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
-from roi_plugins.evaluation import METRICS, evaluate
+from roi_plugins.evaluation.coco import METRICS, evaluate
 from roi_plugins.integrations.mmdet import runs
 from roi_plugins.integrations.mmdet.runs import RunError, last_checkpoint, train
 from roi_plugins.settings import differences, read_settings

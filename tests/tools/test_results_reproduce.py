@@ -13,7 +13,7 @@ pytest.importorskip('mmdet', reason='MMDetection is not installed')
 pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
-from roi_plugins.evaluation import format_points
+from roi_plugins.evaluation.coco import format_points
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / 'configs/ablations/shapes_table2c.yaml'

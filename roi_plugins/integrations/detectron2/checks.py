@@ -15,7 +15,7 @@ from detectron2.modeling import ProposalNetwork, SemanticSegmentor
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, RROIHeads
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from roi_plugins.evaluation import check_annotations
+from roi_plugins.evaluation.coco_files import check_annotations
 from roi_plugins.files import Folders
 
 from ..errors import RunError, ask_for_near, explain_unknown

@@ -55,10 +55,11 @@ from omegaconf.errors import OmegaConfBaseException
 from torch.multiprocessing import ProcessExitedException
 
 from roi_plugins.console import print_anything
-from roi_plugins.evaluation import METRICS, METRICS_FILE, PREDICTION_FILES, print_metrics, write_run
-from roi_plugins.evaluation import evaluate as compute_metrics
+from roi_plugins.evaluation.coco import METRICS, print_metrics
+from roi_plugins.evaluation.coco import evaluate as compute_metrics
+from roi_plugins.evaluation.matching import MAX_DETS
 from roi_plugins.files import DataError, write_json
-from roi_plugins.matching import MAX_DETS
+from roi_plugins.run_record import METRICS_FILE, PREDICTION_FILES, write_run
 from roi_plugins.settings import write_settings
 
 from ..arguments import add_shared_options, as_arguments

@@ -11,8 +11,8 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from roi_plugins.evaluation import METRICS_FILE
 from roi_plugins.files import read_json
+from roi_plugins.run_record import METRICS_FILE
 
 from .checkpoints import DataCheckpointer
 from .checks import check_registered

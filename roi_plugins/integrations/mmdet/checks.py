@@ -24,9 +24,10 @@ from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, Registry
 from pycocotools.coco import COCO
 
-from roi_plugins.evaluation import IOU_THRESHOLDS, IOU_TYPES, check_annotations
+from roi_plugins.evaluation.coco import IOU_THRESHOLDS
+from roi_plugins.evaluation.coco_files import check_annotations
+from roi_plugins.evaluation.matching import IOU_TYPES, MAX_DETS
 from roi_plugins.files import Folders, read_json
-from roi_plugins.matching import MAX_DETS
 
 from ..errors import RunError, describe_error
 from ..output import check_space, checkpoint_bytes

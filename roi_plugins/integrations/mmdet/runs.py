@@ -36,7 +36,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from roi_plugins.console import print_anything
-from roi_plugins.evaluation import METRICS_FILE, PREDICTION_FILES, print_metrics, write_run
+from roi_plugins.evaluation.coco import print_metrics
 from roi_plugins.files import DataError, written_aside
 from roi_plugins.integrations.weights import (
     ARRAY_GLOBALS,
@@ -46,6 +46,7 @@ from roi_plugins.integrations.weights import (
     only_data,
     saving,
 )
+from roi_plugins.run_record import METRICS_FILE, PREDICTION_FILES, write_run
 from roi_plugins.settings import write_settings
 
 from ..arguments import add_shared_options, as_arguments

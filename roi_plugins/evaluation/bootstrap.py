@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from roi_plugins.evaluation import CURVE, IOU_THRESHOLDS, METRICS, PER_CLASS
-from roi_plugins.matching import Matches, resampled_ap
+from roi_plugins.evaluation.coco import CURVE, IOU_THRESHOLDS, METRICS, PER_CLASS
+from roi_plugins.evaluation.matching import Matches, resampled_ap
 
 CONFIDENCE = 0.95
 

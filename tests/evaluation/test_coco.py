@@ -11,18 +11,10 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from roi_plugins.evaluation import (
-    COUNT,
-    CURVE,
-    IOU_THRESHOLDS,
-    METRICS,
-    check_annotations,
-    evaluate,
-    load_annotations,
-    print_metrics,
-    write_run,
-)
+from roi_plugins.evaluation.coco import COUNT, CURVE, IOU_THRESHOLDS, METRICS, evaluate, print_metrics
+from roi_plugins.evaluation.coco_files import check_annotations, load_annotations
 from roi_plugins.files import DataError, write_json
+from roi_plugins.run_record import write_run
 
 HEIGHT, WIDTH = 240, 320
 

@@ -6,9 +6,10 @@ import pytest
 from pycocotools.coco import COCO
 from synthetic import detect, make_annotations
 
-from roi_plugins.ablation import errors
-from roi_plugins.ablation.errors import ERRORS, break_down_errors
-from roi_plugins.evaluation import evaluate, read_predictions
+from roi_plugins.evaluation import tide
+from roi_plugins.evaluation.coco import evaluate
+from roi_plugins.evaluation.coco_files import read_predictions
+from roi_plugins.evaluation.tide import ERRORS, break_down_errors
 
 
 def index(dataset):
@@ -112,12 +113,12 @@ def test_the_ap50_that_is_broken_down_is_that_of_pycocotools(monkeypatch):
     dataset = make_annotations(rng, images=30, classes=4, objects=5, crowds=0.1)
     results = detect(rng, dataset, noise=0.1, per_image=15)
     rankings = []
-    rank = errors._rank
-    monkeypatch.setattr(errors, '_rank', lambda *args: rankings.append(rank(*args)) or rankings[0])
+    rank = tide._rank
+    monkeypatch.setattr(tide, '_rank', lambda *args: rankings.append(rank(*args)) or rankings[0])
     truth = index(dataset)
     with contextlib.redirect_stdout(io.StringIO()):
         broken = break_down_errors(truth, read_predictions(truth, results, 'bbox'), 'bbox')
-    assert errors._ap50(rankings[0], None) == pytest.approx(
+    assert tide._ap50(rankings[0], None) == pytest.approx(
         evaluate(truth, results, 'bbox')['AP50'], abs=1e-12
     )
     assert (broken['count'] > 0).all()

@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from scipy import stats
 from synthetic import detect, make_annotations
 
-from roi_plugins.ablation.significance import (
+from roi_plugins.evaluation.bootstrap import (
     CONFIDENCE,
     RunSample,
     contrast,
@@ -17,8 +17,8 @@ from roi_plugins.ablation.significance import (
     resample_images,
     sample_run,
 )
-from roi_plugins.evaluation import CURVE, IOU_THRESHOLDS, METRICS, summarize
-from roi_plugins.matching import match, resampled_ap
+from roi_plugins.evaluation.coco import CURVE, IOU_THRESHOLDS, METRICS, summarize
+from roi_plugins.evaluation.matching import match, resampled_ap
 
 QUANTITIES = len(METRICS) + len(IOU_THRESHOLDS)
 
@@ -299,7 +299,7 @@ def test_no_interval_leaves_what_an_ap_can_be():
 
 
 def test_p_at_the_ends_of_what_it_can_be():
-    from roi_plugins.ablation.significance import _bootstrap_p, _t_interval
+    from roi_plugins.evaluation.bootstrap import _bootstrap_p, _t_interval
 
     assert _bootstrap_p(np.ones((1, 9))) == 2 / 10  # never 0: as many resamples cannot say that
     zero, one = np.zeros(1), np.ones(1)

@@ -21,6 +21,13 @@ from scipy.sparse import csr_array
 MAX_DETS = 100
 """How many detections of each class count in an image by default, those with the highest scores."""
 
+IOU_TYPES = ('bbox', 'segm')
+
+BOUNDARY = 'boundary'
+"""Evaluates masks too, by Boundary IoU: a third kind of AP from the predictions of ``'segm'``."""
+
+EVALUATIONS = (*IOU_TYPES, BOUNDARY)
+
 AREAS = ('all', 'small', 'medium', 'large')
 """The areas of objects for which there is an AP, in the order of ``COCOeval``."""
 

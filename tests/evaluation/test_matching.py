@@ -14,8 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from synthetic import detect, make_annotations
 
-from roi_plugins.evaluation import load_results
-from roi_plugins.matching import match, precision_at_recall, resampled_ap
+from roi_plugins.evaluation.coco_files import load_results
+from roi_plugins.evaluation.matching import match, precision_at_recall, resampled_ap
 
 
 def index(dataset):

@@ -19,8 +19,8 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from roi_plugins.evaluation import load_results
-from roi_plugins.matching import MAX_DETS, accumulate
+from roi_plugins.evaluation.coco_files import load_results
+from roi_plugins.evaluation.matching import MAX_DETS, accumulate
 
 ERRORS = ('classification', 'localization', 'both', 'duplicate', 'background', 'missed')
 """Kinds of errors. All but the last are of detections; the last is of objects.

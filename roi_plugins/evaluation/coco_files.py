@@ -1,157 +1,20 @@
-"""COCO average precision, and the files of an evaluated run.
-
-What the tools that write results and those that read them share. One path computes every figure:
-pycocotools' ``COCOeval``, over all images of the annotation file (``roi_plugins.matching`` leaves out
-of it only what does nothing). Needs no detection framework.
-"""
+"""Annotations and predictions in COCO's format: reading them, and finding what is wrong with them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
-import os
-import platform
 import reprlib
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from decimal import Decimal
-from fractions import Fraction
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 
-from roi_plugins import __version__
-from roi_plugins.files import DataError, read_json, write_json, written_aside
-from roi_plugins.hardware import cpu_name
-from roi_plugins.matching import AREAS, MAX_DETS, Matches, match, precision_at_recall
-
-METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
-"""What is reported of one evaluation, in the order of ``COCOeval.stats[:6]``."""
-
-CURVE = 'AP_over_IoU'
-"""The key of the AP at each of ``IOU_THRESHOLDS``."""
-
-PER_CLASS = 'AP_per_class'
-"""The key of the AP of each class, by rising category id."""
-
-COUNT = 'predictions'
-"""The key of the number of predictions."""
-
-IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
-IOU_TYPES = ('bbox', 'segm')
-
-BOUNDARY = 'boundary'
-"""Evaluates masks too, by Boundary IoU: a third kind of AP from the predictions of ``'segm'``."""
-
-EVALUATIONS = (*IOU_TYPES, BOUNDARY)
-
-METRICS_FILE = 'metrics.json'
-CELL_FILE = 'cell.json'
-ANNOTATIONS_FILE = 'annotations.json'
-"""In a run, the annotations of the evaluated categories, where these are not all of the file."""
-
-PREDICTION_FILES = {'bbox': 'predictions.bbox.json', 'segm': 'predictions.segm.json'}
-
-
-def evaluate(
-    ann_file: str | Path | COCO,
-    predictions: str | Path | Sequence[dict],
-    iou_type: str,
-    max_dets: int = MAX_DETS,
-) -> dict[str, Any]:
-    """COCO AP of one detector's results over all images of an annotation file.
-
-    Args:
-        ann_file: COCO instance annotations, or what :func:`load_annotations` made of them.
-        predictions: COCO results, as a file or as the list in it: ``image_id``, ``category_id``,
-            ``score`` and ``bbox`` (x, y, w, h in pixels) or ``segmentation`` (compressed RLE). An
-            empty list has AP 0.
-        iou_type: ``'bbox'``, ``'segm'`` or, for Boundary AP, ``'boundary'``.
-        max_dets: how many detections of each class count in an image, those with the highest scores:
-            COCO's ``maxDets``, for all figures.
-
-    Returns:
-        What :func:`summarize` returns.
-
-    Raises:
-        DataError: a file is missing or malformed, or the predictions are not for these
-            annotations.
-    """
-    return summarize(match_predictions(ann_file, predictions, iou_type, max_dets))
-
-
-def match_predictions(
-    ann_file: str | Path | COCO,
-    predictions: str | Path | Sequence[dict],
-    iou_type: str,
-    max_dets: int = MAX_DETS,
-) -> Matches:
-    """The first half of :func:`evaluate`: which predictions match which objects.
-
-    The area of a predicted mask is its own, not its box's, as in MMDetection and Detectron2.
-    """
-    if iou_type not in EVALUATIONS:
-        raise ValueError(f'iou_type is {iou_type!r}; expected one of {", ".join(EVALUATIONS)}')
-    coco = ann_file if isinstance(ann_file, COCO) else load_annotations(ann_file)
-    results = read_predictions(coco, predictions, iou_type)
-    if iou_type != 'bbox':
-        _check_outlines(coco)
-    with contextlib.redirect_stdout(io.StringIO()):
-        return match(coco, load_results(coco, results), iou_type, max_dets)
-
-
-def summarize(matches: Matches) -> dict[str, Any]:
-    """The second half of :func:`evaluate`: AP from matches, as pycocotools has it.
-
-    Returns:
-        The ``METRICS``, as fractions in full precision, -1 where there is no ground truth; under
-        ``CURVE`` the list of the AP at each of ``IOU_THRESHOLDS``; under ``PER_CLASS`` that of the
-        AP of each class, by rising category id; and under ``COUNT`` the number of predictions.
-    """
-    precision = precision_at_recall(matches)  # (T, R, K, A)
-    over_all = precision[..., 0]
-    metrics = [
-        over_all,
-        over_all[IOU_THRESHOLDS.index(0.5)],
-        over_all[IOU_THRESHOLDS.index(0.75)],
-        *(precision[..., area] for area in range(1, len(AREAS))),
-    ]
-    return {
-        **dict(zip(METRICS, map(_mean_precision, metrics), strict=True)),
-        CURVE: [_mean_precision(p) for p in over_all],
-        PER_CLASS: [_mean_precision(p) for p in np.moveaxis(over_all, -1, 0)],
-        COUNT: matches.count,
-    }
-
-
-def format_points(fraction: float, digits: int, sign: bool = False) -> str:
-    """An AP in points: 100 times the fraction, rounded half to even, once and exactly.
-
-    With one digit these are the digits that pycocotools prints: 31.2 where it has 0.312.
-    """
-    scaled = round(Fraction(fraction) * 100 * 10**digits)
-    return f'{Decimal(scaled).scaleb(-digits):{"+" if sign else ""}.{digits}f}'
-
-
-def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints a line for each IoU type, e.g. ``bbox  AP 31.2  AP50 ...``: points, as in all tables.
-
-    Args:
-        metrics: the ``METRICS`` by IoU type, as fractions; -1 where there is no ground truth, shown as ``-``.
-    """
-    for iou_type, values in metrics.items():
-        points = {name: '-' if value == -1 else format_points(value, 1) for name, value in values.items()}
-        print(iou_type, *(f'{name} {value}' for name, value in points.items()), sep='  ')
-
-
-def _mean_precision(precision: np.ndarray) -> float:
-    present = precision[precision > -1]
-    return float(np.mean(present)) if present.size else -1.0
+from roi_plugins.evaluation.matching import IOU_TYPES
+from roi_plugins.files import DataError, read_json
 
 
 def read_predictions(
@@ -219,86 +82,8 @@ def check_annotations(ann_file: str | Path, iou_types: Sequence[str] = IOU_TYPES
     if not any(annotation['image_id'] in coco.imgs for annotation in coco.anns.values()):
         raise DataError(f'{ann_file}: no image has an object to find, so there is no AP')
     if any(iou_type != 'bbox' for iou_type in iou_types):
-        _check_outlines(coco)
+        check_outlines(coco)
     return coco
-
-
-def write_run(
-    run_dir: str | Path,
-    *,
-    framework: str,
-    config: str | Path,
-    checkpoint: str | Path,
-    ann_file: str | Path,
-    command: Sequence[str],
-    category_ids: Sequence[int] | None = None,
-    max_dets: int = MAX_DETS,
-    image_dir: str | Path | None = None,
-    extractors: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """Evaluates the predictions in ``run_dir`` and writes ``metrics.json``: the run is finished.
-
-    Args:
-        run_dir: holds ``predictions.bbox.json``, and ``predictions.segm.json`` if there are masks.
-        framework: the package that made the predictions, e.g. ``'mmdet'``.
-        config: path as given by the user.
-        checkpoint: path of the evaluated weights.
-        ann_file: COCO annotations of the evaluated images.
-        command: what was run, as a list of arguments.
-        category_ids: of the categories that AP is the mean over; by default all of the file. Where it
-            is some, ``run_dir`` gets a copy of the annotations with these alone, and the run is one on
-            this copy.
-        max_dets: see :func:`evaluate`.
-        image_dir: the folder of the images, for pages with pictures; None where it is not known.
-        extractors: type and options of each RoI extractor of the evaluated model, by where it is in it.
-
-    Returns:
-        What was written.
-
-    Raises:
-        DataError: there are no predictions, or they cannot be evaluated. Nothing is written.
-    """
-    run_dir = Path(run_dir)
-    predictions = {t: name for t, name in PREDICTION_FILES.items() if (run_dir / name).is_file()}
-    if not predictions:
-        raise DataError(f'{run_dir}: no {" or ".join(PREDICTION_FILES.values())} to evaluate')
-    coco = load_annotations(ann_file)
-    (run_dir / ANNOTATIONS_FILE).unlink(missing_ok=True)  # of an earlier test
-    if category_ids is not None and (wanted := set(category_ids)) != set(coco.cats):
-        ann_file = run_dir / ANNOTATIONS_FILE
-        with written_aside(ann_file) as aside:
-            aside.write_text(json.dumps(_of_categories(coco.dataset, wanted)), encoding='utf-8')
-        coco = load_annotations(ann_file)
-    metrics = {}
-    for iou_type, name in predictions.items():
-        result = evaluate(coco, run_dir / name, iou_type, max_dets)
-        metrics[iou_type] = {metric: result[metric] for metric in METRICS}
-    record = {
-        'format': 1,
-        'framework': framework,
-        'config': str(config),
-        'checkpoint': str(checkpoint),
-        'ann_file': os.path.abspath(ann_file),
-        'max_dets': max_dets,
-        'image_dir': None if image_dir is None else os.path.abspath(image_dir),
-        'extractors': extractors or {},
-        'predictions': predictions,
-        'metrics': metrics,
-        'versions': _versions(framework),
-        'hardware': _hardware(),
-        'command': [str(argument) for argument in command],
-        'time': datetime.now().astimezone().isoformat(timespec='seconds'),
-    }
-    write_json(run_dir / METRICS_FILE, record)
-    return record
-
-
-def _of_categories(dataset: dict, category_ids: set[int]) -> dict:
-    return {
-        'images': dataset['images'],
-        'annotations': [a for a in dataset['annotations'] if a['category_id'] in category_ids],
-        'categories': [category for category in dataset['categories'] if category['id'] in category_ids],
-    }
 
 
 def _check_annotations(dataset: dict, ann_file: str | Path) -> None:
@@ -352,7 +137,7 @@ def _check_ids(entries: Sequence[dict], where: str) -> None:
             raise DataError(f'{where}[{index}] has the id {entry["id"]} of {where.split()[-1]}[{first}]')
 
 
-def _check_outlines(coco: COCO) -> None:
+def check_outlines(coco: COCO) -> None:
     """What COCO's evaluation of masks needs of the objects, which that of boxes does not."""
     source = getattr(coco, 'source', 'annotations')
     for annotation in coco.anns.values():
@@ -495,21 +280,3 @@ def _no_detections(coco: COCO) -> COCO:
     }
     detections.createIndex()
     return detections
-
-
-def _versions(framework: str) -> dict[str, str]:
-    versions = {'python': platform.python_version(), 'roi_plugins': __version__}
-    # The distribution of a package may have another name, as builds of detectron2 have.
-    distributions = metadata.packages_distributions().get(framework, [framework])
-    for name in (*distributions, 'mmengine', 'mmcv', 'torch', 'torchvision', 'numpy', 'pycocotools'):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
-
-
-def _hardware() -> str:
-    import torch  # here only: reading results does not need it
-
-    if torch.cuda.is_available():
-        return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
-    return f'{os.cpu_count()} x {cpu_name()}'

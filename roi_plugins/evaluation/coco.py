@@ -1,0 +1,138 @@
+"""COCO average precision.
+
+One path computes every number: pycocotools' ``COCOeval``, over all images of the annotation file
+(:mod:`.matching` leaves out of it only what does nothing). Needs no detection framework.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+
+from roi_plugins.evaluation.coco_files import check_outlines, load_annotations, load_results, read_predictions
+from roi_plugins.evaluation.matching import (
+    AREAS,
+    EVALUATIONS,
+    MAX_DETS,
+    Matches,
+    match,
+    precision_at_recall,
+)
+
+METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
+"""What is reported of one evaluation, in the order of ``COCOeval.stats[:6]``."""
+
+CURVE = 'AP_over_IoU'
+"""The key of the AP at each of ``IOU_THRESHOLDS``."""
+
+PER_CLASS = 'AP_per_class'
+"""The key of the AP of each class, by rising category id."""
+
+COUNT = 'predictions'
+"""The key of the number of predictions."""
+
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+
+
+def evaluate(
+    ann_file: str | Path | COCO,
+    predictions: str | Path | Sequence[dict],
+    iou_type: str,
+    max_dets: int = MAX_DETS,
+) -> dict[str, Any]:
+    """COCO AP of one detector's results over all images of an annotation file.
+
+    Args:
+        ann_file: COCO instance annotations, or what :func:`load_annotations` made of them.
+        predictions: COCO results, as a file or as the list in it: ``image_id``, ``category_id``,
+            ``score`` and ``bbox`` (x, y, w, h in pixels) or ``segmentation`` (compressed RLE). An
+            empty list has AP 0.
+        iou_type: ``'bbox'``, ``'segm'`` or, for Boundary AP, ``'boundary'``.
+        max_dets: how many detections of each class count in an image, those with the highest scores:
+            COCO's ``maxDets``, for all figures.
+
+    Returns:
+        What :func:`summarize` returns.
+
+    Raises:
+        DataError: a file is missing or malformed, or the predictions are not for these
+            annotations.
+    """
+    return summarize(match_predictions(ann_file, predictions, iou_type, max_dets))
+
+
+def match_predictions(
+    ann_file: str | Path | COCO,
+    predictions: str | Path | Sequence[dict],
+    iou_type: str,
+    max_dets: int = MAX_DETS,
+) -> Matches:
+    """The first half of :func:`evaluate`: which predictions match which objects.
+
+    The area of a predicted mask is its own, not its box's, as in MMDetection and Detectron2.
+    """
+    if iou_type not in EVALUATIONS:
+        raise ValueError(f'iou_type is {iou_type!r}; expected one of {", ".join(EVALUATIONS)}')
+    coco = ann_file if isinstance(ann_file, COCO) else load_annotations(ann_file)
+    results = read_predictions(coco, predictions, iou_type)
+    if iou_type != 'bbox':
+        check_outlines(coco)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return match(coco, load_results(coco, results), iou_type, max_dets)
+
+
+def summarize(matches: Matches) -> dict[str, Any]:
+    """The second half of :func:`evaluate`: AP from matches, as pycocotools has it.
+
+    Returns:
+        The ``METRICS``, as fractions in full precision, -1 where there is no ground truth; under
+        ``CURVE`` the list of the AP at each of ``IOU_THRESHOLDS``; under ``PER_CLASS`` that of the
+        AP of each class, by rising category id; and under ``COUNT`` the number of predictions.
+    """
+    precision = precision_at_recall(matches)  # (T, R, K, A)
+    over_all = precision[..., 0]
+    metrics = [
+        over_all,
+        over_all[IOU_THRESHOLDS.index(0.5)],
+        over_all[IOU_THRESHOLDS.index(0.75)],
+        *(precision[..., area] for area in range(1, len(AREAS))),
+    ]
+    return {
+        **dict(zip(METRICS, map(_mean_precision, metrics), strict=True)),
+        CURVE: [_mean_precision(p) for p in over_all],
+        PER_CLASS: [_mean_precision(p) for p in np.moveaxis(over_all, -1, 0)],
+        COUNT: matches.count,
+    }
+
+
+def format_points(fraction: float, digits: int, sign: bool = False) -> str:
+    """An AP in points: 100 times the fraction, rounded half to even, once and exactly.
+
+    With one digit these are the digits that pycocotools prints: 31.2 where it has 0.312.
+    """
+    scaled = round(Fraction(fraction) * 100 * 10**digits)
+    return f'{Decimal(scaled).scaleb(-digits):{"+" if sign else ""}.{digits}f}'
+
+
+def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints a line for each IoU type, e.g. ``bbox  AP 31.2  AP50 ...``: points, as in all tables.
+
+    Args:
+        metrics: the ``METRICS`` by IoU type, as fractions; -1 where there is no ground truth, shown as ``-``.
+    """
+    for iou_type, values in metrics.items():
+        points = {name: '-' if value == -1 else format_points(value, 1) for name, value in values.items()}
+        print(iou_type, *(f'{name} {value}' for name, value in points.items()), sep='  ')
+
+
+def _mean_precision(precision: np.ndarray) -> float:
+    present = precision[precision > -1]
+    return float(np.mean(present)) if present.size else -1.0
