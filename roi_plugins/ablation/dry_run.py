@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from roi_plugins.ablation.frameworks import FRAMEWORKS
 from roi_plugins.ablation.plan import Cell
-from roi_plugins.ablation.runner import Job
+from roi_plugins.ablation.trial import Job
 
 
 def find_problems(jobs: Sequence[Job]) -> list[Job]:

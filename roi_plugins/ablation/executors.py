@@ -31,8 +31,10 @@ from submitit.core.utils import FailedJobError, JobPaths
 from submitit.helpers import DelayedSubmission
 
 from roi_plugins.ablation import runner
+from roi_plugins.ablation.locks import holder
 from roi_plugins.ablation.plan import Plan
-from roi_plugins.ablation.runner import AblationError, Display, Job
+from roi_plugins.ablation.progress import Display
+from roi_plugins.ablation.trial import AblationError, Job, prepare, read_record, recorded, warn_of_confounded
 from roi_plugins.files import written_aside
 
 FOLDER = '.submitit'
@@ -285,8 +287,8 @@ def run(
 
     A cell that tests what other cells train is submitted when those are done.
     """
-    jobs = runner.prepare(plan, work_dir, cfg_options)
-    runner.warn_of_confounded(jobs, plan, console)
+    jobs = prepare(plan, work_dir, cfg_options)
+    warn_of_confounded(jobs, plan, console)
     failed, tried = [], set()
     os.environ['PYTHONPATH'] = runner.python_path()  # of the jobs
     with Display(jobs, console) as display:
@@ -310,7 +312,7 @@ def run(
                     problem = f'its job ended before it was finished: see {executor.logs(job.cell.name)}'
                     failed.append(replace(job, problem=problem))
                     display.end(failed[-1], False)
-            jobs = runner.prepare(plan, work_dir, cfg_options)
+            jobs = prepare(plan, work_dir, cfg_options)
         for job in jobs:
             if job.problem and job.cell not in tried:
                 failed.append(job)
@@ -325,7 +327,7 @@ def watch(plan: Plan, work_dir: Path, console: Console) -> list[Job]:
         Those that failed.
     """
     failed = []
-    with Display(runner.recorded(plan, work_dir), console) as display:
+    with Display(recorded(plan, work_dir), console) as display:
         while True:
             failed += _follow(display, work_dir, set())
             if not display.pending:
@@ -341,11 +343,11 @@ def _follow(display: Display, work_dir: Path, to_be_run: set[str]) -> list[Job]:
     failed = []
     running = {job.cell for job in display.running}
     for job in display.pending:
-        if where := runner.holder(job.cell, work_dir):
+        if where := holder(job.cell, work_dir):
             if job.cell not in running:
                 display.start(job, where)
             continue
-        state = runner.read_record(job.run_dir).get('state')
+        state = read_record(job.run_dir).get('state')
         if state == 'finished':
             display.end(job, True)
         elif state == 'failed' and job.cell.name not in to_be_run:

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from roi_plugins.ablation import executors, runner
 from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.cost import summarize
 from roi_plugins.ablation.dry_run import find_problems
-from roi_plugins.ablation.estimate import summarize
 from roi_plugins.ablation.plan import (
     Plan,
     PlanError,
@@ -34,7 +34,8 @@ from roi_plugins.ablation.plan import (
     load_plan,
     parse_plan,
 )
-from roi_plugins.ablation.tables import to_markdown, write_comparison
+from roi_plugins.ablation.report.tables import to_markdown, write_comparison
+from roi_plugins.ablation.trial import AblationError, Job, prepare, warn_of_confounded
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError, written_aside
 from roi_plugins.integrations.arguments import whole_number
@@ -131,8 +132,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
         check_free_options(options, frameworks, '--cfg-options')
         work_dir = expand_home(args.work_dir, '--work-dir') if args.work_dir else plan.work_dir
         if args.dry_run:
-            jobs = runner.prepare(plan, work_dir, options)
-            runner.warn_of_confounded(jobs, plan, Console(stderr=True))
+            jobs = prepare(plan, work_dir, options)
+            warn_of_confounded(jobs, plan, Console(stderr=True))
             return 1 if dry_run(jobs, Console(stderr=True)) else 0
         stop_on_signals()
         if tree and not args.watch:
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
         else:
             failed = runner.run(plan, work_dir, options, Console())
         return 1 if report(plan, work_dir, failed) else 0
-    except (PlanError, RunError, runner.AblationError) as error:
+    except (PlanError, RunError, AblationError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except OSError as error:  # the disk is full, or the work directory gone
@@ -217,15 +218,15 @@ def minutes(text: str) -> int:
 def check_executor(args: argparse.Namespace, plan: Plan) -> None:
     """Raises AblationError on options that make no sense together."""
     if plan.num_gpus < 0:
-        raise runner.AblationError(f'--gpus-per-cell is {plan.num_gpus}; expected an integer >= 0')
+        raise AblationError(f'--gpus-per-cell is {plan.num_gpus}; expected an integer >= 0')
     if args.executor == 'local' and (args.nodes > 1 or args.partition or args.time):
-        raise runner.AblationError('--nodes, --partition and --time are for --executor slurm')
+        raise AblationError('--nodes, --partition and --time are for --executor slurm')
     if args.executor == 'slurm' and not args.time:
-        raise runner.AblationError(
+        raise AblationError(
             '--executor slurm needs --time: how long a job may run; what is not finished by then is resumed'
         )
     if args.nodes > 1 and (plan.num_gpus == 0 or plan.num_gpus % args.nodes):
-        raise runner.AblationError(
+        raise AblationError(
             f'--nodes is {args.nodes}, but each cell has {plan.num_gpus} GPUs in all; give a multiple of '
             f'{args.nodes} as --gpus-per-cell'
         )
@@ -234,7 +235,7 @@ def check_executor(args: argparse.Namespace, plan: Plan) -> None:
 def make_executor(args: argparse.Namespace, plan: Plan, work_dir: Path) -> executors.Executor | None:
     """What runs the cells; None for one after the other in this process."""
     if '%' in str(work_dir.absolute()) and (args.executor == 'slurm' or (args.jobs or 1) > 1):
-        raise runner.AblationError(
+        raise AblationError(
             f'{work_dir.absolute()}: submitit and Slurm replace what follows a % in a path; without '
             '--jobs and --executor the cells can be run there, or give another --work-dir'
         )
@@ -251,7 +252,7 @@ def make_executor(args: argparse.Namespace, plan: Plan, work_dir: Path) -> execu
     return executors.Local(work_dir, args.jobs, plan.num_gpus) if (args.jobs or 1) > 1 else None
 
 
-def dry_run(jobs: list[runner.Job], console: Console) -> bool:
+def dry_run(jobs: list[Job], console: Console) -> bool:
     """Prints the cells, then what is missing. True if anything is."""
     for job in jobs:
         state = 'to resume' if job.record else 'to run'
@@ -293,7 +294,7 @@ def stop_on_signals() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
-def report(plan: Plan, work_dir: Path, failed: list[runner.Job]) -> bool:
+def report(plan: Plan, work_dir: Path, failed: list[Job]) -> bool:
     """Prints and writes the table of the finished cells. True if anything went wrong."""
     failed_cells = {job.cell for job in failed}
     finished = [cell for cell in plan.cells if cell not in failed_cells]

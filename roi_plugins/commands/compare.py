@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from roi_plugins.ablation.compare import ComparisonError, compare
-from roi_plugins.ablation.tables import to_markdown, write_comparison
+from roi_plugins.ablation.report.tables import to_markdown, write_comparison
 from roi_plugins.commands import called_as
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
         else:
             problems.append('--cost: no extractor could be measured')
     if args.html:
-        from roi_plugins.ablation.report import write_report
+        from roi_plugins.ablation.report.page import write_report
 
         command = [*called_as(prog), *(sys.argv[1:] if arguments is None else arguments)]
         problems += _try('--html', lambda: write_report(comparison, args.html, command, args.digits, costs))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from roi_plugins.ablation.images import as_rgb
+from roi_plugins.ablation.report.images import as_rgb
 from roi_plugins.console import print_anything
 from roi_plugins.files import written_aside
 from roi_plugins.integrations.arguments import add_import_option

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pycocotools.mask import encode
 
 from roi_plugins.ablation.compare import ComparisonError, compare
-from roi_plugins.ablation.report import write_report
-from roi_plugins.ablation.tables import (
+from roi_plugins.ablation.report.page import write_report
+from roi_plugins.ablation.report.tables import (
     format_points,
     make_tables,
     to_latex,
@@ -289,7 +289,7 @@ def test_a_baseline_has_one_name_however_it_is_spelt(make_run, name):
 
 
 def test_a_class_of_many_images_has_no_mark(make_run, monkeypatch):
-    monkeypatch.setattr('roi_plugins.ablation.tables.MIN_IMAGES', 5)
+    monkeypatch.setattr('roi_plugins.ablation.report.tables.MIN_IMAGES', 5)
     comparison = compare([make_run('a'), make_run('b', 0.3)], baseline='a', resamples=50, details=True)
     assert make_tables(comparison)['Box AP, difference to a, by class']['b'][0].endswith(']')
     assert 'classes with a *' not in to_markdown(comparison)

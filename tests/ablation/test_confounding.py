@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from roi_plugins.ablation import runner
 from roi_plugins.ablation.confounding import find_confounded
 from roi_plugins.ablation.plan import parse_plan
 from roi_plugins.ablation.results import Run
+from roi_plugins.ablation.trial import prepare, warn_of_confounded
 
 
 def run(extractor, seed=0, config_name='c', framework='mmdet', **settings):
@@ -88,8 +88,8 @@ def test_a_plan_is_warned_of_before_it_is_run(tmp_path, capsys, spoilt):
         },
         tmp_path,
     )
-    jobs = runner.prepare(plan, tmp_path / 'w', {})
-    runner.warn_of_confounded(jobs, plan, Console(width=60))
+    jobs = prepare(plan, tmp_path / 'w', {})
+    warn_of_confounded(jobs, plan, Console(width=60))
     printed = capsys.readouterr().out
     assert ('warning: confounded: m: b: differs from a' in printed) == spoilt
     assert ('lr: 0.1 → 0.2' in printed) == spoilt

@@ -15,7 +15,7 @@ from roi_plugins.ablation import executors, runner
 from roi_plugins.ablation.executors import Local
 from roi_plugins.ablation.frameworks import FRAMEWORKS
 from roi_plugins.ablation.plan import load_plan
-from roi_plugins.ablation.runner import AblationError
+from roi_plugins.ablation.trial import AblationError
 
 
 class Here:

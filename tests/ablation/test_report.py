@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from roi_plugins.ablation.compare import compare
-from roi_plugins.ablation.images import (
+from roi_plugins.ablation.report.images import (
     Detections,
     as_rgb,
     data_uri,
@@ -20,7 +20,7 @@ from roi_plugins.ablation.images import (
     most_different,
     outline,
 )
-from roi_plugins.ablation.report import write_report
+from roi_plugins.ablation.report.page import write_report
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.benchmark.extractor_cost import Cost, Costs
 from roi_plugins.datasets import ShapesSpec, generate_shapes

@@ -17,10 +17,10 @@ import pytest
 from fake_framework import FAKE, hear_signals
 from rich.console import Console
 
-from roi_plugins.ablation import runner
+from roi_plugins.ablation import locks, runner
 from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.ablation.plan import Cell, Plan
-from roi_plugins.ablation.runner import AblationError
+from roi_plugins.ablation.trial import AblationError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -392,7 +392,7 @@ def test_a_file_system_without_locks_is_an_error(make_plan, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, 'No locks available')
 
-    monkeypatch.setattr(runner.fcntl, 'flock', flock)
+    monkeypatch.setattr(locks.fcntl, 'flock', flock)
     with pytest.raises(AblationError, match=r'tiny\.max\.seed0 cannot be locked \(No locks.*--work-dir'):
         run(make_plan({'max': {'steps': 1}}))
 

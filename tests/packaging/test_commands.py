@@ -68,7 +68,7 @@ def test_a_wheel_has_the_configs_and_the_command(wheel):
     assert {name for name in names if name.startswith('roi_plugins/configs/')} == expected
     assert {
         'roi_plugins/extractors/presets.yaml',
-        'roi_plugins/ablation/templates/report.html',
+        'roi_plugins/ablation/report/templates/report.html',
         'roi_plugins/commands/ablate.py',
     } <= names
     info = f'roi_plugins-{__version__}.dist-info'

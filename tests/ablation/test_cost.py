@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from roi_plugins.ablation.estimate import HERE, estimate, summarize
+from roi_plugins.ablation.cost import HERE, estimate, summarize
 from roi_plugins.ablation.plan import Cell, ZooTime
-from roi_plugins.ablation.runner import Job
+from roi_plugins.ablation.trial import Job
 
 ZOO = ZooTime(seconds_per_iter=0.2, iterations=90000, hardware='8 x V100', source='the zoo')  # 5 h
 

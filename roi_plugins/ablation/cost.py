@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from roi_plugins.ablation.runner import Job
+from roi_plugins.ablation.trial import Job
 
 HERE = 'the machine that ran the finished cells'
 

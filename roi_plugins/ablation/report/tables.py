@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from roi_plugins.ablation.compare import MIN_IMAGES, Comparison, Group
-from roi_plugins.ablation.figures import plot_ap_over_iou, save_figure
+from roi_plugins.ablation.report.figures import plot_ap_over_iou, save_figure
 from roi_plugins.evaluation.bootstrap import CONFIDENCE, Estimates
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS, METRICS, format_points
 from roi_plugins.evaluation.matching import EVALUATIONS, MAX_DETS

@@ -21,7 +21,8 @@ from plotly.offline import get_plotlyjs
 from roi_plugins import __version__
 from roi_plugins.ablation.compare import Comparison, Group
 from roi_plugins.ablation.confounding import reference_run
-from roi_plugins.ablation.images import (
+from roi_plugins.ablation.records import Record, read_record
+from roi_plugins.ablation.report.images import (
     MIN_SCORE,
     Detections,
     data_uri,
@@ -29,9 +30,8 @@ from roi_plugins.ablation.images import (
     folders_beside,
     most_different,
 )
-from roi_plugins.ablation.records import Record, read_record
+from roi_plugins.ablation.report.tables import TITLES, caption, make_tables
 from roi_plugins.ablation.results import Run
-from roi_plugins.ablation.tables import TITLES, caption, make_tables
 from roi_plugins.benchmark.extractor_cost import Costs
 from roi_plugins.benchmark.extractor_cost import to_rows as cost_rows
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS, format_points
@@ -74,7 +74,7 @@ def write_report(
     path = Path(path)
     # What stands in names, paths, classes and configs is text, never markup.
     environment = Environment(
-        loader=PackageLoader('roi_plugins.ablation'),
+        loader=PackageLoader('roi_plugins.ablation.report'),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

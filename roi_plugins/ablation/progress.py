@@ -1,0 +1,182 @@
+"""How far the cells of a plan are, on a terminal or in a log."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.ablation.plan import Cell
+from roi_plugins.ablation.trial import (
+    Job,
+    read_record,
+)
+from roi_plugins.run_record import CELL_FILE
+
+_LINE_EVERY_SECONDS = 60  # where the output is not a terminal
+
+
+class Display:
+    """Shows how far the cells are: a live line on a terminal, else a plain line now and then.
+
+    All that it shows is in the cells' files, so that the process that runs them may be any, anywhere.
+
+    Attributes:
+        pending: the cells that are not done.
+        running: those of them that are run.
+    """
+
+    def __init__(self, jobs: list[Job], console: Console) -> None:
+        self.console = console
+        self.live = console.is_terminal
+        self.pending = [job for job in jobs if not job.finished]
+        self.running: list[Job] = []
+        self.seconds: dict[str, list[float]] = {}  # of finished cells, under their config_name
+        for job in jobs:
+            if job.finished:
+                self._remember(job, job.record['seconds'])
+        self.waiting: set[tuple[Cell, str]] = set()
+        self.line_time = time.monotonic()
+        done = len(jobs) - len(self.pending)
+        self.progress = Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn('cells'),
+            console=console,
+            disable=not self.live,
+        )
+        self.task = self.progress.add_task('', total=len(jobs), completed=done)
+        if done:
+            self._print(f'{done} of {len(jobs)} cells are finished already')
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def start(self, job: Job, where: str = '') -> None:
+        if job.problem or job.finished:
+            return
+        if not self.running:
+            self.line_time = time.monotonic()
+        self.running.append(job)
+        verb = 'resuming' if job.record else 'running'
+        self._print(f'{verb} {job.cell.name}{where and f" as {where}"}, log in {job.log}')
+
+    def wait(self, job: Job, holder: str) -> None:
+        if (job.cell, holder) not in self.waiting:
+            self.waiting.add((job.cell, holder))
+            self._print(f'leaving {job.cell.name} to {holder}, or to a training that it has started')
+
+    def tick(self) -> None:
+        if self.live:
+            self.progress.update(self.task, description=self._status('\n'))
+        elif time.monotonic() - self.line_time > _LINE_EVERY_SECONDS:
+            self.line_time = time.monotonic()
+            self._print(self._status('; '))
+
+    def interrupt(self, job: Job) -> None:
+        self.running = _without(job, self.running)
+        self.pending = [
+            replace(other, record=read_record(job.run_dir)) if other.cell == job.cell else other
+            for other in self.pending
+        ]
+        self._print(f'interrupted {job.cell.name}: it is to be resumed')
+
+    def end(self, job: Job, succeeded: bool) -> None:
+        self.running = _without(job, self.running)
+        self.pending = _without(job, self.pending)
+        self.progress.advance(self.task)
+        if succeeded:
+            seconds = read_record(job.run_dir)['seconds']
+            self._remember(job, seconds)
+            self._print(f'finished {job.cell.name} in {_duration(seconds)}')
+        elif job.problem:
+            self._print(f'NOT RUN {job.cell.name}: {job.problem}')
+        else:
+            self._print(f'FAILED {job.cell.name}: {_last_line(job.log)}')
+            self._print(f'  see {job.log}')
+
+    def _status(self, separator: str) -> str:
+        """A part on each running cell, with the estimated time until all cells are done."""
+        if not self.running:
+            return f'no cell is run now, {len(self.pending)} to go'
+        parts, lefts, wholes = [], [], []
+        for job in self.running:
+            found = FRAMEWORKS[job.cell.framework].progress(_log_of_command(job.log))
+            what, command_left = found or ('starting', None)
+            parts.append(f'{job.cell.name}: {what}')
+            # What the running command says is exact, but knows nothing of the commands after it.
+            guesses = [] if command_left is None else [command_left]
+            elapsed = _elapsed(job.run_dir)
+            if (usual := self._usual_seconds(job)) is not None:
+                guesses.append(usual - elapsed)
+            if guesses:
+                lefts.append(max(0, *guesses))
+                wholes.append(elapsed + lefts[-1])
+        eta = 'ETA of all cells unknown'
+        if lefts:
+            running = {job.cell for job in self.running}
+            left = sum(lefts) + (len(running) - len(lefts)) * fmean(wholes)
+            for job in self.pending:
+                if job.cell not in running:
+                    left += self._usual_seconds(job) or fmean(wholes)
+            eta = f'ETA of all cells {_duration(left / len(running))}'
+        return f'{separator.join(parts)}, {eta}'
+
+    def _usual_seconds(self, job: Job) -> float | None:
+        """What a cell takes by the finished ones, those of the same config if there are any."""
+        same = self.seconds.get(job.cell.config_name)
+        every = [seconds for group in self.seconds.values() for seconds in group]
+        return fmean(same or every) if every else None
+
+    def _remember(self, job: Job, seconds: float) -> None:
+        self.seconds.setdefault(job.cell.config_name, []).append(seconds)
+
+    def _print(self, text: str) -> None:
+        stamp = '' if self.live else f'[{datetime.now():%H:%M:%S}] '
+        self.console.print(stamp + text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _without(job: Job, jobs: list[Job]) -> list[Job]:
+    return [other for other in jobs if other.cell != job.cell]
+
+
+def _elapsed(run_dir: Path) -> float:
+    """What a running cell has taken until now."""
+    try:
+        since = time.time() - (run_dir / CELL_FILE).stat().st_mtime
+    except FileNotFoundError:  # it is about to be written
+        return 0
+    return max(0, since) + read_record(run_dir).get('seconds', 0)
+
+
+def _log_of_command(log: Path) -> str:
+    """The end of what the last command has written."""
+    try:
+        with open(log, 'rb') as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 10_000))
+            tail = file.read().decode(errors='replace')
+    except FileNotFoundError:
+        return ''
+    return re.split(r'^\[[^]]+\] \$ .*$', tail, flags=re.MULTILINE)[-1]
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding='utf-8', errors='replace').split('\n')
+    return next((line.strip() for line in reversed(lines) if line.strip()), 'no output')
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
