@@ -20,6 +20,7 @@ class Record:
 
     Attributes:
         commands: each a list of arguments; those of the cell, or the one that evaluated it.
+        config: the config with all options, as the framework has saved it; None where it is not there.
         settings: see :func:`roi_plugins.settings.read_settings`; None where they were not recorded.
         extractors: type and options of each extractor of the evaluated model, by where it is in it.
         checkpoint: the evaluated weights; None where they are not there any more.
@@ -28,6 +29,7 @@ class Record:
     """
 
     commands: list[list[str]]
+    config: Path | None
     settings: dict[str, Any] | None
     extractors: dict[str, dict[str, Any]]
     checkpoint: Path | None
@@ -48,8 +50,11 @@ def read_record(run: Run) -> Record | None:
         return None
     metrics = _read(run_dir / METRICS_FILE)
     cell = _read(run_dir / CELL_FILE) if (run_dir / CELL_FILE).is_file() else {}
+    # MMDetection saves it under its own name.
+    configs = (run_dir / 'config.yaml', run_dir / os.path.basename(str(metrics.get('config', ''))))
     return Record(
         commands=cell.get('commands') or [metrics.get('command', [])],
+        config=next((path for path in configs if path.is_file()), None),
         settings=read_settings(run_dir),
         extractors=metrics.get('extractors', {}),
         checkpoint=evaluated_checkpoint(run_dir, metrics),
