@@ -21,12 +21,18 @@ from roi_plugins.hardware import cpu_name
 
 METRICS_FILE = 'metrics.json'
 
-CELL_FILE = 'cell.json'
+TRIAL_FILE = 'trial.json'
 
 ANNOTATIONS_FILE = 'annotations.json'
 """In a run, the annotations of the evaluated categories, where these are not all of the file."""
 
 PREDICTION_FILES = {'bbox': 'predictions.bbox.json', 'segm': 'predictions.segm.json'}
+
+
+def trial_file(run_dir: Path) -> Path:
+    """What an ablation has recorded of a run: ``trial.json``, or ``cell.json`` of an earlier version."""
+    earlier = run_dir / 'cell.json'
+    return earlier if earlier.is_file() and not (run_dir / TRIAL_FILE).is_file() else run_dir / TRIAL_FILE
 
 
 def write_run(

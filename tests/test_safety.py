@@ -175,8 +175,8 @@ def hostile_run(tmp_path):
             {'image_id': i, 'category_id': 1, 'score': 0.9, 'bbox': [4, 4, width, 20]} for i in range(3)
         ]
         write_json(run_dir / 'predictions.bbox.json', found)
-        cell = {'format': 1, 'seed': 0, 'state': 'finished', 'started': '', **labels}
-        write_json(run_dir / 'cell.json', cell)
+        trial = {'format': 1, 'seed': 0, 'state': 'finished', 'started': '', **labels}
+        write_json(run_dir / 'trial.json', trial)
         write_run(
             run_dir, framework='x', config='c', checkpoint='x', ann_file=ann_file, command=[SCRIPT]
         )

@@ -1,8 +1,8 @@
 """Kill an ablation at random moments and check that nothing is lost: `make faults`.
 
-Cells of both frameworks, shortened, run twice without a disturbance and once with one. A kill (SIGKILL)
+Trials of both frameworks, shortened, run twice without a disturbance and once with one. A kill (SIGKILL)
 hits all processes, as when a machine goes down, or the runner alone, or the training alone. After each,
-no file that has the name of a whole one may be half of one, and no finished cell may have changed. At the
+no file that has the name of a whole one may be half of one, and no finished trial may have changed. At the
 end the predictions are set against those of the undisturbed runs.
 """
 
@@ -33,7 +33,7 @@ from roi_plugins.integrations.weights import is_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 VICTIMS = ('all', 'runner', 'training')
-RESULTS = ('cell.json', 'metrics.json', 'predictions.bbox.json', 'predictions.segm.json')
+RESULTS = ('trial.json', 'metrics.json', 'predictions.bbox.json', 'predictions.segm.json')
 RESUMED = re.compile(
     r'Advance dataloader \d+ steps|Starting training from iteration [1-9]|resumed from step \d+'
 )
@@ -61,12 +61,12 @@ def main() -> int:
         seconds = time.monotonic() - start
         undisturbed.append(args.work_dir / name)
         print(f'{name}: {seconds:.0f} s', flush=True)
-    cell_seconds = seconds / len(list(undisturbed[0].glob('*/cell.json')))
+    trial_seconds = seconds / len(list(undisturbed[0].glob('*/trial.json')))
     report = disturb(
         lambda number: (command(f'disturbed{number}'), args.work_dir / f'disturbed{number}'),
         args.kills,
         random.Random(args.seed),
-        cell_seconds,
+        trial_seconds,
     )
     report['apart'] = {
         str(other.name): differences(undisturbed[0], other)
@@ -154,8 +154,8 @@ def disturb(
                 violations.append(f'{work_dir}: the runner ended with {code}')
                 return {**counts, 'violations': violations}
         counts['ablations'] += 1
-        counts['cells'] += len(finished)
-        logs = [path.read_text(errors='replace') for path in work_dir.glob('*/cell.log')]
+        counts['trials'] += len(finished)
+        logs = [path.read_text(errors='replace') for path in work_dir.glob('*/trial.log')]
         counts['processes'] += sum(log.count('] $ ') for log in logs)
         counts['resumed from a checkpoint'] += sum(len(RESUMED.findall(log)) for log in logs)
         if counts['kills'] >= kills:
@@ -179,7 +179,7 @@ def kill(runner: psutil.Popen, victim: str) -> str | None:
 
 
 def check(work_dir: Path, finished: dict[Path, dict[str, str]], violations: list[str]) -> None:
-    """Looks at all files that have the name of a whole one; remembers the cells that are finished."""
+    """Looks at all files that have the name of a whole one; remembers the trials that are finished."""
     for run_dir in (path for path in work_dir.glob('*') if path.is_dir() and path.name[0] != '.'):
         for path in run_dir.glob('*.pth'):
             if path.name[0] != '.' and not is_whole(path) and path.exists():
@@ -194,7 +194,7 @@ def check(work_dir: Path, finished: dict[Path, dict[str, str]], violations: list
                 except ValueError:
                     violations.append(f'{run_dir / name}: half a file')
                     continue
-                if name == 'cell.json':
+                if name == 'trial.json':
                     state = content['state']
         if run_dir in finished and digests != finished[run_dir]:
             violations.append(f'{run_dir}: changed after it was finished')
@@ -203,7 +203,7 @@ def check(work_dir: Path, finished: dict[Path, dict[str, str]], violations: list
 
 
 def differences(first: Path, second: Path) -> dict[str, str]:
-    """How far the results of each cell are apart in two work directories."""
+    """How far the results of each trial are apart in two work directories."""
     found = {}
     for run_dir in sorted(path.parent for path in first.glob('*/metrics.json')):
         pair: Sequence[Path] = (run_dir, second / run_dir.name)

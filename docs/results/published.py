@@ -40,7 +40,7 @@ PAPER = {
     ('stride_32', 'bbox', 'align-avg'): (34.0, None, 36.4),
 }
 
-# Two are alike if they differ by no more than this, in points. Set before the first cell was run.
+# Two are alike if they differ by no more than this, in points. Set before the first trial was run.
 MARGIN = 2.0
 
 # (config, extractor, metric) -> weight
@@ -130,7 +130,7 @@ def read_samples(work_dirs: list[str], resamples: int) -> dict[tuple[str, str, s
 def judge(
     claim: Claim, iou_type: str, samples: Mapping[tuple[str, str, str], Mapping[int, RunSample]]
 ) -> dict[str, Any]:
-    """What is known of a claim; without the seeds that one of its cells lacks."""
+    """What is known of a claim; without the seeds that one of its trials lacks."""
     runs = {key: samples.get((key[0], key[1], iou_type), {}) for key in claim.terms}
     seeds = set.intersection(*(set(by_seed) for by_seed in runs.values()))
     found: dict[str, Any] = {

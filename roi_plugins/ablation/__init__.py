@@ -1,1 +1,1 @@
-"""Ablations: plan -> cells -> runs -> results -> tables and figures."""
+"""Ablations: plan -> trials -> runs -> results -> tables and figures."""

@@ -1,4 +1,4 @@
-"""The weights that a cell evaluates without training any: where they lie, and which they are."""
+"""The weights that a trial evaluates without training any: where they lie, and which they are."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from roi_plugins.ablation.plan import Cell, short_path
+from roi_plugins.ablation.plan import Trial, short_path
 from roi_plugins.ablation.records import evaluated_checkpoint
 from roi_plugins.files import DataError, read_json
-from roi_plugins.run_record import CELL_FILE, METRICS_FILE
+from roi_plugins.run_record import METRICS_FILE, trial_file
 
 
 class CheckpointError(ValueError):
@@ -28,38 +28,38 @@ class Checkpoint:
     sha256: str
 
 
-def find_checkpoint(cell: Cell, work_dir: Path) -> Checkpoint:
-    """The weights that a cell names, itself or by the run directory that evaluated them last.
+def find_checkpoint(trial: Trial, work_dir: Path) -> Checkpoint:
+    """The weights that a trial names, itself or by the run directory that evaluated them last.
 
     Raises:
         CheckpointError: they are not there, or the run is not finished or not the one that the plan
             says.
     """
-    path = checkpoint_path(cell, work_dir)
+    path = checkpoint_path(trial, work_dir)
     if path.is_dir():
-        path = _of_run(path, cell)
+        path = _of_run(path, trial)
     try:
         return Checkpoint(path, _sha256(path))
     except FileNotFoundError:
         raise CheckpointError(f'there is no checkpoint or finished run {path}') from None
 
 
-def checkpoint_path(cell: Cell, work_dir: Path) -> Path:
-    """What a cell names; without ``..``, which needs a work directory that is there."""
-    return short_path(work_dir / cell.checkpoint)
+def checkpoint_path(trial: Trial, work_dir: Path) -> Path:
+    """What a trial names; without ``..``, which needs a work directory that is there."""
+    return short_path(work_dir / trial.checkpoint)
 
 
-def _of_run(run_dir: Path, cell: Cell) -> Path:
+def _of_run(run_dir: Path, trial: Trial) -> Path:
     if not (run_dir / METRICS_FILE).is_file():
         raise CheckpointError(f'{run_dir} is not a finished run: it has no {METRICS_FILE}')
     try:
-        _check_cell(run_dir, cell)
+        _check_trial(run_dir, trial)
         metrics = read_json(run_dir / METRICS_FILE, 'record')
     except DataError as error:
         raise CheckpointError(str(error)) from None
-    if metrics.get('framework') != cell.framework:
+    if metrics.get('framework') != trial.framework:
         raise CheckpointError(
-            f'{run_dir} is a run of {metrics.get("framework")}; expected one of {cell.framework}'
+            f'{run_dir} is a run of {metrics.get("framework")}; expected one of {trial.framework}'
         )
     path = evaluated_checkpoint(run_dir, metrics)
     if path is None:
@@ -69,12 +69,12 @@ def _of_run(run_dir: Path, cell: Cell) -> Path:
     return path
 
 
-def _check_cell(run_dir: Path, cell: Cell) -> None:
-    """A cell of a plan says what it is: a slip in a path must not become a wrong label in a table."""
-    if not (run_dir / CELL_FILE).is_file():
+def _check_trial(run_dir: Path, trial: Trial) -> None:
+    """A trial of a plan says what it is: a slip in a path must not become a wrong label in a table."""
+    if not trial_file(run_dir).is_file():
         return
-    record = read_json(run_dir / CELL_FILE, 'record')
-    for key, expected in (('extractor', cell.trained_with), ('seed', cell.seed)):
+    record = read_json(trial_file(run_dir), 'record')
+    for key, expected in (('extractor', trial.trained_with), ('seed', trial.seed)):
         if record.get(key) != expected:
             raise CheckpointError(
                 f'{run_dir} was trained with the {key} {record.get(key)!r}, but the plan says '

@@ -137,7 +137,7 @@ def compare(
         max_dets: how many detections of each class count in an image, in place of what the runs name.
 
     Raises:
-        ComparisonError: there is no run to compare, two are the same cell, or none is of the
+        ComparisonError: there is no run to compare, two are the same trial, or none is of the
             baseline.
         DataError: the annotations cannot be read.
     """
@@ -236,12 +236,12 @@ def _comparable(runs: Sequence[Run], problems: list[str], notes: Sequence[str]) 
             comparable.append(run)
     if not comparable:
         raise ComparisonError('\n'.join(['there is no run to compare:', *problems, *notes]))
-    cells: dict[tuple, Run] = {}
+    trials: dict[tuple, Run] = {}
     for run in comparable:
-        cell = cells.setdefault((run.config_name, run.extractor, run.seed), run)
-        if cell is not run:
+        trial = trials.setdefault((run.config_name, run.extractor, run.seed), run)
+        if trial is not run:
             raise ComparisonError(
-                f'{cell.name} and {run.name} are both config {run.config_name!r}, extractor '
+                f'{trial.name} and {run.name} are both config {run.config_name!r}, extractor '
                 f'{run.extractor!r}, seed {run.seed}: give one of them'
             )
     return comparable

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from roi_plugins.ablation.plan import Cell
+from roi_plugins.ablation.plan import Trial
 from roi_plugins.ablation.results import Run
 from roi_plugins.settings import CONFOUNDED, differences
 
-AnyRun = TypeVar('AnyRun', Cell, Run)
+AnyRun = TypeVar('AnyRun', Trial, Run)
 
 SHOWN = 5
 """How many settings a warning names."""
@@ -23,7 +23,7 @@ def find_confounded(
     """A warning for each extractor whose runs differ from the reference in other settings too.
 
     Args:
-        runs: those of a comparison, or the cells of a plan.
+        runs: those of a comparison, or the trials of a plan.
         baseline: the extractor whose runs are the reference within each config; by default the first one.
         settings_of: the settings of a run by their dotted keys, see :mod:`roi_plugins.settings`. Of a run
             that has none, nothing is said.

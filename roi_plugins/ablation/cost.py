@@ -1,4 +1,4 @@
-"""How long what is left of a plan will take, by its own finished cells or by the model zoos."""
+"""How long what is left of a plan will take, by its own finished trials or by the model zoos."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from statistics import fmean
 
 from roi_plugins.ablation.trial import Job
 
-HERE = 'the machine that ran the finished cells'
+HERE = 'the machine that ran the finished trials'
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one cell takes.
+    """What one trial takes.
 
     Attributes:
         hours: None where nothing is known.
@@ -27,26 +27,26 @@ class Estimate:
 
 
 def estimate(job: Job, jobs: Sequence[Job]) -> Estimate:
-    """What a cell takes, as a whole: one of the ``jobs`` of a plan.
+    """What a trial takes, as a whole: one of the ``jobs`` of a plan.
 
-    That is what the finished cells of the same config took, those with the same extractor if there are
+    That is what the finished trials of the same config took, those with the same extractor if there are
     any; else the figure of the model zoo.
     """
-    cell = job.cell
+    trial = job.trial
     finished = [
-        (other.cell.extractor, other.record['seconds'])
+        (other.trial.extractor, other.record['seconds'])
         for other in jobs
         if other.finished
-        and (other.cell.config_name, other.cell.trained_with) == (cell.config_name, cell.trained_with)
+        and (other.trial.config_name, other.trial.trained_with) == (trial.config_name, trial.trained_with)
     ]
     for extractors, seconds in (
-        ('the same extractor', [s for extractor, s in finished if extractor == cell.extractor]),
+        ('the same extractor', [s for extractor, s in finished if extractor == trial.extractor]),
         ('other extractors', [s for _, s in finished]),
     ):
         if seconds:
-            source = f'what {_cells(len(seconds))} of this config with {extractors} took'
+            source = f'what {_trials(len(seconds))} of this config with {extractors} took'
             return Estimate(fmean(seconds) / 3600, HERE, source)
-    zoo = cell.zoo_time
+    zoo = trial.zoo_time
     if isinstance(zoo, str):
         return Estimate(None, '', zoo)
     source = (
@@ -59,10 +59,10 @@ def estimate(job: Job, jobs: Sequence[Job]) -> Estimate:
 def summarize(jobs: Sequence[Job]) -> list[str]:
     """Lines on what is left of a plan: for each config, and in sum for each hardware."""
     left = [job for job in jobs if not job.finished]
-    lines = [f'{_cells(len(jobs))}: {len(jobs) - len(left)} finished, {len(left)} to run']
+    lines = [f'{_trials(len(jobs))}: {len(jobs) - len(left)} finished, {len(left)} to run']
     groups: dict[tuple[str, Estimate], int] = {}
     for job in left:
-        name = ', trained with '.join(filter(None, [job.cell.config_name, job.cell.trained_with]))
+        name = ', trained with '.join(filter(None, [job.trial.config_name, job.trial.trained_with]))
         key = name, estimate(job, jobs)
         groups[key] = groups.get(key, 0) + 1
     sums: dict[str, float] = {}
@@ -70,22 +70,22 @@ def summarize(jobs: Sequence[Job]) -> list[str]:
     for (name, found), count in groups.items():
         if found.hours is None:
             unknown += count
-            lines.append(f'  {name}: {_cells(count)}, unknown: {found.source}')
+            lines.append(f'  {name}: {_trials(count)}, unknown: {found.source}')
             continue
         hours = count * found.hours
         sums[found.hardware] = sums.get(found.hardware, 0) + hours
         lines.append(
-            f'  {name}: {_cells(count)} of {_hours(found.hours)} on {found.hardware}: {_hours(hours)}\n'
+            f'  {name}: {_trials(count)} of {_hours(found.hours)} on {found.hardware}: {_hours(hours)}\n'
             f'    {found.source}'
         )
     lines += [f'in sum {_hours(hours)} on {hardware}' for hardware, hours in sums.items()]
     if unknown:
-        lines.append(f'and {_cells(unknown)} of which nothing is known' if sums else 'in sum unknown')
+        lines.append(f'and {_trials(unknown)} of which nothing is known' if sums else 'in sum unknown')
     return lines
 
 
-def _cells(count: int) -> str:
-    return f'{count} cell' if count == 1 else f'{count} cells'
+def _trials(count: int) -> str:
+    return f'{count} trial' if count == 1 else f'{count} trials'
 
 
 def _hours(hours: float) -> str:

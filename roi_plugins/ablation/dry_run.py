@@ -1,4 +1,4 @@
-"""What the cells of a plan lack: data, weights, room for checkpoints, as the tools that run them see it."""
+"""What the trials of a plan lack: data, weights, room for checkpoints, as the tools that run them see it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from roi_plugins.ablation.frameworks import FRAMEWORKS
-from roi_plugins.ablation.plan import Cell
+from roi_plugins.ablation.plan import Trial
 from roi_plugins.ablation.trial import Job
 
 
 def find_problems(jobs: Sequence[Job]) -> list[Job]:
     """The jobs, each with its ``problem``, if it has one.
 
-    A cell that is finished has none. Of cells that differ in their seeds alone, the first is looked at, for
+    A trial that is finished has none. Of trials that differ in their seeds alone, the first is looked at, for
     all of them: data, annotations, evaluator, model, weights to start from, output folder, disk.
     """
-    questions: dict[str, dict[Cell, Job]] = {}
+    questions: dict[str, dict[Trial, Job]] = {}
     for job in jobs:
-        if FRAMEWORKS[job.cell.framework].module and not job.finished and not job.problem:
-            questions.setdefault(job.cell.framework, {}).setdefault(_without_seed(job), job)
-    problems: dict[Cell, str] = {}
+        if FRAMEWORKS[job.trial.framework].module and not job.finished and not job.problem:
+            questions.setdefault(job.trial.framework, {}).setdefault(_without_seed(job), job)
+    problems: dict[Trial, str] = {}
     for framework, asked in questions.items():
         answers = _ask(FRAMEWORKS[framework].module, list(asked.values()))
         problems |= dict(zip(asked, answers, strict=True))
@@ -33,9 +33,9 @@ def find_problems(jobs: Sequence[Job]) -> list[Job]:
     ]
 
 
-def _without_seed(job: Job) -> Cell:
+def _without_seed(job: Job) -> Trial:
     # A checkpoint stays, which may be of the seed.
-    return replace(job.cell, seed=0)
+    return replace(job.trial, seed=0)
 
 
 def _ask(module: str, jobs: Sequence[Job]) -> list[str]:

@@ -1,12 +1,12 @@
-"""Runs cells of a plan side by side, on this machine or on a Slurm cluster, through submitit.
+"""Runs trials of a plan side by side, on this machine or on a Slurm cluster, through submitit.
 
-A job runs one cell as :func:`roi_plugins.ablation.runner.run` does, and claims it in the same way, so that
-jobs of several commands on one plan share its cells. All that the progress view needs is in the files of
-the cells. Beside those are::
+A job runs one trial as :func:`roi_plugins.ablation.runner.run` does, and claims it in the same way, so that
+jobs of several commands on one plan share its trials. All that the progress view needs is in the files of
+the trials. Beside those are::
 
     WORK_DIR/.submitit/
       {id}_0_log.out    what a job has printed
-      {cell}.job        the id of the Slurm job that was submitted last for a cell
+      {trial}.job        the id of the Slurm job that was submitted last for a trial
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from roi_plugins.files import written_aside
 
 FOLDER = '.submitit'
 
-_TIMEOUTS = 100  # of one cell: enough for any training, and an end for one that never gets on
+_TIMEOUTS = 100  # of one trial: enough for any training, and an end for one that never gets on
 _YEAR = 366 * 24 * 60  # minutes; submitit's local jobs have a time limit
 
 
@@ -49,26 +49,26 @@ class Executor(Protocol):
     poll_seconds: float
 
     def submit(self, tasks: Mapping[str, Sequence[Any]]) -> None:
-        """Takes the arguments of a :class:`CellTask` for each cell, by its name."""
+        """Takes the arguments of a :class:`TrialTask` for each trial, by its name."""
 
     def alive(self) -> set[str]:
-        """The names of the cells whose jobs run or wait."""
+        """The names of the trials whose jobs run or wait."""
 
     def leave(self) -> str:
         """Called when this process is to end before its jobs; says what becomes of them."""
 
-    def logs(self, cell: str) -> str:
-        """Where a cell's job has left what it had to say."""
+    def logs(self, trial: str) -> str:
+        """Where a trial's job has left what it had to say."""
 
 
-class CellTask:
-    """What a job runs: one cell, as on one machine."""
+class TrialTask:
+    """What a job runs: one trial, as on one machine."""
 
     def __call__(
         self, plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], devices: str | None
     ) -> int:
-        """Returns the number of failed cells. ``devices`` are the GPUs to use; None: those that are there."""
-        # submitit ignores it; the cell is to stop its own processes first.
+        """Returns the number of failed trials. ``devices`` are the GPUs to use; None: all that are there."""
+        # submitit ignores it; the trial is to stop its own processes first.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if devices is not None:
             os.environ['CUDA_VISIBLE_DEVICES'] = devices
@@ -92,15 +92,15 @@ class CellTask:
 
 
 class Local:
-    """Several cells at a time on this machine.
+    """Several trials at a time on this machine.
 
     Args:
         work_dir: of the plan.
-        jobs: cells at a time.
-        gpus_per_cell: GPUs that each cell has to itself; where there are none, its processes on the CPU.
+        jobs: trials at a time.
+        gpus_per_trial: GPUs that each trial has to itself; where there are none, its processes on the CPU.
 
     Attributes:
-        devices: ``CUDA_VISIBLE_DEVICES`` of each of the cells at a time.
+        devices: ``CUDA_VISIBLE_DEVICES`` of each of the trials at a time.
 
     Raises:
         AblationError: there are GPUs, but not as many.
@@ -108,10 +108,10 @@ class Local:
 
     poll_seconds = 0.5
 
-    def __init__(self, work_dir: Path, jobs: int, gpus_per_cell: int) -> None:
+    def __init__(self, work_dir: Path, jobs: int, gpus_per_trial: int) -> None:
         self._executor = submitit.LocalExecutor(work_dir / FOLDER)
         self._executor.update_parameters(timeout_min=_YEAR, stderr_to_stdout=True)
-        self.devices = _devices(jobs, gpus_per_cell)
+        self.devices = _devices(jobs, gpus_per_trial)
         self._free = list(self.devices)
         self._waiting: dict[str, Sequence[Any]] = {}
         self._running: dict[str, tuple[submitit.LocalJob, str]] = {}
@@ -129,7 +129,7 @@ class Local:
             name = next(iter(self._waiting))
             devices = self._free.pop(0)
             with _deaf_children():
-                job = self._executor.submit(CellTask(), *self._waiting.pop(name), devices)
+                job = self._executor.submit(TrialTask(), *self._waiting.pop(name), devices)
             self._running[name] = job, devices
             self._logs[name] = str(job.paths.stdout)
         return {*self._running, *self._waiting}
@@ -137,13 +137,13 @@ class Local:
     def leave(self) -> str:
         self._waiting.clear()
         for job, _ in self._running.values():
-            job._process.terminate()  # cancel() would kill before the cell has stopped its own processes
+            job._process.terminate()  # cancel() would kill before the trial has stopped its own processes
         while self.alive():
             time.sleep(self.poll_seconds)
-        return 'the running cells were stopped'
+        return 'the running trials were stopped'
 
-    def logs(self, cell: str) -> str:
-        return self._logs[cell]
+    def logs(self, trial: str) -> str:
+        return self._logs[trial]
 
 
 @contextlib.contextmanager
@@ -158,36 +158,36 @@ def _deaf_children() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _devices(jobs: int, gpus_per_cell: int) -> list[str]:
+def _devices(jobs: int, gpus_per_trial: int) -> list[str]:
     import torch  # it takes seconds, and nothing else here needs it
 
     count = torch.cuda.device_count()
     if count == 0:
         return [''] * jobs
-    if count < jobs * gpus_per_cell:
+    if count < jobs * gpus_per_trial:
         raise AblationError(
-            f'--jobs {jobs} of --gpus-per-cell {gpus_per_cell} need {jobs * gpus_per_cell} GPUs, but there '
-            f'are {count} here; give fewer of either'
+            f'--jobs {jobs} of --gpus-per-trial {gpus_per_trial} need {jobs * gpus_per_trial} GPUs, but '
+            f'there are {count} here; give fewer of either'
         )
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     names = visible.split(',')[:count] if visible else [str(index) for index in range(count)]
-    starts = range(0, jobs * gpus_per_cell, gpus_per_cell)
-    return [','.join(names[start : start + gpus_per_cell]) for start in starts]
+    starts = range(0, jobs * gpus_per_trial, gpus_per_trial)
+    return [','.join(names[start : start + gpus_per_trial]) for start in starts]
 
 
 class Slurm:
-    """An array of Slurm jobs, one for each cell, which this process need not outlive.
+    """An array of Slurm jobs, one for each trial, which this process need not outlive.
 
-    A job that is preempted, or whose time is up, goes back into the queue, and its cell resumes. Whatever
+    A job that is preempted, or whose time is up, goes back into the queue, and its trial resumes. Whatever
     else a cluster asks for, ``sbatch`` takes from its environment: ``SBATCH_ACCOUNT``, ``SBATCH_QOS`` ...
 
     Args:
         work_dir: of the plan, on storage that the machines of the cluster share.
         name: of the jobs.
-        jobs: cells at a time; None: as many as the cluster runs.
-        gpus_per_node, nodes: of each cell.
+        jobs: trials at a time; None: as many as the cluster runs.
+        gpus_per_node, nodes: of each trial.
         partition: None: the cluster's default.
-        minutes: time limit of a job, after which its cell goes back into the queue.
+        minutes: time limit of a job, after which its trial goes back into the queue.
 
     Raises:
         AblationError: Slurm's commands are not there.
@@ -222,7 +222,7 @@ class Slurm:
             'partition': partition,
             'time': minutes,
             'stderr_to_stdout': True,
-            'srun_args': ['--nodes=1', '--ntasks=1'],  # it watches; the cell's command starts all the rest
+            'srun_args': ['--nodes=1', '--ntasks=1'],  # it watches; the trial's command starts all the rest
             'additional_parameters': {'requeue': True},
         }
         self._executor.update_parameters(**{k: v for k, v in parameters.items() if v is not None})
@@ -231,14 +231,14 @@ class Slurm:
 
     def submit(self, tasks: Mapping[str, Sequence[Any]]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._folder / '.lock'):  # two commands submit no cell twice
+        with FileLock(self._folder / '.lock'):  # two commands submit no trial twice
             self._ids = {name: self._last_id(name) for name in tasks}
             self._alive = self._queued()
             new = {name: arguments for name, arguments in tasks.items() if name not in self._alive}
             if new:
                 arguments = [(*task, None) for task in new.values()]
                 try:
-                    jobs = self._executor.map_array(CellTask(), *zip(*arguments, strict=True))
+                    jobs = self._executor.map_array(TrialTask(), *zip(*arguments, strict=True))
                 except FailedJobError as error:
                     said = re.findall(r'^sbatch: (?:error: )*(.*)', str(error), re.MULTILINE)
                     raise AblationError(f'Slurm does not take the jobs: {"; ".join(said) or error}') from None
@@ -255,13 +255,13 @@ class Slurm:
 
     def leave(self) -> str:
         arrays = sorted({self._ids[name].partition('_')[0] for name in self._alive})
-        return f'the cells go on in the queue of Slurm; scancel {" ".join(arrays)} ends them'
+        return f'the trials go on in the queue of Slurm; scancel {" ".join(arrays)} ends them'
 
-    def logs(self, cell: str) -> str:
-        return str(JobPaths(self._folder, self._ids[cell]).stdout)
+    def logs(self, trial: str) -> str:
+        return str(JobPaths(self._folder, self._ids[trial]).stdout)
 
     def _queued(self) -> set[str]:
-        """The names of the cells whose jobs run or wait."""
+        """The names of the trials whose jobs run or wait."""
         arrays = {id_.partition('_')[0] for id_ in self._ids.values()} - {''}
         if not arrays:
             return set()
@@ -283,21 +283,21 @@ class Slurm:
 def run(
     plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Console, executor: Executor
 ) -> list[Job]:
-    """As :func:`roi_plugins.ablation.runner.run`, with a job of the executor for each cell.
+    """As :func:`roi_plugins.ablation.runner.run`, with a job of the executor for each trial.
 
-    A cell that tests what other cells train is submitted when those are done.
+    A trial that tests what other trials train is submitted when those are done.
     """
     jobs = prepare(plan, work_dir, cfg_options)
     warn_of_confounded(jobs, plan, console)
     failed, tried = [], set()
     os.environ['PYTHONPATH'] = runner.python_path()  # of the jobs
     with Display(jobs, console) as display:
-        while ready := [j for j in jobs if not (j.finished or j.problem or j.cell in tried)]:
-            tried |= {job.cell for job in ready}
+        while ready := [j for j in jobs if not (j.finished or j.problem or j.trial in tried)]:
+            tried |= {job.trial for job in ready}
             tasks = {
-                job.cell.name: (replace(plan, cells=(job.cell,)), work_dir, cfg_options) for job in ready
+                job.trial.name: (replace(plan, trials=(job.trial,)), work_dir, cfg_options) for job in ready
             }
-            later = {job.cell.name for job in jobs} - tasks.keys()
+            later = {job.trial.name for job in jobs} - tasks.keys()
             executor.submit(tasks)
             try:
                 while alive := executor.alive():
@@ -308,20 +308,20 @@ def run(
                 raise
             failed += _follow(display, work_dir, later)
             for job in display.pending:
-                if job.cell.name in tasks:
-                    problem = f'its job ended before it was finished: see {executor.logs(job.cell.name)}'
+                if job.trial.name in tasks:
+                    problem = f'its job ended before it was finished: see {executor.logs(job.trial.name)}'
                     failed.append(replace(job, problem=problem))
                     display.end(failed[-1], False)
             jobs = prepare(plan, work_dir, cfg_options)
         for job in jobs:
-            if job.problem and job.cell not in tried:
+            if job.problem and job.trial not in tried:
                 failed.append(job)
                 display.end(job, False)
     return failed
 
 
 def watch(plan: Plan, work_dir: Path, console: Console) -> list[Job]:
-    """Shows how far the cells of a plan are until all are done, whoever runs them, and runs none.
+    """Shows how far the trials of a plan are until all are done, whoever runs them, and runs none.
 
     Returns:
         Those that failed.
@@ -336,24 +336,24 @@ def watch(plan: Plan, work_dir: Path, console: Console) -> list[Job]:
 
 
 def _follow(display: Display, work_dir: Path, to_be_run: set[str]) -> list[Job]:
-    """Shows what is new in the files of the cells, and returns those that have failed for good.
+    """Shows what is new in the files of the trials, and returns those that have failed for good.
 
     What is ``to_be_run`` may have failed before, or lost its processes to the signal that ended its job.
     """
     failed = []
-    running = {job.cell for job in display.running}
+    running = {job.trial for job in display.running}
     for job in display.pending:
-        if where := holder(job.cell, work_dir):
-            if job.cell not in running:
+        if where := holder(job.trial, work_dir):
+            if job.trial not in running:
                 display.start(job, where)
             continue
         state = read_record(job.run_dir).get('state')
         if state == 'finished':
             display.end(job, True)
-        elif state == 'failed' and job.cell.name not in to_be_run:
+        elif state == 'failed' and job.trial.name not in to_be_run:
             display.end(job, False)
             failed.append(job)
-        elif job.cell in running:
+        elif job.trial in running:
             display.interrupt(job)
     display.tick()
     return failed

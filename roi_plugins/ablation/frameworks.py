@@ -22,7 +22,7 @@ from roi_plugins.integrations.arguments import as_arguments
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a cell is given beside its config, by options that the tools of all frameworks have.
+    """What a trial is given beside its config, by options that the tools of all frameworks have.
 
     Attributes:
         imports: modules to be imported first, by their names, or ``.py`` files.
@@ -47,11 +47,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Framework:
-    """How cells of one framework are described, run and watched.
+    """How trials of one framework are described, run and watched.
 
     Attributes:
         resolve: ``(config, options) -> dict``: all that the config says, with the files it inherits
-            from and the options. What a cell was run with is compared by this.
+            from and the options. What a trial was run with is compared by this.
         commands: ``(config, run_dir, options, inputs, checkpoint, num_gpus, num_nodes) -> list of commands``,
             to be run one after the other, of all GPUs together. Each may be run again after an interruption
             and then goes on where it was; after the last, ``run_dir`` holds a finished run: of these
@@ -248,7 +248,7 @@ FRAMEWORKS = {
         plan_options={
             'work_dir': _WORK_DIR,
             'resume': 'the same command again, which resumes what was interrupted',
-            'launcher': '--gpus-per-cell, or num_gpus of the plan',
+            'launcher': '--gpus-per-trial, or num_gpus of the plan',
         },
     ),
     'detectron2': Framework(

@@ -1,4 +1,4 @@
-"""Which process runs a cell: the kernel's lock on a file, over all machines that share the work directory.
+"""Which process runs a trial: the kernel's lock on a file, over all machines that share the work directory.
 
 The lock ends with the last process that holds it, however it ends. Over machines it holds where the file
 system passes ``flock`` on: NFS does from version 4 on, and version 3 with its lock service; not one mounted
@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from roi_plugins.ablation.plan import Cell
+from roi_plugins.ablation.plan import Trial
 from roi_plugins.ablation.trial import (
     AblationError,
     now,
@@ -24,16 +24,16 @@ LOCKS = '.locks'
 
 
 @contextlib.contextmanager
-def claim(cell: Cell, work_dir: Path) -> Iterator[tuple[int | None, str]]:
-    """Takes a cell for this process and those that it passes the lock on to.
+def claim(trial: Trial, work_dir: Path) -> Iterator[tuple[int | None, str]]:
+    """Takes a trial for this process and those that it passes the lock on to.
 
     Yields:
-        The file descriptor of the lock and ``''``; or None and who has the cell.
+        The file descriptor of the lock and ``''``; or None and who has the trial.
 
     Raises:
         AblationError: the file system knows no locks.
     """
-    path = work_dir / LOCKS / cell.name
+    path = work_dir / LOCKS / trial.name
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -44,7 +44,7 @@ def claim(cell: Cell, work_dir: Path) -> Iterator[tuple[int | None, str]]:
             return
         except OSError as error:
             raise AblationError(
-                f'{path} cannot be locked ({error.strerror}), so that two processes could run one cell; '
+                f'{path} cannot be locked ({error.strerror}), so that two processes could run one trial; '
                 'give a --work-dir on a file system with locks'
             ) from None
         os.ftruncate(lock, 0)
@@ -54,13 +54,13 @@ def claim(cell: Cell, work_dir: Path) -> Iterator[tuple[int | None, str]]:
         os.close(lock)
 
 
-def holder(cell: Cell, work_dir: Path) -> str:
-    """Who has claimed a cell, on any machine; empty where nobody has.
+def holder(trial: Trial, work_dir: Path) -> str:
+    """Who has claimed a trial, on any machine; empty where nobody has.
 
     One who claims it at this very moment finds it taken, and tries again.
     """
     try:
-        lock = os.open(work_dir / LOCKS / cell.name, os.O_RDONLY)
+        lock = os.open(work_dir / LOCKS / trial.name, os.O_RDONLY)
     except FileNotFoundError:
         return ''
     try:

@@ -11,7 +11,7 @@
         heads: [bbox]                     # optional: whose extractors are swapped; by default all
         row_paths:                        # optional: rows that need a config of their own
           r-fcn: r-fcn_r50.py             # it is taken as it is, nothing in it is swapped
-        cfg_options: {train_cfg.max_epochs: 1}   # optional: config options of its cells
+        cfg_options: {train_cfg.max_epochs: 1}   # optional: config options of its trials
     extractors:                           # rows, see roi_plugins/extractors/presets.yaml
       - stock                             # the detector as it is
       - align-avg
@@ -19,8 +19,8 @@
       - {name: align-max-4, type: AlignMax, sampling_ratio: 4}   # a row that is written in place
       - r-fcn
     seeds: [0, 1, 2]
-    cfg_options: {default_hooks.logger.interval: 10}   # optional: those of all cells
-    num_gpus: 8                           # optional, 1 by default: of each cell
+    cfg_options: {default_hooks.logger.interval: 10}   # optional: those of all trials
+    num_gpus: 8                           # optional, 1 by default: of each trial
 
 A path is that of a file, relative to this one or to the folder that ``roi-plugins configs`` prints. Or it
 names a config of a model zoo: ``mmdet::...``, or as Detectron2's ``model_zoo`` does. The framework is seen
@@ -30,18 +30,18 @@ Some rows change more of a detector than its extractors: a position-sensitive on
 a row has a config of its own in ``row_paths``, under any name. Where all rows have one, the path may contain
 ``{extractor}``, which stands for the name of each row; these configs are taken as they are too.
 
-A cell is one config with one extractor and one seed. The options of a config win over those of all cells;
+A trial is one config with one extractor and one seed. The options of a config win over those of all trials;
 where a plan holds configs of both frameworks, whose options have different names, they go to the configs.
 Where there is no GPU, ``num_gpus`` is the number of processes on the CPU. MMDetection's batch size is that
 of each.
 
-Data and modules of one's own, all of them optional, are for all cells, or for those of one config, which
+Data and modules of one's own, all of them optional, are for all trials, or for those of one config, which
 win. Paths are relative to this file. ::
 
     imports: [my_datasets, heads.py]         # imported first: names of modules, or files
     train_data: [train.json, images/train]   # COCO annotations and the folder of the images,
     test_data: [val.json, images/val]        # in place of the config's
-    max_dets: 300                            # for all cells only: how many detections of each class
+    max_dets: 300                            # for all trials only: how many detections of each class
                                              # count in an image, in place of COCO's 100
 
 A config may say what its training takes by the model zoo of its framework, for ``--dry-run``; the
@@ -62,7 +62,7 @@ A config with ``checkpoints`` is not trained: each of them is tested with each e
           align-avg: ../embedded/mask_rcnn_r18.align-avg.seed{seed}   # relative to the work directory
 
 The key says what it was trained with; the path is that of the weights or of a finished run, such as a
-cell of another plan; ``{seed}`` stands for each seed.
+trial of another plan; ``{seed}`` stands for each seed.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ from roi_plugins.integrations.inspection import InspectionError, guess_framework
 from roi_plugins.integrations.zoo import find_config, where_was_looked
 
 _INPUTS = ('imports', 'train_data', 'test_data')
-"""The keys that all cells and each config may have, to become the :class:`Inputs` of a cell."""
+"""The keys that all trials and each config may have, to become the :class:`Inputs` of a trial."""
 
 
 class PlanError(ValueError):
@@ -106,13 +106,13 @@ class ZooTime:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One detector to train and evaluate, or only to evaluate.
 
     Attributes:
         inputs: data and modules of the user's own, and the limit of detections.
         checkpoint: what is evaluated without training: weights, or the run directory that they are
-            from, absolute or relative to the work directory. None for a cell that is trained.
+            from, absolute or relative to the work directory. None for a trial that is trained.
         trained_with: the plan's name for what ``checkpoint`` was trained with.
         zoo_time: what the training takes by a model zoo, or why that is not known.
     """
@@ -130,25 +130,25 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Unique in its plan; the name of the cell's run directory."""
+        """Unique in its plan; the name of the trial's run directory."""
         parts = (self.config_name, self.trained_with, self.extractor, f'seed{self.seed}')
         return '.'.join(filter(None, parts))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`load_plan` reads. The cells are ordered so that whole comparisons come first:
+    """What :func:`load_plan` reads. The trials are ordered so that whole comparisons come first:
     every config and extractor with the first seed, then with the second, and so on.
 
     Attributes:
-        num_gpus: of each cell, on all its machines; 0: one process that leaves them alone.
-        num_nodes: the machines of each cell, which a plan does not say: its executor starts them.
+        num_gpus: of each trial, on all its machines; 0: one process that leaves them alone.
+        num_nodes: the machines of each trial, which a plan does not say: its executor starts them.
     """
 
     name: str
     work_dir: Path
     baseline: str
-    cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
     num_gpus: int = 1
     num_nodes: int = 1
 
@@ -190,13 +190,13 @@ def check_cfg_options(options: Any, where: str = 'cfg_options') -> dict[str, Any
 
 
 def check_common_options(options: Any, frameworks: Sequence[str], where: str) -> None:
-    """Raises PlanError on options for all cells of several frameworks.
+    """Raises PlanError on options for all trials of several frameworks.
 
-    MMEngine takes an option of any name, so that one meant for the other cells would be lost on its own.
+    MMEngine takes an option of any name, so that one meant for the other trials would be lost on its own.
     """
     if options and len(frameworks) > 1:
         raise PlanError(
-            f'{where}: got {", ".join(options)} for all cells, but the plan is of {", ".join(frameworks)}, '
+            f'{where}: got {", ".join(options)} for all trials, but the plan is of {", ".join(frameworks)}, '
             'whose options have different names; give each config its own, configs.NAME.cfg_options'
         )
 
@@ -288,8 +288,8 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
     for name, config in tree['configs'].items():
         own = config.get('cfg_options', {})
         check_free_options(own, [framework_of[name]], f'configs.{name}.cfg_options')
-    cells = tuple(
-        Cell(
+    trials = tuple(
+        Trial(
             config_name=name,
             framework=framework_of[name],
             config=paths[name][extractor],
@@ -311,7 +311,7 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
         name=tree['name'],
         work_dir=expand_home(tree['work_dir'], 'work_dir'),
         baseline=tree['baseline'],
-        cells=cells,
+        trials=trials,
         num_gpus=num_gpus,
     )
 
@@ -454,7 +454,7 @@ def _zoo_time(config: Mapping, where: str) -> ZooTime | str:
                 'training; leave one out'
             )
         return 'a test alone is not in the model zoos'
-    given = config.get('zoo_time', Cell.zoo_time)
+    given = config.get('zoo_time', Trial.zoo_time)
     if isinstance(given, str):
         return given
     where += '.zoo_time'

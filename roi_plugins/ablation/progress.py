@@ -1,4 +1,4 @@
-"""How far the cells of a plan are, on a terminal or in a log."""
+"""How far the trials of a plan are, on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from roi_plugins.ablation.frameworks import FRAMEWORKS
-from roi_plugins.ablation.plan import Cell
+from roi_plugins.ablation.plan import Trial
 from roi_plugins.ablation.trial import (
     Job,
     read_record,
 )
-from roi_plugins.run_record import CELL_FILE
+from roi_plugins.run_record import trial_file
 
 _LINE_EVERY_SECONDS = 60  # where the output is not a terminal
 
 
 class Display:
-    """Shows how far the cells are: a live line on a terminal, else a plain line now and then.
+    """Shows how far the trials are: a live line on a terminal, else a plain line now and then.
 
-    All that it shows is in the cells' files, so that the process that runs them may be any, anywhere.
+    All that it shows is in the trials' files, so that the process that runs them may be any, anywhere.
 
     Attributes:
-        pending: the cells that are not done.
+        pending: the trials that are not done.
         running: those of them that are run.
     """
 
@@ -39,24 +39,24 @@ class Display:
         self.live = console.is_terminal
         self.pending = [job for job in jobs if not job.finished]
         self.running: list[Job] = []
-        self.seconds: dict[str, list[float]] = {}  # of finished cells, under their config_name
+        self.seconds: dict[str, list[float]] = {}  # of finished trials, under their config_name
         for job in jobs:
             if job.finished:
                 self._remember(job, job.record['seconds'])
-        self.waiting: set[tuple[Cell, str]] = set()
+        self.waiting: set[tuple[Trial, str]] = set()
         self.line_time = time.monotonic()
         done = len(jobs) - len(self.pending)
         self.progress = Progress(
             TextColumn('{task.description}'),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn('cells'),
+            TextColumn('trials'),
             console=console,
             disable=not self.live,
         )
         self.task = self.progress.add_task('', total=len(jobs), completed=done)
         if done:
-            self._print(f'{done} of {len(jobs)} cells are finished already')
+            self._print(f'{done} of {len(jobs)} trials are finished already')
 
     def __enter__(self) -> Display:
         self.progress.start()
@@ -72,12 +72,12 @@ class Display:
             self.line_time = time.monotonic()
         self.running.append(job)
         verb = 'resuming' if job.record else 'running'
-        self._print(f'{verb} {job.cell.name}{where and f" as {where}"}, log in {job.log}')
+        self._print(f'{verb} {job.trial.name}{where and f" as {where}"}, log in {job.log}')
 
     def wait(self, job: Job, holder: str) -> None:
-        if (job.cell, holder) not in self.waiting:
-            self.waiting.add((job.cell, holder))
-            self._print(f'leaving {job.cell.name} to {holder}, or to a training that it has started')
+        if (job.trial, holder) not in self.waiting:
+            self.waiting.add((job.trial, holder))
+            self._print(f'leaving {job.trial.name} to {holder}, or to a training that it has started')
 
     def tick(self) -> None:
         if self.live:
@@ -89,10 +89,10 @@ class Display:
     def interrupt(self, job: Job) -> None:
         self.running = _without(job, self.running)
         self.pending = [
-            replace(other, record=read_record(job.run_dir)) if other.cell == job.cell else other
+            replace(other, record=read_record(job.run_dir)) if other.trial == job.trial else other
             for other in self.pending
         ]
-        self._print(f'interrupted {job.cell.name}: it is to be resumed')
+        self._print(f'interrupted {job.trial.name}: it is to be resumed')
 
     def end(self, job: Job, succeeded: bool) -> None:
         self.running = _without(job, self.running)
@@ -101,22 +101,22 @@ class Display:
         if succeeded:
             seconds = read_record(job.run_dir)['seconds']
             self._remember(job, seconds)
-            self._print(f'finished {job.cell.name} in {_duration(seconds)}')
+            self._print(f'finished {job.trial.name} in {_duration(seconds)}')
         elif job.problem:
-            self._print(f'NOT RUN {job.cell.name}: {job.problem}')
+            self._print(f'NOT RUN {job.trial.name}: {job.problem}')
         else:
-            self._print(f'FAILED {job.cell.name}: {_last_line(job.log)}')
+            self._print(f'FAILED {job.trial.name}: {_last_line(job.log)}')
             self._print(f'  see {job.log}')
 
     def _status(self, separator: str) -> str:
-        """A part on each running cell, with the estimated time until all cells are done."""
+        """A part on each running trial, with the estimated time until all trials are done."""
         if not self.running:
-            return f'no cell is run now, {len(self.pending)} to go'
+            return f'no trial is run now, {len(self.pending)} to go'
         parts, lefts, wholes = [], [], []
         for job in self.running:
-            found = FRAMEWORKS[job.cell.framework].progress(_log_of_command(job.log))
+            found = FRAMEWORKS[job.trial.framework].progress(_log_of_command(job.log))
             what, command_left = found or ('starting', None)
-            parts.append(f'{job.cell.name}: {what}')
+            parts.append(f'{job.trial.name}: {what}')
             # What the running command says is exact, but knows nothing of the commands after it.
             guesses = [] if command_left is None else [command_left]
             elapsed = _elapsed(job.run_dir)
@@ -125,24 +125,24 @@ class Display:
             if guesses:
                 lefts.append(max(0, *guesses))
                 wholes.append(elapsed + lefts[-1])
-        eta = 'ETA of all cells unknown'
+        eta = 'ETA of all trials unknown'
         if lefts:
-            running = {job.cell for job in self.running}
+            running = {job.trial for job in self.running}
             left = sum(lefts) + (len(running) - len(lefts)) * fmean(wholes)
             for job in self.pending:
-                if job.cell not in running:
+                if job.trial not in running:
                     left += self._usual_seconds(job) or fmean(wholes)
-            eta = f'ETA of all cells {_duration(left / len(running))}'
+            eta = f'ETA of all trials {_duration(left / len(running))}'
         return f'{separator.join(parts)}, {eta}'
 
     def _usual_seconds(self, job: Job) -> float | None:
-        """What a cell takes by the finished ones, those of the same config if there are any."""
-        same = self.seconds.get(job.cell.config_name)
+        """What a trial takes by the finished ones, those of the same config if there are any."""
+        same = self.seconds.get(job.trial.config_name)
         every = [seconds for group in self.seconds.values() for seconds in group]
         return fmean(same or every) if every else None
 
     def _remember(self, job: Job, seconds: float) -> None:
-        self.seconds.setdefault(job.cell.config_name, []).append(seconds)
+        self.seconds.setdefault(job.trial.config_name, []).append(seconds)
 
     def _print(self, text: str) -> None:
         stamp = '' if self.live else f'[{datetime.now():%H:%M:%S}] '
@@ -150,13 +150,13 @@ class Display:
 
 
 def _without(job: Job, jobs: list[Job]) -> list[Job]:
-    return [other for other in jobs if other.cell != job.cell]
+    return [other for other in jobs if other.trial != job.trial]
 
 
 def _elapsed(run_dir: Path) -> float:
-    """What a running cell has taken until now."""
+    """What a running trial has taken until now."""
     try:
-        since = time.time() - (run_dir / CELL_FILE).stat().st_mtime
+        since = time.time() - trial_file(run_dir).stat().st_mtime
     except FileNotFoundError:  # it is about to be written
         return 0
     return max(0, since) + read_record(run_dir).get('seconds', 0)

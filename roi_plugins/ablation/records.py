@@ -10,16 +10,16 @@ from typing import Any
 
 from roi_plugins.ablation.results import Run
 from roi_plugins.files import DataError, read_json
-from roi_plugins.run_record import CELL_FILE, METRICS_FILE
+from roi_plugins.run_record import METRICS_FILE, trial_file
 from roi_plugins.settings import read_settings
 
 
 @dataclass(frozen=True)
 class Record:
-    """What ``metrics.json`` and ``cell.json`` tell of how a run was made.
+    """What ``metrics.json`` and ``trial.json`` tell of how a run was made.
 
     Attributes:
-        commands: each a list of arguments; those of the cell, or the one that evaluated it.
+        commands: each a list of arguments; those of the trial, or the one that evaluated it.
         config: the config with all options, as the framework has saved it; None where it is not there.
         settings: see :func:`roi_plugins.settings.read_settings`; None where they were not recorded.
         extractors: type and options of each extractor of the evaluated model, by where it is in it.
@@ -49,11 +49,11 @@ def read_record(run: Run) -> Record | None:
     if not (run_dir / METRICS_FILE).is_file():
         return None
     metrics = _read(run_dir / METRICS_FILE)
-    cell = _read(run_dir / CELL_FILE) if (run_dir / CELL_FILE).is_file() else {}
+    trial = _read(trial_file(run_dir)) if trial_file(run_dir).is_file() else {}
     # MMDetection saves it under its own name.
     configs = (run_dir / 'config.yaml', run_dir / os.path.basename(str(metrics.get('config', ''))))
     return Record(
-        commands=cell.get('commands') or [metrics.get('command', [])],
+        commands=trial.get('commands') or [metrics.get('command', [])],
         config=next((path for path in configs if path.is_file()), None),
         settings=read_settings(run_dir),
         extractors=metrics.get('extractors', {}),

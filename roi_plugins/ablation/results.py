@@ -12,7 +12,7 @@ from typing import Any
 
 from roi_plugins.evaluation.matching import IOU_TYPES, MAX_DETS
 from roi_plugins.files import DataError, read_json
-from roi_plugins.run_record import CELL_FILE, METRICS_FILE
+from roi_plugins.run_record import METRICS_FILE, trial_file
 
 DETECTRON2_RESULTS = os.path.join('inference', 'coco_instances_results.json')
 """What Detectron2's own COCOEvaluator leaves in the output directory of a training."""
@@ -24,11 +24,11 @@ class Run:
 
     Attributes:
         name: the path it was read from, for messages.
-        extractor: label of what is compared. For a run that is no cell of a plan, the name of its
+        extractor: label of what is compared. For a run that is no trial of a plan, the name of its
             directory or file, or the whole path where several have the same name.
-        config_name: the config of the plan, with what its checkpoint was trained with where the cell
-            has only tested one; empty for a run that is no cell of a plan.
-        seed: None for a run that is no cell of a plan.
+        config_name: the config of the plan, with what its checkpoint was trained with where the trial
+            has only tested one; empty for a run that is no trial of a plan.
+        seed: None for a run that is no trial of a plan.
         framework: ``'mmdet'`` or ``'detectron2'``; None for bare prediction files.
         ann_file: COCO annotations of the evaluated images.
         predictions: COCO results by IoU type, ``'bbox'`` or ``'segm'``.
@@ -51,7 +51,7 @@ class FoundRuns:
 
     Attributes:
         problems: runs that were asked for and cannot be read.
-        notes: cells of a sweep that are not finished.
+        notes: trials of a sweep that are not finished.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -84,10 +84,10 @@ def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -
                     found.runs.append(run)
                 else:
                     first.predictions.update(run.predictions)
-            elif _is_run(path) or not (cells := list(filter(_is_run, path.iterdir()))):
+            elif _is_run(path) or not (trials := list(filter(_is_run, path.iterdir()))):
                 found.runs.append(_read_run(path, ann_file))
             else:
-                _read_cells(cells, ann_file, found)
+                _read_trials(trials, ann_file, found)
             if label:
                 _label(found, first_new, label, path)
         except DataError as error:
@@ -113,30 +113,30 @@ def _label(found: FoundRuns, first_new: int, label: str, path: Path) -> None:
 
 
 def _is_run(path: Path) -> bool:
-    names = (METRICS_FILE, CELL_FILE, DETECTRON2_RESULTS)
-    return any((path / name).is_file() for name in names)
+    files = (trial_file(path), path / METRICS_FILE, path / DETECTRON2_RESULTS)
+    return any(file.is_file() for file in files)
 
 
-def _read_cells(
-    cells: Sequence[Path], ann_file: str | Path | None, found: FoundRuns
+def _read_trials(
+    trials: Sequence[Path], ann_file: str | Path | None, found: FoundRuns
 ) -> None:
-    for cell in sorted(cells, key=_when_started):
+    for trial in sorted(trials, key=_when_started):
         try:
-            if (cell / METRICS_FILE).is_file() or not (cell / CELL_FILE).is_file():
-                found.runs.append(_read_run(cell, ann_file))
+            if (trial / METRICS_FILE).is_file() or not trial_file(trial).is_file():
+                found.runs.append(_read_run(trial, ann_file))
             else:
-                state = _read_record(cell / CELL_FILE, state=str)['state']
-                found.notes.append(f'{cell}: not finished (state: {state}); left out')
+                state = _read_record(trial_file(trial), state=str)['state']
+                found.notes.append(f'{trial}: not finished (state: {state}); left out')
         except DataError as error:
             found.problems.append(str(error))
 
 
-def _when_started(cell: Path) -> tuple[str, str]:
-    """Sorts cells as their plan does, which runs them one after the other."""
+def _when_started(trial: Path) -> tuple[str, str]:
+    """Sorts trials as their plan does, which runs them one after the other."""
     try:
-        return _read_record(cell / CELL_FILE, started=str)['started'], cell.name
-    except DataError:  # reported where the cell is read
-        return '', cell.name
+        return _read_record(trial_file(trial), started=str)['started'], trial.name
+    except DataError:  # reported where the trial is read
+        return '', trial.name
 
 
 def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
@@ -152,9 +152,9 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
         )
     record = _read_record(run_dir / METRICS_FILE, framework=str, ann_file=str, predictions=dict)
     labels = {'extractor': _printable(run_dir.resolve().name), 'config_name': '', 'seed': None}
-    if (run_dir / CELL_FILE).is_file():
-        labels = _read_record(run_dir / CELL_FILE, extractor=str, config_name=str, seed=int)
-        trained_with = read_json(run_dir / CELL_FILE, 'record').get('trained_with')
+    if trial_file(run_dir).is_file():
+        labels = _read_record(trial_file(run_dir), extractor=str, config_name=str, seed=int)
+        trained_with = read_json(trial_file(run_dir), 'record').get('trained_with')
         if trained_with:
             labels['config_name'] += f', trained with {trained_with}'
     # Runs of before it was recorded are at COCO's limit.
@@ -199,7 +199,7 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
 
 def _is_stock_detectron2(run_dir: Path) -> bool:
     """Whether Detectron2's own evaluator made it: its ``metrics.json`` has a line for each step."""
-    if (run_dir / CELL_FILE).is_file() or not (run_dir / DETECTRON2_RESULTS).is_file():
+    if trial_file(run_dir).is_file() or not (run_dir / DETECTRON2_RESULTS).is_file():
         return False
     try:
         record = read_json(run_dir / METRICS_FILE, 'record')
@@ -262,7 +262,7 @@ def _read_record(path: Path, **keys: type) -> dict[str, Any]:
 
 
 def _with_distinct_labels(runs: Sequence[Run]) -> list[Run]:
-    """Runs that are no cells of a plan must not become one group for having the same name."""
+    """Runs that are no trials of a plan must not become one group for having the same name."""
     count = Counter(run.extractor for run in runs if run.seed is None)
     return [
         replace(run, extractor=run.name)

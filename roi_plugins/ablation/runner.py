@@ -1,18 +1,18 @@
-"""Runs the cells of a plan, one after the other, each in processes of its own.
+"""Runs the trials of a plan, one after the other, each in processes of its own.
 
 The state of an ablation is in its files alone, so that it can be stopped at any moment, by any
 means, and the same command goes on where it was::
 
     WORK_DIR/
-      .locks/                            a file for each cell: locked while it is run, with who does
+      .locks/                            a file for each trial: locked while it is run, with who does
       {config_name}.{extractor}.seed{seed}/
-        cell.json                        what was run, and how far it came
-        cell.log                         the output of the cell's processes
+        trial.json                        what was run, and how far it came
+        trial.log                         the output of the trial's processes
         last_checkpoint, *.pth, ...      the framework's own files
         predictions.*.json metrics.json  the finished run
 
 Any number of processes may run one plan in one work directory, on one machine or on several that share
-it: each cell is run by one of them, see :mod:`.locks`.
+it: each trial is run by one of them, see :mod:`.locks`.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from roi_plugins.ablation.trial import (
     Job,
     now,
     prepare,
-    prepare_cell,
+    prepare_trial,
     warn_of_confounded,
 )
 from roi_plugins.files import write_json
-from roi_plugins.run_record import CELL_FILE, METRICS_FILE
+from roi_plugins.run_record import METRICS_FILE, TRIAL_FILE
 
 _POLL_SECONDS = 0.5
 
@@ -51,22 +51,22 @@ _STOP_SECONDS = 15  # what a stopped process gets to end by itself
 
 
 def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Console) -> list[Job]:
-    """Runs all cells of a plan that are not finished. A failed cell does not stop the others.
+    """Runs all trials of a plan that are not finished. A failed trial does not stop the others.
 
-    A cell that another process runs is left to it, and waited for: where it was killed, it is taken over.
+    A trial that another process runs is left to it, and waited for: where it was killed, it is taken over.
 
     Args:
         plan, work_dir, cfg_options: see :func:`prepare`.
         console: where the progress is shown: a live line on a terminal, plain lines elsewhere.
 
     Returns:
-        The jobs that failed; the cause is their ``problem``, or at the end of the ``cell.log`` of their
+        The jobs that failed; the cause is their ``problem``, or at the end of the ``trial.log`` of their
         ``run_dir``.
 
     Raises:
         AblationError: see :func:`prepare`; or the file system knows no locks.
         OSError: the work directory is full or gone; as with an interrupt, nothing is lost.
-        KeyboardInterrupt: after the running cell was stopped so that it can be resumed.
+        KeyboardInterrupt: after the running trial was stopped so that it can be resumed.
     """
     jobs = prepare(plan, work_dir, cfg_options)
     warn_of_confounded(jobs, plan, console)
@@ -76,7 +76,7 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
         while todo:
             held = []
             for job in todo:
-                with claim(job.cell, work_dir) as (lock, holder):
+                with claim(job.trial, work_dir) as (lock, holder):
                     if lock is None:
                         held.append(job)
                         display.wait(job, holder)
@@ -99,9 +99,9 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
 
 
 def _renewed(job: Job, plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> Job:
-    """The job as it is now: its cell was free or another process' since, and this plan has trained others."""
+    """The job as it is now: its trial may have been another process', and this plan has trained others."""
     try:
-        now = prepare_cell(job.cell, work_dir, cfg_options, plan)
+        now = prepare_trial(job.trial, work_dir, cfg_options, plan)
     except AblationError as error:
         return replace(job, problem=str(error))
     if now.record != job.record and now.record.get('state') == 'failed':
@@ -115,14 +115,14 @@ def _run_job(job: Job, plan_name: str, lock: int, display: Display) -> bool:
     record = {
         'format': 1,
         'plan': plan_name,
-        'framework': job.cell.framework,
-        'config_name': job.cell.config_name,
-        'extractor': job.cell.extractor,
-        'seed': job.cell.seed,
-        'trained_with': job.cell.trained_with,
+        'framework': job.trial.framework,
+        'config_name': job.trial.config_name,
+        'extractor': job.trial.extractor,
+        'seed': job.trial.seed,
+        'trained_with': job.trial.trained_with,
         'checkpoint': job.checkpoint
         and {
-            'given': str(job.cell.checkpoint),
+            'given': str(job.trial.checkpoint),
             'path': str(job.checkpoint.path),
             'sha256': job.checkpoint.sha256,
         },
@@ -137,7 +137,7 @@ def _run_job(job: Job, plan_name: str, lock: int, display: Display) -> bool:
 
     def save(**changes: Any) -> None:
         record.update(changes, seconds=round(spent + time.monotonic() - start, 3))
-        write_json(job.run_dir / CELL_FILE, record)
+        write_json(job.run_dir / TRIAL_FILE, record)
 
     job.run_dir.mkdir(parents=True, exist_ok=True)
     for half_written in job.run_dir.glob('.*.tmp'):  # by a process that was killed
@@ -154,7 +154,7 @@ def _run_job(job: Job, plan_name: str, lock: int, display: Display) -> bool:
         with contextlib.suppress(OSError):  # of a full disk, maybe the one that is on its way
             save()  # it stays 'running': to be resumed
         raise
-    # A finished cell is one whose metrics are there, so its commands must have left them.
+    # A finished trial is one whose metrics are there, so its commands must have left them.
     succeeded = (job.run_dir / METRICS_FILE).exists()
     save(state='finished' if succeeded else 'failed', finished=now())
     return succeeded

@@ -87,11 +87,11 @@ def measure_costs(
         device: by default the GPU, where there is one.
     """
     device = device or torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    cells: dict[tuple[str, str], Run] = {}
+    trials: dict[tuple[str, str], Run] = {}
     for run in runs:
-        cells.setdefault((run.config_name, run.extractor), run)
+        trials.setdefault((run.config_name, run.extractor), run)
     loaded, problems = [], []
-    for run in cells.values():
+    for run in trials.values():
         try:
             loaded.append((run, *_load(run, device)))
         except Exception as error:  # configs are programs: anything can happen in them

@@ -1,4 +1,4 @@
-"""Run an ablation: train and evaluate every cell of a plan, then print the table of AP.
+"""Run an ablation: train and evaluate every trial of a plan, then print the table of AP.
 
 It can be stopped at any time; the same command then goes on where it was. The format of a plan is
 described in roi_plugins/ablation/plan.py; examples are in configs/ablations, and ``roi-plugins ablate
@@ -75,24 +75,24 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
-        help='config options for every cell, e.g. train_cfg.max_iters=100; values are YAML',
+        help='config options for every trial, e.g. train_cfg.max_iters=100; values are YAML',
     )
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help='print the cells, their commands, how long they will take and what is missing, and run '
+        help='print the trials, their commands, how long they will take and what is missing, and run '
         'nothing; exit status 1 if anything is missing',
     )
     parser.add_argument(
-        '--watch', action='store_true', help='show how far the cells are, whoever runs them, and run nothing'
+        '--watch', action='store_true', help='show how far the trials are, whoever runs them, and run nothing'
     )
-    side_by_side = parser.add_argument_group('cells side by side')
-    side_by_side.add_argument('--jobs', type=positive, metavar='N', help='cells at a time')
+    side_by_side = parser.add_argument_group('trials side by side')
+    side_by_side.add_argument('--jobs', type=positive, metavar='N', help='trials at a time')
     side_by_side.add_argument(
-        '--gpus-per-cell',
+        '--gpus-per-trial',
         type=int,
         metavar='G',
-        help="GPUs of each cell, on all its machines, in place of the plan's num_gpus; 0: none",
+        help="GPUs of each trial, on all its machines, in place of the plan's num_gpus; 0: none",
     )
     side_by_side.add_argument(
         '--executor',
@@ -101,13 +101,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
         help='where: on this machine, or in an array of Slurm jobs, which resume when they were preempted '
         'or their time was up',
     )
-    side_by_side.add_argument('--nodes', type=positive, default=1, metavar='M', help='machines of each cell')
+    side_by_side.add_argument('--nodes', type=positive, default=1, metavar='M', help='machines of each trial')
     side_by_side.add_argument('--partition', help="of Slurm; by default the cluster's default")
     side_by_side.add_argument(
         '--time',
         type=minutes,
         metavar='MINUTES',
-        help='until a cell is interrupted, to be resumed in another job; or [DAYS-]HOURS:MINUTES:SECONDS',
+        help='until a trial is interrupted, to be resumed in another job; or [DAYS-]HOURS:MINUTES:SECONDS',
     )
     args = parser.parse_args(arguments)
     if args.extractors is None and (len(args.plan) > 1 or args.seeds or args.heads):
@@ -120,14 +120,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
         else:
             tree = make_plan(args)
             plan = parse_plan(tree, Path())
-        if args.gpus_per_cell is not None:
-            plan = replace(plan, num_gpus=args.gpus_per_cell)
+        if args.gpus_per_trial is not None:
+            plan = replace(plan, num_gpus=args.gpus_per_trial)
         plan = replace(plan, num_nodes=args.nodes)
         check_executor(args, plan)
         if plan.num_gpus == 0:
             os.environ['CUDA_VISIBLE_DEVICES'] = ''
         options = parse_options(args.cfg_options)
-        frameworks = sorted({cell.framework for cell in plan.cells})
+        frameworks = sorted({trial.framework for trial in plan.trials})
         check_common_options(options, frameworks, '--cfg-options')
         check_free_options(options, frameworks, '--cfg-options')
         work_dir = expand_home(args.work_dir, '--work-dir') if args.work_dir else plan.work_dir
@@ -218,7 +218,7 @@ def minutes(text: str) -> int:
 def check_executor(args: argparse.Namespace, plan: Plan) -> None:
     """Raises AblationError on options that make no sense together."""
     if plan.num_gpus < 0:
-        raise AblationError(f'--gpus-per-cell is {plan.num_gpus}; expected an integer >= 0')
+        raise AblationError(f'--gpus-per-trial is {plan.num_gpus}; expected an integer >= 0')
     if args.executor == 'local' and (args.nodes > 1 or args.partition or args.time):
         raise AblationError('--nodes, --partition and --time are for --executor slurm')
     if args.executor == 'slurm' and not args.time:
@@ -227,17 +227,17 @@ def check_executor(args: argparse.Namespace, plan: Plan) -> None:
         )
     if args.nodes > 1 and (plan.num_gpus == 0 or plan.num_gpus % args.nodes):
         raise AblationError(
-            f'--nodes is {args.nodes}, but each cell has {plan.num_gpus} GPUs in all; give a multiple of '
-            f'{args.nodes} as --gpus-per-cell'
+            f'--nodes is {args.nodes}, but each trial has {plan.num_gpus} GPUs in all; give a multiple of '
+            f'{args.nodes} as --gpus-per-trial'
         )
 
 
 def make_executor(args: argparse.Namespace, plan: Plan, work_dir: Path) -> executors.Executor | None:
-    """What runs the cells; None for one after the other in this process."""
+    """What runs the trials; None for one after the other in this process."""
     if '%' in str(work_dir.absolute()) and (args.executor == 'slurm' or (args.jobs or 1) > 1):
         raise AblationError(
             f'{work_dir.absolute()}: submitit and Slurm replace what follows a % in a path; without '
-            '--jobs and --executor the cells can be run there, or give another --work-dir'
+            '--jobs and --executor the trials can be run there, or give another --work-dir'
         )
     if args.executor == 'slurm':
         return executors.Slurm(
@@ -253,10 +253,10 @@ def make_executor(args: argparse.Namespace, plan: Plan, work_dir: Path) -> execu
 
 
 def dry_run(jobs: list[Job], console: Console) -> bool:
-    """Prints the cells, then what is missing. True if anything is."""
+    """Prints the trials, then what is missing. True if anything is."""
     for job in jobs:
         state = 'to resume' if job.record else 'to run'
-        print(f'{job.cell.name}: {"finished" if job.finished else state}')
+        print(f'{job.trial.name}: {"finished" if job.finished else state}')
         for command in job.commands:
             print(f'  {shlex.join(command)}')
     print('\n' + '\n'.join(summarize(jobs)))
@@ -265,7 +265,7 @@ def dry_run(jobs: list[Job], console: Console) -> bool:
     if missing:
         print('\nmissing:')
     for job in missing:
-        print(f'  {job.cell.name}: {job.problem}')
+        print(f'  {job.trial.name}: {job.problem}')
     return bool(missing)
 
 
@@ -295,19 +295,19 @@ def stop_on_signals() -> None:
 
 
 def report(plan: Plan, work_dir: Path, failed: list[Job]) -> bool:
-    """Prints and writes the table of the finished cells. True if anything went wrong."""
-    failed_cells = {job.cell for job in failed}
-    finished = [cell for cell in plan.cells if cell not in failed_cells]
+    """Prints and writes the table of the finished trials. True if anything went wrong."""
+    failed_trials = {job.trial for job in failed}
+    finished = [trial for trial in plan.trials if trial not in failed_trials]
     problems = [
-        f'cell {job.cell.name} '
+        f'trial {job.trial.name} '
         + (f'was not run: {job.problem}' if job.problem else f'failed: see {job.log}')
         for job in failed
     ]
     if finished:
-        has_baseline = any(cell.extractor == plan.baseline for cell in finished)
+        has_baseline = any(trial.extractor == plan.baseline for trial in finished)
         try:
             comparison = compare(
-                [work_dir / cell.name for cell in finished],
+                [work_dir / trial.name for trial in finished],
                 baseline=plan.baseline if has_baseline else None,
             )
         except (ComparisonError, DataError) as error:

@@ -37,8 +37,8 @@ def make_run(tmp_path):
         ann_file, {'images': images, 'annotations': annotations, 'categories': categories}
     )
 
-    def make(name, error=0.1, max_dets=100, **cell):
-        rng = np.random.default_rng(cell.get('seed', 0))
+    def make(name, error=0.1, max_dets=100, **trial):
+        rng = np.random.default_rng(trial.get('seed', 0))
         run_dir = tmp_path / name
         run_dir.mkdir(parents=True)
         shift = rng.normal(0, error, 10) * 40
@@ -52,9 +52,9 @@ def make_run(tmp_path):
             for annotation, dx in zip(annotations, shift, strict=True)
         ]
         write_json(run_dir / 'predictions.bbox.json', predictions)
-        if cell:
-            record = {'format': 1, **LABELS, 'state': 'finished', 'started': '', **cell}
-            write_json(run_dir / 'cell.json', record)
+        if trial:
+            record = {'format': 1, **LABELS, 'state': 'finished', 'started': '', **trial}
+            write_json(run_dir / 'trial.json', record)
         write_run(
             run_dir,
             framework='mmdet',
@@ -99,7 +99,7 @@ def ablate(monkeypatch):
 
 @pytest.fixture
 def write_plan(tmp_path, monkeypatch):
-    """Writes plan.yaml, of one cell of that framework for each extractor, where the test then stands.
+    """Writes plan.yaml, of one trial of that framework for each extractor, where the test then stands.
 
     The first extractor finds the one box exactly, the second with an IoU of 0.8, and so on.
     """
@@ -114,7 +114,7 @@ def write_plan(tmp_path, monkeypatch):
     (tmp_path / 'annotations.json').write_text(json.dumps(annotations))
 
     def write(extractors=('avg', 'max'), **options):
-        """`options`: of the framework for all cells, or a dict of them for the extractor of that name."""
+        """`options`: of the framework for all trials, or a dict of them for the extractor of that name."""
         common = {name: value for name, value in options.items() if name not in extractors}
         for i, extractor in enumerate(extractors):
             found = {'image_id': 1, 'category_id': 1, 'bbox': [4, 4, 20 - 4 * i, 20], 'score': 0.9}

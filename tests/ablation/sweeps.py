@@ -1,4 +1,4 @@
-"""Commands on a plan whose cells take milliseconds, each in a process of its own, as a user has them."""
+"""Commands on a plan whose trials take milliseconds, each in a process of its own, as a user has them."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from fake_framework import hear_signals
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'ablate.py'
 
-# What every Python does first: the cells' framework is there in the commands and in their jobs.
+# What every Python does first: the trials' framework is there in the commands and in their jobs.
 SITE = """
 import sys
 if not any('fake_framework' in argument for argument in sys.orig_argv):
@@ -72,11 +72,11 @@ class Sweep:
         answer = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
         return answer.stdout.split()
 
-    def job_of(self, cell):
-        return self.path('.submitit', f'{cell}.job').read_text()
+    def job_of(self, trial):
+        return self.path('.submitit', f'{trial}.job').read_text()
 
     def trainings(self):
-        """The processes of cells."""
+        """The processes of trials."""
         found = []
         for process in Path('/proc').glob('[0-9]*'):
             try:
@@ -87,15 +87,15 @@ class Sweep:
                 continue
         return found
 
-    def path(self, cell, name):
-        return self.folder / 'work' / cell / name
+    def path(self, trial, name):
+        return self.folder / 'work' / trial / name
 
-    def steps(self, cell):
-        path = self.path(cell, 'steps.txt')
+    def steps(self, trial):
+        path = self.path(trial, 'steps.txt')
         return list(map(int, path.read_text().split())) if path.exists() else []
 
-    def state(self, cell):
-        path = self.path(cell, 'cell.json')
+    def state(self, trial):
+        path = self.path(trial, 'trial.json')
         return json.loads(path.read_text())['state'] if path.exists() else None
 
 

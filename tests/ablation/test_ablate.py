@@ -26,8 +26,8 @@ def test_prints_and_writes_the_table(ablate, write_plan, capsys):
     assert ablate([plan]) == 0
     output = capsys.readouterr().out
     table = [line.split('|') for line in output.splitlines() if line.startswith('| ')]
-    cells = [[cell.strip() for cell in row[1:-1]] for row in table]
-    points = {row[cells[0].index('Extractor')]: row[cells[0].index('AP')] for row in cells[1:3]}
+    trials = [[trial.strip() for trial in row[1:-1]] for row in table]
+    points = {row[trials[0].index('Extractor')]: row[trials[0].index('AP')] for row in trials[1:3]}
     # 0.8 passes 7 of the 10 thresholds.
     assert points == {'avg': '100.0', 'max': '70.0'}
     assert 'difference to avg' in output
@@ -35,7 +35,7 @@ def test_prints_and_writes_the_table(ablate, write_plan, capsys):
     assert Path('work/compare/compare.md').read_text().partition('\n![')[0] in output
 
     assert ablate([plan]) == 0
-    assert '2 of 2 cells are finished already' in capsys.readouterr().out
+    assert '2 of 2 trials are finished already' in capsys.readouterr().out
     assert Path('work/tiny.max.seed0/steps.txt').read_text() == '1\n'
 
 
@@ -50,11 +50,11 @@ def test_without_a_plan(ablate, write_plan, capsys, monkeypatch, tmp_path):
     assert not Path('dry').exists()
     assert ablate([*command, 'runs']) == 0
     assert 'difference to stock' in capsys.readouterr().out
-    assert json.loads(Path('runs/own.align-max.seed3/cell.json').read_text())['extractor'] == 'align-max'
+    assert json.loads(Path('runs/own.align-max.seed3/trial.json').read_text())['extractor'] == 'align-max'
 
     # The plan that it ran is beside the results.
     assert ablate(['runs/plan.yaml']) == 0
-    assert '6 of 6 cells are finished already' in capsys.readouterr().out
+    assert '6 of 6 trials are finished already' in capsys.readouterr().out
     assert ablate([*command, 'runs', '--heads', 'bbox']) == 2
     assert 'runs/plan.yaml is the plan of another ablation; give another' in capsys.readouterr().err
 
@@ -97,12 +97,12 @@ def test_a_plan_of_the_package_is_found_by_name_and_writes_where_one_stands(
     assert 'did you mean plan.yaml?' in capsys.readouterr().err
 
 
-def test_a_failed_cell_is_reported_after_the_table_of_the_others(ablate, write_plan, capsys):
+def test_a_failed_trial_is_reported_after_the_table_of_the_others(ablate, write_plan, capsys):
     assert ablate([write_plan(avg={'fail': 'train'})]) == 1
     output, errors = capsys.readouterr()
     assert '70.0' in output
-    log = Path('work/tiny.avg.seed0/cell.log')
-    assert f'error: cell tiny.avg.seed0 failed: see {log}' in errors
+    log = Path('work/tiny.avg.seed0/trial.log')
+    assert f'error: trial tiny.avg.seed0 failed: see {log}' in errors
     assert 'train fails as asked' in log.read_text()
 
     write_plan()
@@ -115,11 +115,11 @@ def test_a_dry_run_shows_what_options_give_and_runs_nothing(ablate, write_plan, 
     assert ablate([write_plan(), *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'tiny.avg.seed0: to run'
-    cells, summary = lines[: lines.index('')], lines[lines.index('') + 1 :]
-    assert [line for line in cells if not line.startswith(' ')] == [lines[0], lines[3]]
-    assert summary[0] == '2 cells: 0 finished, 2 to run'
+    trials, summary = lines[: lines.index('')], lines[lines.index('') + 1 :]
+    assert [line for line in trials if not line.startswith(' ')] == [lines[0], lines[3]]
+    assert summary[0] == '2 trials: 0 finished, 2 to run'
     assert summary[-1] == 'in sum unknown'
-    commands = [shlex.split(line) for line in cells if line.startswith(' ')]
+    commands = [shlex.split(line) for line in trials if line.startswith(' ')]
     assert [command[2] for command in commands] == ['train', 'test'] * 2
     assert {json.loads(command[3])['steps'] for command in commands} == {7}
     assert {Path(command[4]).parts[0] for command in commands} == {'other'}
@@ -135,8 +135,8 @@ def test_a_dry_run_tells_what_is_finished_and_changes_nothing(ablate, write_plan
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'tiny.avg.seed0: finished'
     assert lines[3] == 'tiny.max.seed0: to resume'
-    assert '2 cells: 1 finished, 1 to run' in lines
-    took = json.loads(Path('work/tiny.avg.seed0/cell.json').read_text())['seconds']
+    assert '2 trials: 1 finished, 1 to run' in lines
+    took = json.loads(Path('work/tiny.avg.seed0/trial.json').read_text())['seconds']
     assert lines[-1].startswith(f'in sum {took / 60:.1f} min on ')
     assert {path: path.read_bytes() for path in Path().rglob('*') if path.is_file()} == before
 
@@ -147,12 +147,12 @@ def test_a_dry_run_tells_which_checkpoint_is_not_there_yet(ablate, write_plan, c
     tree['configs']['tiny']['checkpoints'] = {'avg': '../work/tiny.avg.seed{seed}'}
     Path('swap.yaml').write_text(yaml.safe_dump({**tree, 'work_dir': 'swap'}))
     assert ablate(['swap.yaml', '--dry-run']) == 1
-    cells, _, missing = capsys.readouterr().out.partition('\nmissing:\n')
-    assert 'tiny.avg.max.seed0: to run\n' in cells
+    trials, _, missing = capsys.readouterr().out.partition('\nmissing:\n')
+    assert 'tiny.avg.max.seed0: to run\n' in trials
     assert '  tiny.avg.max.seed0: there is no checkpoint or finished run work/' in missing
     assert ablate(['swap.yaml']) == 1
     errors = capsys.readouterr().err
-    assert 'error: cell tiny.avg.max.seed0 was not run: there is no checkpoint or finished run' in errors
+    assert 'error: trial tiny.avg.max.seed0 was not run: there is no checkpoint or finished run' in errors
 
     assert ablate([str(plan)]) == 0
     assert ablate(['swap.yaml']) == 0
@@ -168,11 +168,11 @@ def test_a_dry_run_tells_which_checkpoint_is_not_there_yet(ablate, write_plan, c
         (['plan.yaml', '--cfg-options', 'steps'], "'steps' is not of the form KEY=VALUE"),
         (['plan.yaml', '--cfg-options', 'a={b: 1}'], 'a is a mapping'),
         (['plan.yaml', '--cfg-options', 'a=['], "the value of 'a=[' is not YAML"),
-        (['plan.yaml', '--gpus-per-cell', '-1'], '--gpus-per-cell is -1; expected an integer >= 0'),
+        (['plan.yaml', '--gpus-per-trial', '-1'], '--gpus-per-trial is -1; expected an integer >= 0'),
         (['plan.yaml', '--partition', 'gpu'], '--nodes, --partition and --time are for --executor slurm'),
         (['plan.yaml', '--executor', 'slurm'], '--executor slurm needs --time'),
-        ([*SLURM, '--nodes', '2', '--gpus-per-cell', '3'], 'give a multiple of 2 as --gpus-per-cell'),
-        ([*SLURM, '--nodes', '2', '--gpus-per-cell', '0'], 'each cell has 0 GPUs in all'),
+        ([*SLURM, '--nodes', '2', '--gpus-per-trial', '3'], 'give a multiple of 2 as --gpus-per-trial'),
+        ([*SLURM, '--nodes', '2', '--gpus-per-trial', '0'], 'each trial has 0 GPUs in all'),
     ],
 )
 def test_a_mistake_is_one_line_and_not_a_traceback(ablate, write_plan, capsys, arguments, message):
@@ -198,21 +198,21 @@ def test_without_slurm_its_executor_says_so(ablate, write_plan, capsys, monkeypa
     assert "error: --executor slurm: Slurm's command srun is not here" in capsys.readouterr().err
 
 
-def test_options_for_all_cells_of_two_frameworks_are_refused(ablate, write_plan, capsys, monkeypatch):
+def test_options_for_all_trials_of_two_frameworks_are_refused(ablate, write_plan, capsys, monkeypatch):
     monkeypatch.setitem(FRAMEWORKS, 'other', FAKE)
     plan = Path(write_plan())
     tree = yaml.safe_load(plan.read_text())
     tree['configs']['second'] = {**tree['configs']['tiny'], 'framework': 'other'}
     plan.write_text(yaml.safe_dump(tree))
     assert ablate([str(plan), '--dry-run', '--cfg-options', 'steps=7']) == 2
-    assert '--cfg-options: got steps for all cells' in capsys.readouterr().err
+    assert '--cfg-options: got steps for all trials' in capsys.readouterr().err
     assert ablate([str(plan), '--dry-run']) == 0
 
 
 def test_a_changed_config_is_an_error_and_nothing_is_run(ablate, write_plan, capsys):
     assert ablate([write_plan()]) == 0
     assert ablate([write_plan(max={'steps': 3})]) == 2
-    assert 'cell tiny.max.seed0' in capsys.readouterr().err
+    assert 'trial tiny.max.seed0' in capsys.readouterr().err
 
 
 PROGRAM = """
@@ -263,7 +263,7 @@ def test_a_signal_leaves_everything_resumable(ablate, write_plan, tmp_path, numb
         ('mmdet', 'randomness', "the plan's seeds"),
         ('mmdet', 'work_dir', '--work-dir'),
         ('mmdet', 'resume', 'the same command'),
-        ('mmdet', 'launcher', '--gpus-per-cell'),
+        ('mmdet', 'launcher', '--gpus-per-trial'),
         ('detectron2', 'SEED', "the plan's seeds"),
         ('detectron2', 'train.seed', "the plan's seeds"),
         ('detectron2', 'OUTPUT_DIR', '--work-dir'),
@@ -327,7 +327,7 @@ def test_a_checkpoint_beside_a_linked_work_directory_is_that_of_the_shell(ablate
     assert ablate(['swap.yaml']) == 0
 
 
-def test_a_percent_sign_in_the_path_of_side_by_side_cells_is_named(ablate, write_plan, capsys):
+def test_a_percent_sign_in_the_path_of_side_by_side_trials_is_named(ablate, write_plan, capsys):
     plan = write_plan()
     assert ablate([plan, '--jobs', '2', '--work-dir', 'a%jb']) == 2
     assert 'a%jb: submitit and Slurm replace what follows a %' in capsys.readouterr().err

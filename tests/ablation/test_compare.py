@@ -219,14 +219,14 @@ def test_intervals_in_tables_and_files(sweep, tmp_path):
     tables = make_tables(comparison, digits=2)
     title = 'Box AP, difference to align-avg'
     sure = pool.difference_estimates.metrics.loc['AP']
-    cells = {
+    trials = {
         '95% interval': f'[{format_points(sure["low"], 2, True)}, {format_points(sure["high"], 2, True)}]',
         'p-value': f'{sure["p"]:.3f}',
         'standard error by images / by seeds': f'{format_points(sure["image_error"], 2)} / '
         f'{format_points(sure["seed_error"], 2)}',
     }
-    for suffix, cell in cells.items():
-        assert tables[f'{title}, {suffix}'].set_index('Extractor').loc['pool', 'AP'] == cell
+    for suffix, trial in trials.items():
+        assert tables[f'{title}, {suffix}'].set_index('Extractor').loc['pool', 'AP'] == trial
     assert '100 resamples of the images (seed 5) and from the spread' in to_markdown(comparison)
 
     write_comparison(comparison, tmp_path / 'out')

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
 from roi_plugins.ablation.compare import ComparisonError, compare
-from roi_plugins.evaluation.coco_files import _cells_of_rle
+from roi_plugins.evaluation.coco_files import _trials_of_rle
 from roi_plugins.files import DataError, write_json
 from roi_plugins.run_record import write_run
 
@@ -29,7 +29,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
     max_leaves=4,
 )
-FILES = ('annotations.json', 'metrics.json', 'cell.json', 'predictions.bbox.json', 'predictions.segm.json')
+FILES = ('annotations.json', 'metrics.json', 'trial.json', 'predictions.bbox.json', 'predictions.segm.json')
 
 
 def rle(top, left):
@@ -41,7 +41,7 @@ def rle(top, left):
 
 @pytest.fixture(scope='module')
 def originals(tmp_path_factory):
-    """A folder with annotations and a finished cell `good`, and what is in its files."""
+    """A folder with annotations and a finished trial `good`, and what is in its files."""
     folder = tmp_path_factory.mktemp('comparison')
     objects = [(1, 2, 3), (1, 8, 20), (2, 5, 5)]
     polygon = [3.0, 2.0, 10.0, 2.0, 10.0, 11.0, 3.0, 11.0]
@@ -71,9 +71,9 @@ def originals(tmp_path_factory):
     )
     write_run(run, framework='mmdet', config='c', checkpoint='x', ann_file=ann_file, command=[])
     record = {'format': 1, 'config_name': 'c', 'extractor': 'good', 'seed': 0, 'state': 'finished'}
-    write_json(run / 'cell.json', record | {'started': ''})
+    write_json(run / 'trial.json', record | {'started': ''})
     shutil.copytree(run, folder / 'bad')
-    write_json(folder / 'bad' / 'cell.json', record | {'extractor': 'bad', 'started': ''})
+    write_json(folder / 'bad' / 'trial.json', record | {'extractor': 'bad', 'started': ''})
     return folder, {name: json.loads(path_of(folder, name).read_text()) for name in FILES}
 
 
@@ -151,13 +151,13 @@ def test_no_json_of_ours(originals, name, content):
 
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=9), st.text(max_size=4))
 @example([0, 600], '')
-def test_cells_of_rle(runs, damage):
+def test_trials_of_rle(runs, damage):
     """As many as pycocotools has; a damaged text has another number, or none."""
     size = sum(runs)
     text = mask_utils.frPyObjects({'size': [size, 1], 'counts': runs}, size, 1)['counts'].decode()
-    assert _cells_of_rle(text) == _cells_of_rle(runs) == size
+    assert _trials_of_rle(text) == _trials_of_rle(runs) == size
     assert (
-        _cells_of_rle(text + damage) is None
+        _trials_of_rle(text + damage) is None
         or not damage
         or set(text + damage) <= set(map(chr, range(48, 112)))
     )

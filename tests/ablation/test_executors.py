@@ -1,4 +1,4 @@
-"""Cells side by side on this machine; those on a cluster are in test_slurm.py."""
+"""Trials side by side on this machine; those on a cluster are in test_slurm.py."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from roi_plugins.ablation.trial import AblationError
 
 
 class Here:
-    """An executor whose jobs are done when they are submitted; those of ``lost`` cells never start."""
+    """An executor whose jobs are done when they are submitted; those of ``lost`` trials never start."""
 
     poll_seconds = 0
     lost = ()
@@ -32,8 +32,8 @@ class Here:
     def alive(self):
         return set()
 
-    def logs(self, cell):
-        return f'log of {cell}'
+    def logs(self, trial):
+        return f'log of {trial}'
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def run(sweep, monkeypatch):
         output = io.StringIO()
         plan = load_plan('plan.yaml')
         failed = executors.run(plan, plan.work_dir, {}, Console(file=output), executor)
-        return {job.cell.name: job.problem for job in failed}, output.getvalue()
+        return {job.trial.name: job.problem for job in failed}, output.getvalue()
 
     return run
 
 
-def test_cells_run_side_by_side_and_are_stopped_together(sweep, run):
+def test_trials_run_side_by_side_and_are_stopped_together(sweep, run):
     go = sweep.folder / 'go'
     sweep.write(**{name: {'steps': 2, 'hold': str(go)} for name in 'abc'})
     command = sweep.start('--jobs', '2')
@@ -60,16 +60,16 @@ def test_cells_run_side_by_side_and_are_stopped_together(sweep, run):
     os.killpg(command.pid, signal.SIGINT)  # Ctrl-C: it goes to all that are in the foreground
     output = command.communicate(timeout=60)[0]
     assert command.returncode == 130
-    assert 'the running cells were stopped' in output
-    assert [sweep.state(f'tiny.{cell}.seed0') for cell in 'abc'] == ['running', 'running', None]
+    assert 'the running trials were stopped' in output
+    assert [sweep.state(f'tiny.{trial}.seed0') for trial in 'abc'] == ['running', 'running', None]
     assert not sweep.trainings()
 
     go.touch()
     assert run(Here())[0] == {}
-    assert all(sweep.steps(f'tiny.{cell}.seed0') == [1, 2] for cell in 'abc')
+    assert all(sweep.steps(f'tiny.{trial}.seed0') == [1, 2] for trial in 'abc')
 
 
-def test_a_cell_that_tests_what_others_train_comes_after_them(sweep, run):
+def test_a_trial_that_tests_what_others_train_comes_after_them(sweep, run):
     sweep.write(a={'steps': 1}, b={'steps': 1})
     plan = yaml.safe_load((sweep.folder / 'plan.yaml').read_text())
     checkpoints = {'a': 'tiny.a.seed{seed}', 'b': 'tiny.none.seed{seed}'}
@@ -82,7 +82,7 @@ def test_a_cell_that_tests_what_others_train_comes_after_them(sweep, run):
     assert output.index('finished tiny.b.seed0') < output.index('finished swapped.a.b.seed0')
 
 
-def test_a_job_that_ends_before_its_cell_is_reported(sweep, run):
+def test_a_job_that_ends_before_its_trial_is_reported(sweep, run):
     sweep.write(a={'steps': 1}, b={'steps': 1, 'fail': 'train'})
     executor = Here()
     executor.lost = ['tiny.a.seed0']
@@ -98,11 +98,11 @@ def test_a_job_that_ends_before_its_cell_is_reported(sweep, run):
 @pytest.mark.parametrize(
     ('visible', 'expected'), [(None, ['0,1', '2,3']), ('4,5,GPU-6,7', ['4,5', 'GPU-6,7'])]
 )
-def test_cells_have_gpus_of_their_own(tmp_path, monkeypatch, visible, expected):
+def test_trials_have_gpus_of_their_own(tmp_path, monkeypatch, visible, expected):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     if visible:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
     assert Local(tmp_path, 2, 2).devices == expected
-    with pytest.raises(AblationError, match='--jobs 3 of --gpus-per-cell 2 need 6 GPUs, but there are 4'):
+    with pytest.raises(AblationError, match='--jobs 3 of --gpus-per-trial 2 need 6 GPUs, but there are 4'):
         Local(tmp_path, 3, 2)

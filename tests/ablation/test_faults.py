@@ -23,7 +23,7 @@ from roi_plugins.integrations.weights import first_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# tools/ablate.py in a process of its own, without what prints the table, which takes longer than the cells.
+# tools/ablate.py in a process of its own, without what prints the table, which takes longer than the trials.
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_nothing_is_lost_by_kills_at_random_moments(load_tool, write_plan, tmp_p
     faults = load_tool('faults')
     monkeypatch.setenv('PYTHONPATH', f'{ROOT}:{Path(__file__).parent}')
     plan = write_plan(['a', 'b', 'c'], steps=10, seconds=0.1)
-    for path in tmp_path.glob('?.json'):  # evaluating would take longer than the rest of a cell
+    for path in tmp_path.glob('?.json'):  # evaluating would take longer than the rest of a trial
         path.write_text(json.dumps({'steps': 10, 'seconds': 0.1}))
 
     def make(number):
@@ -49,7 +49,7 @@ def test_nothing_is_lost_by_kills_at_random_moments(load_tool, write_plan, tmp_p
     report = faults.disturb(make, 5, random.Random(1), 3)
     assert report['violations'] == []
     assert report['kills'] == 5
-    assert report['cells'] == 3 * report['ablations']
+    assert report['trials'] == 3 * report['ablations']
     command, undisturbed = make('')
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     for undisturbed_dir in undisturbed.glob('tiny.*'):
@@ -63,11 +63,11 @@ def test_nothing_is_lost_by_kills_at_random_moments(load_tool, write_plan, tmp_p
 
 
 def test_what_the_long_form_tells_apart(load_tool, tmp_path):
-    """Half a file and a finished cell that changes are violations; other predictions are shown."""
+    """Half a file and a finished trial that changes are violations; other predictions are shown."""
     faults = load_tool('faults')
-    run_dir = tmp_path / 'work/cell'
+    run_dir = tmp_path / 'work/trial'
     run_dir.mkdir(parents=True)
-    (run_dir / 'cell.json').write_text('{"state": "finished"}')
+    (run_dir / 'trial.json').write_text('{"state": "finished"}')
     finished, violations = {}, []
     faults.check(tmp_path / 'work', finished, violations)
     assert (list(finished), violations) == ([run_dir], [])
@@ -79,14 +79,14 @@ def test_what_the_long_form_tells_apart(load_tool, tmp_path):
     ]  # fmt: skip
 
     for name, ap in (('first', 0.25), ('second', 0.5)):
-        (tmp_path / name / 'cell').mkdir(parents=True)
+        (tmp_path / name / 'trial').mkdir(parents=True)
         metrics = {'metrics': {'bbox': dict.fromkeys(evaluation.METRICS, ap)}}
-        (tmp_path / name / 'cell/metrics.json').write_text(json.dumps(metrics))
-        (tmp_path / name / 'cell/predictions.bbox.json').write_text(name)
+        (tmp_path / name / 'trial/metrics.json').write_text(json.dumps(metrics))
+        (tmp_path / name / 'trial/predictions.bbox.json').write_text(name)
     text = 'other predictions; figures apart by at most 25.00 (bbox AP 25.0)'
-    assert faults.differences(tmp_path / 'first', tmp_path / 'second') == {'cell': text}
+    assert faults.differences(tmp_path / 'first', tmp_path / 'second') == {'trial': text}
     text = 'the same predictions; figures apart by at most 0.00 (bbox AP 25.0)'
-    assert faults.differences(tmp_path / 'first', tmp_path / 'first') == {'cell': text}
+    assert faults.differences(tmp_path / 'first', tmp_path / 'first') == {'trial': text}
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(ablate, write_plan, capsys, monkeypatch):
@@ -106,8 +106,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(ablate, write_plan
     assert 'No space left on device, at work in work. What is finished stays; the same command' in errors
     finished = Path('work/tiny.avg.seed0')
     before = {path: path.read_bytes() for path in finished.iterdir()}
-    assert json.loads(before[finished / 'cell.json'])['state'] == 'finished'
-    assert json.loads(Path('work/tiny.max.seed0/cell.json').read_text())['state'] == 'running'
+    assert json.loads(before[finished / 'trial.json'])['state'] == 'finished'
+    assert json.loads(Path('work/tiny.max.seed0/trial.json').read_text())['state'] == 'running'
     assert not list(Path('work').glob('*/.*.tmp'))
 
     is_full = False
@@ -166,7 +166,7 @@ def test_a_failed_test_goes_through_the_training_again(ablate, write_plan):
     plan = write_plan(['avg'], steps=2)
     for _ in range(2):
         assert ablate([plan, '--cfg-options', 'fail=test']) == 1
-    log = Path('work/tiny.avg.seed0/cell.log').read_text().splitlines()
+    log = Path('work/tiny.avg.seed0/trial.log').read_text().splitlines()
     commands = [line.split()[4] for line in log if ' $ ' in line]
     assert commands == ['train', 'test'] * 2
     assert Path('work/tiny.avg.seed0/steps.txt').read_text() == '1\n2\n'

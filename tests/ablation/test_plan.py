@@ -39,9 +39,9 @@ def write_plan(tmp_path):
     return write
 
 
-def test_cells_are_ordered_by_seed_and_named(write_plan, tmp_path):
+def test_trials_are_ordered_by_seed_and_named(write_plan, tmp_path):
     plan = load_plan(write_plan())
-    assert [cell.name for cell in plan.cells] == [
+    assert [trial.name for trial in plan.trials] == [
         'mask.align-max.seed3',
         'mask.align-avg.seed3',
         'faster.align-max.seed3',
@@ -51,11 +51,11 @@ def test_cells_are_ordered_by_seed_and_named(write_plan, tmp_path):
         'faster.align-max.seed0',
         'faster.align-avg.seed0',
     ]
-    assert plan.cells[2].config == tmp_path / 'configs' / 'faster_align-max.py'
-    assert plan.cells[2].framework == 'mmdet'
+    assert plan.trials[2].config == tmp_path / 'configs' / 'faster_align-max.py'
+    assert plan.trials[2].framework == 'mmdet'
     assert (plan.name, plan.baseline) == ('small', 'align-avg')
     assert plan.work_dir == Path('work_dirs/small')
-    assert all(cell.cfg_options == {'train_cfg.max_iters': 100} for cell in plan.cells)
+    assert all(trial.cfg_options == {'train_cfg.max_iters': 100} for trial in plan.trials)
 
 
 def test_data_and_modules_of_ones_own(write_plan, tmp_path):
@@ -72,7 +72,7 @@ def test_data_and_modules_of_ones_own(write_plan, tmp_path):
         )
     )
     folder = tmp_path / 'plans'
-    mask, _, faster, *_ = plan.cells
+    mask, _, faster, *_ = plan.trials
     assert mask.inputs == Inputs(
         imports=('my.data', str(folder / 'heads.py')),
         train_data=(str(folder / 'train.json'), str(folder / 'images')),
@@ -102,10 +102,10 @@ def test_one_config_whose_extractors_are_swapped(write_plan, tmp_path):
     row = {'name': 'max-4', 'type': 'AlignMax', 'sampling_ratio': 4}
     config = {'path': '../configs/mask_align-avg.py', 'heads': ['bbox']}
     plan = load_plan(swapped(write_plan, config, ['stock', 'align-avg', 'AlignMax', row]))
-    assert {cell.config for cell in plan.cells} == {tmp_path / 'configs' / 'mask_align-avg.py'}
-    assert {cell.framework for cell in plan.cells} == {'mmdet'}
-    stock, avg, bare, four = plan.cells[:4]
-    assert [cell.extractor for cell in plan.cells[:4]] == ['stock', 'align-avg', 'AlignMax', 'max-4']
+    assert {trial.config for trial in plan.trials} == {tmp_path / 'configs' / 'mask_align-avg.py'}
+    assert {trial.framework for trial in plan.trials} == {'mmdet'}
+    stock, avg, bare, four = plan.trials[:4]
+    assert [trial.extractor for trial in plan.trials[:4]] == ['stock', 'align-avg', 'AlignMax', 'max-4']
     assert stock.inputs.arguments == ['--extractor', 'stock', '--heads', 'bbox']
     assert avg.inputs.arguments == ['--extractor', 'align-avg', '--heads', 'bbox']
     assert parse_preset(bare.inputs.extractor).options == {}
@@ -117,7 +117,7 @@ def test_a_row_may_have_a_config_of_its_own(write_plan, tmp_path):
     config = {'path': '../configs/mask_align-avg.py', 'heads': ['bbox']}
     config['row_paths'] = {'r-fcn': '../configs/faster_align-avg.py'}
     plan = load_plan(swapped(write_plan, config, ['r-fcn', 'align-avg'], seeds=[0]))
-    own, avg = plan.cells
+    own, avg = plan.trials
     assert (own.name, own.framework) == ('one.r-fcn.seed0', 'mmdet')
     # Taken as it is: neither swapped nor asked for its heads.
     assert own.config == tmp_path / 'configs/faster_align-avg.py' and own.inputs.arguments == []
@@ -168,7 +168,7 @@ def test_a_config_that_both_frameworks_could_read(write_plan, tmp_path):
     with pytest.raises(PlanError, match=r'may be of mmdet or detectron2; say which, configs\.one\.framework'):
         load_plan(swapped(write_plan, config, ['align-avg']))
     plan = load_plan(swapped(write_plan, {**config, 'framework': 'detectron2'}, ['align-avg']))
-    assert plan.cells[0].framework == 'detectron2'
+    assert plan.trials[0].framework == 'detectron2'
 
 
 @pytest.mark.parametrize(
@@ -181,15 +181,15 @@ def test_a_config_that_both_frameworks_could_read(write_plan, tmp_path):
 )
 def test_configs_of_a_model_zoo(write_plan, path, framework):
     pytest.importorskip(framework)
-    (cell, *_) = load_plan(swapped(write_plan, {'path': path}, ['align-avg'])).cells
-    assert cell.framework == framework and cell.config.is_file()
-    assert str(cell.config).endswith(path.rpartition('::')[2])
+    (trial, *_) = load_plan(swapped(write_plan, {'path': path}, ['align-avg'])).trials
+    assert trial.framework == framework and trial.config.is_file()
+    assert str(trial.config).endswith(path.rpartition('::')[2])
 
 
 def test_config_paths_are_relative_to_the_plan(write_plan, tmp_path, monkeypatch):
     path = write_plan()
     monkeypatch.chdir(tmp_path)
-    assert load_plan(path.relative_to(tmp_path)).cells[0].config == Path(
+    assert load_plan(path.relative_to(tmp_path)).trials[0].config == Path(
         'configs/mask_align-max.py'
     )
 
@@ -199,9 +199,9 @@ def test_a_configs_own_options_win_over_the_plans(write_plan):
     configs = {**PLAN['configs'], 'mask': {**PLAN['configs']['mask'], 'cfg_options': own}}
     common = {'train_cfg.max_iters': 100, 'randomness.deterministic': True}
     plan = load_plan(write_plan(configs=configs, cfg_options=common))
-    for cell in plan.cells:
-        expected = {**common, **own} if cell.config_name == 'mask' else common
-        assert cell.cfg_options == expected
+    for trial in plan.trials:
+        expected = {**common, **own} if trial.config_name == 'mask' else common
+        assert trial.cfg_options == expected
 
 
 ONE_CONFIG = PLAN['configs']['mask']
@@ -211,8 +211,8 @@ FASTER = PLAN['configs']['faster']
 def test_each_checkpoint_is_tested_with_each_extractor(write_plan):
     checkpoints = {'align-avg': '../small/mask.align-avg.seed{seed}', 'stock': '/data/{seed}.pth'}
     configs = {'mask': {**ONE_CONFIG, 'checkpoints': checkpoints}, 'faster': FASTER}
-    cells = load_plan(write_plan(configs=configs)).cells
-    assert [(cell.name, cell.checkpoint) for cell in cells if cell.seed == 3] == [
+    trials = load_plan(write_plan(configs=configs)).trials
+    assert [(trial.name, trial.checkpoint) for trial in trials if trial.seed == 3] == [
         ('mask.align-avg.align-max.seed3', Path('../small/mask.align-avg.seed3')),
         ('mask.align-avg.align-avg.seed3', Path('../small/mask.align-avg.seed3')),
         ('mask.stock.align-max.seed3', Path('/data/3.pth')),
@@ -220,7 +220,7 @@ def test_each_checkpoint_is_tested_with_each_extractor(write_plan):
         ('faster.align-max.seed3', None),
         ('faster.align-avg.seed3', None),
     ]
-    assert [cell.trained_with for cell in cells[:5]] == [*['align-avg'] * 2, *['stock'] * 2, None]
+    assert [trial.trained_with for trial in trials[:5]] == [*['align-avg'] * 2, *['stock'] * 2, None]
 
 
 ZOO_TIME = {'seconds_per_iter': 0.25, 'iterations': 90000, 'hardware': '8 x V100', 'source': 'zoo'}
@@ -228,7 +228,7 @@ ZOO_TIME = {'seconds_per_iter': 0.25, 'iterations': 90000, 'hardware': '8 x V100
 
 def test_what_a_config_takes_by_the_model_zoo(write_plan):
     configs = {'mask': {**ONE_CONFIG, 'zoo_time': ZOO_TIME}, 'faster': {**FASTER, 'zoo_time': 'it has none'}}
-    mask, *_, faster = load_plan(write_plan(configs=configs, num_gpus=8)).cells
+    mask, *_, faster = load_plan(write_plan(configs=configs, num_gpus=8)).trials
     assert mask.zoo_time == ZooTime(**ZOO_TIME)
     assert mask.zoo_time.hours == 6.25
     assert faster.zoo_time == 'it has none'
@@ -296,7 +296,7 @@ def config(**changes):
         ({'cfg_options': [1]}, 'cfg_options is .*expected a mapping'),
         (
             {'configs': {'a': ONE_CONFIG, 'b': {**ONE_CONFIG, 'framework': 'detectron2'}}},
-            r'cfg_options: got train_cfg\.max_iters for all cells.*detectron2, mmdet.*configs\.NAME\.cfg',
+            r'cfg_options: got train_cfg\.max_iters for all trials.*detectron2, mmdet.*configs\.NAME\.cfg',
         ),
         (
             {'configs': {'a': {**ONE_CONFIG, 'cfg_options': {'train': {'max_iter': 1}}}}},
@@ -356,5 +356,5 @@ def test_a_path_from_a_linked_folder_is_that_of_the_shell(tmp_path):
         'seeds': [0],
     }
     (tmp_path / 'plans' / 'plan.yaml').write_text(yaml.safe_dump(plan))
-    assert load_plan(tmp_path / 'plans' / 'plan.yaml').cells[0].config.read_text() == 'real'
-    assert load_plan(tmp_path / 'real' / 'plans' / 'plan.yaml').cells[0].config.read_text() == 'real'
+    assert load_plan(tmp_path / 'plans' / 'plan.yaml').trials[0].config.read_text() == 'real'
+    assert load_plan(tmp_path / 'real' / 'plans' / 'plan.yaml').trials[0].config.read_text() == 'real'

@@ -73,9 +73,9 @@ def make_run(tmp_path_factory, ann_file):
         write_json(run_dir / 'predictions.segm.json', masks)
         model = {'roi_head': {'bbox_roi_extractor': {'type': HOSTILE, 'aligned': name}}}
         write_settings(run_dir, {'lr': shift, 'model': model, 'train': HOSTILE}, trains=True)
-        cell = {'config_name': 'tiny', 'extractor': extractor, 'seed': seed, 'state': 'finished'}
+        trial = {'config_name': 'tiny', 'extractor': extractor, 'seed': seed, 'state': 'finished'}
         commands = [['python', 'train.py', '--name', 'a b']]
-        write_json(run_dir / 'cell.json', {'format': 1, **cell, 'started': '', 'commands': commands})
+        write_json(run_dir / 'trial.json', {'format': 1, **trial, 'started': '', 'commands': commands})
         write_run(
             run_dir,
             framework='mmdet',
@@ -292,8 +292,8 @@ def browse(page):
 
 
 def column(tab, number):
-    cells = tab.locator('table').first.locator(f'tbody td:nth-child({number})')
-    return cells.all_text_contents()
+    trials = tab.locator('table').first.locator(f'tbody td:nth-child({number})')
+    return trials.all_text_contents()
 
 
 def test_tables_are_sorted_with_the_keyboard(browse):
@@ -311,15 +311,15 @@ def test_tables_are_sorted_with_the_keyboard(browse):
     assert tab.evaluate('document.activeElement.textContent') == 'AP'
     for key, direction in (('Enter', 'descending'), ('Space', 'ascending')):
         tab.keyboard.press(key)
-        values = [float(cell.split()[0]) for cell in column(tab, number)]
+        values = [float(trial.split()[0]) for trial in column(tab, number)]
         assert values == sorted(values, reverse=direction == 'descending')
         assert len(set(values)) == 2
         heads = tab.locator('table').first.locator('th[aria-sort]')
         assert [head.get_attribute('aria-sort') for head in heads.all()] == [direction]
     intervals = tab.get_by_role('region', name='Box AP, 95% interval', exact=True)
     intervals.get_by_role('button', name='AP', exact=True).click()
-    cells = intervals.locator(f'tbody td:nth-child({number})').all_text_contents()
-    lows = [float(cell.strip('[').split(',')[0]) for cell in cells]
+    trials = intervals.locator(f'tbody td:nth-child({number})').all_text_contents()
+    lows = [float(trial.strip('[').split(',')[0]) for trial in trials]
     assert lows == sorted(lows, reverse=True)
     tab.locator('table').first.get_by_role('button', name='Extractor').click()
     assert column(tab, names.index('Extractor') + 1) == [HOSTILE, 'align']

@@ -4,20 +4,20 @@ from roi_plugins.ablation.results import Run, find_runs
 from roi_plugins.files import write_json
 
 
-def test_a_cell_and_a_run_of_no_plan(make_run, tmp_path):
-    cell = make_run('sweep/a', seed=3, extractor='align-max')
+def test_a_trial_and_a_run_of_no_plan(make_run, tmp_path):
+    trial = make_run('sweep/a', seed=3, extractor='align-max')
     run = make_run('mine')
-    found = find_runs([cell, run, cell])
+    found = find_runs([trial, run, trial])
     ann_file = tmp_path / 'annotations.json'
-    predictions = {'bbox': cell / 'predictions.bbox.json'}
+    predictions = {'bbox': trial / 'predictions.bbox.json'}
     assert found.runs == [
-        Run(str(cell), 'align-max', 'mask_rcnn', 3, 'mmdet', ann_file, predictions),
+        Run(str(trial), 'align-max', 'mask_rcnn', 3, 'mmdet', ann_file, predictions),
         Run(str(run), 'mine', '', None, 'mmdet', ann_file, {'bbox': run / 'predictions.bbox.json'}),
     ]
     assert not found.problems + found.notes
 
 
-def test_a_sweep_is_in_the_order_of_its_plan_without_unfinished_cells(make_run, tmp_path):
+def test_a_sweep_is_in_the_order_of_its_plan_without_unfinished_trials(make_run, tmp_path):
     make_run('sweep/b', extractor='first', started='2026-01-01T00:00:00')
     make_run('sweep/a', extractor='second', started='2026-01-01T00:01:00')
     pending = make_run('sweep/c', extractor='third', state='failed', started='2026')
@@ -28,6 +28,16 @@ def test_a_sweep_is_in_the_order_of_its_plan_without_unfinished_cells(make_run, 
     assert found.notes == [f'{pending}: not finished (state: failed); left out']
     assert not found.problems
     assert 'not evaluated' in find_runs([pending]).problems[0]
+
+
+def test_records_of_an_earlier_version_are_read(make_run, tmp_path):
+    """Which called a trial a cell."""
+    expected = find_runs([make_run('sweep/a', seed=3, extractor='align-max')]).runs
+    record = tmp_path / 'sweep/a/trial.json'
+    record.rename(record.with_name('cell.json'))
+    assert find_runs([tmp_path / 'sweep']).runs == expected
+    (tmp_path / 'sweep/a/metrics.json').unlink()
+    assert 'not finished (state: finished)' in find_runs([tmp_path / 'sweep']).notes[0]
 
 
 def test_runs_of_the_same_name_keep_apart(make_run):
@@ -60,7 +70,7 @@ def test_what_cannot_be_read_is_a_problem_and_the_others_are_read(make_run, tmp_
     broken = make_run('broken')
     (broken / 'metrics.json').write_text('{')
     no_seed = make_run('no_seed')
-    write_json(no_seed / 'cell.json', {'format': 1, 'extractor': 'x', 'config_name': 'y'})
+    write_json(no_seed / 'trial.json', {'format': 1, 'extractor': 'x', 'config_name': 'y'})
     future = make_run('future')
     write_json(future / 'metrics.json', {**record, 'format': 2})
     bad = [no_predictions, no_annotations, broken, no_seed, future, tmp_path / 'nowhere']

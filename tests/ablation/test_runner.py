@@ -1,4 +1,4 @@
-"""The runner of plans, with cells that take milliseconds: nothing is lost, whatever happens."""
+"""The runner of plans, with trials that take milliseconds: nothing is lost, whatever happens."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from roi_plugins.ablation import locks, runner
 from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
-from roi_plugins.ablation.plan import Cell, Plan
+from roi_plugins.ablation.plan import Plan, Trial
 from roi_plugins.ablation.trial import AblationError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,12 +32,12 @@ def make_plan(tmp_path, monkeypatch):
     def make(configs, seeds=(0,)):
         for extractor, config in configs.items():
             (tmp_path / f'{extractor}.json').write_text(json.dumps(config))
-        cells = tuple(
-            Cell('tiny', 'fake', tmp_path / f'{extractor}.json', extractor, seed)
+        trials = tuple(
+            Trial('tiny', 'fake', tmp_path / f'{extractor}.json', extractor, seed)
             for seed in seeds
             for extractor in configs
         )
-        return Plan('small', tmp_path / 'work', next(iter(configs)), cells)
+        return Plan('small', tmp_path / 'work', next(iter(configs)), trials)
 
     return make
 
@@ -45,15 +45,15 @@ def make_plan(tmp_path, monkeypatch):
 def run(plan, options=None):
     output = io.StringIO()
     failed = runner.run(plan, plan.work_dir, options or {}, Console(file=output, width=80))
-    return [job.cell.name for job in failed], output.getvalue()
+    return [job.trial.name for job in failed], output.getvalue()
 
 
-def read(plan, cell, file):
-    return json.loads((plan.work_dir / cell / file).read_text())
+def read(plan, trial, file):
+    return json.loads((plan.work_dir / trial / file).read_text())
 
 
-def steps(plan, cell):
-    return [int(line) for line in (plan.work_dir / cell / 'steps.txt').read_text().split()]
+def steps(plan, trial):
+    return [int(line) for line in (plan.work_dir / trial / 'steps.txt').read_text().split()]
 
 
 def wait_for(condition, seconds=20):
@@ -63,14 +63,14 @@ def wait_for(condition, seconds=20):
         time.sleep(0.02)
 
 
-def test_runs_each_cell_once(make_plan):
+def test_runs_each_trial_once(make_plan):
     plan = make_plan({'max': {'steps': 2}, 'avg': {'steps': 2}}, seeds=(0, 5))
     failed, output = run(plan)
     assert failed == []
-    for cell in plan.cells:
-        assert read(plan, cell.name, 'metrics.json')['seed'] == cell.seed
-        assert steps(plan, cell.name) == [1, 2]
-    record = read(plan, 'tiny.avg.seed5', 'cell.json')
+    for trial in plan.trials:
+        assert read(plan, trial.name, 'metrics.json')['seed'] == trial.seed
+        assert steps(plan, trial.name) == [1, 2]
+    record = read(plan, 'tiny.avg.seed5', 'trial.json')
     assert {key: record[key] for key in ('format', 'plan', 'framework', 'config_name')} == {
         'format': 1,
         'plan': 'small',
@@ -81,22 +81,22 @@ def test_runs_each_cell_once(make_plan):
     assert 0 < record['seconds'] < 60
     assert record['started'] <= record['finished']
     assert [command[2] for command in record['commands']] == ['train', 'test']
-    assert 'step 2/2' in (plan.work_dir / 'tiny.avg.seed5' / 'cell.log').read_text()
+    assert 'step 2/2' in (plan.work_dir / 'tiny.avg.seed5' / 'trial.log').read_text()
 
     failed, output = run(plan)
     assert failed == []
-    assert '4 of 4 cells are finished already' in output
-    assert all(steps(plan, cell.name) == [1, 2] for cell in plan.cells)
+    assert '4 of 4 trials are finished already' in output
+    assert all(steps(plan, trial.name) == [1, 2] for trial in plan.trials)
 
 
 @pytest.mark.parametrize('phase', ['train', 'test'])
-def test_a_failed_cell_stops_no_other_and_is_tried_again(make_plan, tmp_path, phase):
+def test_a_failed_trial_stops_no_other_and_is_tried_again(make_plan, tmp_path, phase):
     plan = make_plan({'bad': {'steps': 2, 'fail': phase}, 'good': {'steps': 1}})
     failed, output = run(plan)
     assert failed == ['tiny.bad.seed0']
     assert f'FAILED tiny.bad.seed0: {phase} fails as asked' in output
-    assert str(plan.work_dir / 'tiny.bad.seed0' / 'cell.log') in output
-    assert read(plan, 'tiny.bad.seed0', 'cell.json')['state'] == 'failed'
+    assert str(plan.work_dir / 'tiny.bad.seed0' / 'trial.log') in output
+    assert read(plan, 'tiny.bad.seed0', 'trial.json')['state'] == 'failed'
     assert read(plan, 'tiny.good.seed0', 'metrics.json')['seed'] == 0
 
     if phase == 'train':  # it left no checkpoint: a mended config may take its place
@@ -108,7 +108,7 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(make_plan, tmp_path, ph
         assert steps(plan, 'tiny.bad.seed0') == [1, 2]  # what was trained is not trained again
 
 
-def test_a_cell_without_metrics_has_failed(make_plan, monkeypatch):
+def test_a_trial_without_metrics_has_failed(make_plan, monkeypatch):
     plan = make_plan({'max': {'steps': 1}})
     monkeypatch.setitem(
         FRAMEWORKS,
@@ -118,27 +118,27 @@ def test_a_cell_without_metrics_has_failed(make_plan, monkeypatch):
     assert run(plan)[0] == ['tiny.max.seed0']
 
 
-def test_options_reach_every_cell_and_win(make_plan, tmp_path):
+def test_options_reach_every_trial_and_win(make_plan, tmp_path):
     plan = make_plan({'max': {'steps': 5}})
-    cells = tuple(replace(cell, cfg_options={'steps': 3}) for cell in plan.cells)
-    plan = replace(plan, cells=cells)
+    trials = tuple(replace(trial, cfg_options={'steps': 3}) for trial in plan.trials)
+    plan = replace(plan, trials=trials)
     assert run(plan, {'steps': 2})[0] == []
     assert steps(plan, 'tiny.max.seed0') == [1, 2]
 
 
 @pytest.mark.parametrize('change', ['config', 'options', 'num_gpus'])
-def test_a_finished_cell_whose_config_has_changed_is_kept_and_named(make_plan, change):
+def test_a_finished_trial_whose_config_has_changed_is_kept_and_named(make_plan, change):
     plan = make_plan({'other': {'steps': 1}, 'max': {'steps': 2}})
     run(plan)
-    before = read(plan, 'tiny.max.seed0', 'cell.json')
+    before = read(plan, 'tiny.max.seed0', 'trial.json')
     if change == 'config':
         plan = make_plan({'other': {'steps': 1}, 'max': {'steps': 3}})
     if change == 'num_gpus':
         plan = replace(plan, num_gpus=8)
-    with pytest.raises(AblationError, match=r'cell tiny\.\w+\.seed0: .*--work-dir.*move'):
+    with pytest.raises(AblationError, match=r'trial tiny\.\w+\.seed0: .*--work-dir.*move'):
         run(plan, {'lr': 0.1} if change == 'options' else {})
     assert steps(plan, 'tiny.max.seed0') == [1, 2]
-    assert read(plan, 'tiny.max.seed0', 'cell.json') == before
+    assert read(plan, 'tiny.max.seed0', 'trial.json') == before
 
 
 def test_results_that_are_not_of_a_plan_are_not_taken_over(make_plan):
@@ -146,14 +146,14 @@ def test_results_that_are_not_of_a_plan_are_not_taken_over(make_plan):
     run_dir = plan.work_dir / 'tiny.max.seed0'
     run_dir.mkdir(parents=True)
     (run_dir / 'metrics.json').write_text('{}')
-    with pytest.raises(AblationError, match=r'cell tiny\.max\.seed0'):
+    with pytest.raises(AblationError, match=r'trial tiny\.max\.seed0'):
         run(plan)
 
 
 def test_a_config_that_cannot_be_read_is_named_before_anything_runs(make_plan, tmp_path):
     plan = make_plan({'max': {'steps': 1}, 'broken': {}})
     (tmp_path / 'broken.json').write_text('{')
-    with pytest.raises(AblationError, match=r'cell tiny\.broken\.seed0: the config .*broken\.json'):
+    with pytest.raises(AblationError, match=r'trial tiny\.broken\.seed0: the config .*broken\.json'):
         run(plan)
     assert not (plan.work_dir / 'tiny.max.seed0').exists()
 
@@ -163,27 +163,27 @@ def trained(make_plan):
     """A finished plan, and one that tests its weights with another extractor, in a work directory beside."""
     plan = make_plan({'avg': {'steps': 2}}, seeds=(0, 5))
     assert run(plan)[0] == []
-    cells = [
+    trials = [
         replace(
-            cell,
+            trial,
             extractor='max',
-            checkpoint=Path(f'../work/tiny.avg.seed{cell.seed}'),
+            checkpoint=Path(f'../work/tiny.avg.seed{trial.seed}'),
             trained_with='avg',
         )
-        for cell in plan.cells
+        for trial in plan.trials
     ]
-    return plan, replace(plan, work_dir=plan.work_dir.with_name('swapped'), cells=tuple(cells))
+    return plan, replace(plan, work_dir=plan.work_dir.with_name('swapped'), trials=tuple(trials))
 
 
-def test_a_cell_with_a_checkpoint_trains_nothing(trained):
+def test_a_trial_with_a_checkpoint_trains_nothing(trained):
     plan, swapped = trained
     weights = plan.work_dir / 'tiny.avg.seed5' / 'last_checkpoint'
     assert run(swapped)[0] == []
-    assert [cell.name for cell in swapped.cells] == ['tiny.avg.max.seed0', 'tiny.avg.max.seed5']
+    assert [trial.name for trial in swapped.trials] == ['tiny.avg.max.seed0', 'tiny.avg.max.seed5']
     assert not (swapped.work_dir / 'tiny.avg.max.seed5' / 'steps.txt').exists()
     metrics = read(swapped, 'tiny.avg.max.seed5', 'metrics.json')
     assert (metrics['seed'], metrics['checkpoint'], metrics['weights']) == (5, str(weights), '2')
-    record = read(swapped, 'tiny.avg.max.seed5', 'cell.json')
+    record = read(swapped, 'tiny.avg.max.seed5', 'trial.json')
     assert (record['trained_with'], record['extractor'], record['state']) == ('avg', 'max', 'finished')
     assert record['checkpoint'] == {
         'given': '../work/tiny.avg.seed5',
@@ -191,15 +191,15 @@ def test_a_cell_with_a_checkpoint_trains_nothing(trained):
         'sha256': hashlib.sha256(b'2').hexdigest(),
     }
     assert [command[2] for command in record['commands']] == ['test']
-    assert read(plan, 'tiny.avg.seed5', 'cell.json')['checkpoint'] is None
+    assert read(plan, 'tiny.avg.seed5', 'trial.json')['checkpoint'] is None
 
     # Not again, not even if the weights were removed to save space.
     weights.unlink()
-    assert '2 of 2 cells are finished already' in run(swapped)[1]
-    assert read(swapped, 'tiny.avg.max.seed5', 'cell.json') == record
+    assert '2 of 2 trials are finished already' in run(swapped)[1]
+    assert read(swapped, 'tiny.avg.max.seed5', 'trial.json') == record
 
 
-def test_another_checkpoint_at_the_same_path_is_another_cell(trained):
+def test_another_checkpoint_at_the_same_path_is_another_trial(trained):
     plan, swapped = trained
     assert run(swapped)[0] == []
     before = read(swapped, 'tiny.avg.max.seed0', 'metrics.json')
@@ -210,19 +210,19 @@ def test_another_checkpoint_at_the_same_path_is_another_cell(trained):
     # Where the trained runs were moved to is not.
     (plan.work_dir / 'tiny.avg.seed0' / 'last_checkpoint').write_text('2')
     plan.work_dir.rename(plan.work_dir.with_name('moved'))
-    cells = [
-        replace(cell, checkpoint=Path(str(cell.checkpoint).replace('work', 'moved')))
-        for cell in swapped.cells
+    trials = [
+        replace(trial, checkpoint=Path(str(trial.checkpoint).replace('work', 'moved')))
+        for trial in swapped.trials
     ]
-    assert '2 of 2 cells are finished already' in run(replace(swapped, cells=tuple(cells)))[1]
+    assert '2 of 2 trials are finished already' in run(replace(swapped, trials=tuple(trials)))[1]
 
 
 def test_a_checkpoint_may_be_a_file(trained, tmp_path):
     _, swapped = trained
     (tmp_path / 'weights.pth').write_text('of elsewhere')
-    cell = replace(swapped.cells[0], checkpoint=tmp_path / 'weights.pth')
-    assert run(replace(swapped, cells=(cell,)))[0] == []
-    assert read(swapped, cell.name, 'metrics.json')['weights'] == 'of elsewhere'
+    trial = replace(swapped.trials[0], checkpoint=tmp_path / 'weights.pth')
+    assert run(replace(swapped, trials=(trial,)))[0] == []
+    assert read(swapped, trial.name, 'metrics.json')['weights'] == 'of elsewhere'
 
 
 @pytest.mark.parametrize(
@@ -232,8 +232,8 @@ def test_a_checkpoint_may_be_a_file(trained, tmp_path):
         (lambda run: (run / 'metrics.json').unlink(), '{} is not a finished run'),
         (lambda run: (run / 'metrics.json').write_text('{'), '{}/metrics.json: the record is not JSON'),
         (lambda run: (run / 'last_checkpoint').unlink(), '{}/last_checkpoint, .* is not there any more'),
-        (lambda run: edit(run / 'cell.json', seed=3), '{} was trained with the seed 3, but the plan says 0'),
-        (lambda run: edit(run / 'cell.json', extractor='max'), "extractor 'max', but the plan says 'avg'"),
+        (lambda run: edit(run / 'trial.json', seed=3), '{} was trained with the seed 3, but the plan says 0'),
+        (lambda run: edit(run / 'trial.json', extractor='max'), "extractor 'max', but the plan says 'avg'"),
         (lambda run: edit(run / 'metrics.json', framework='mmdet'), 'a run of mmdet; expected one of fake'),
     ],
 )
@@ -246,21 +246,21 @@ def test_a_checkpoint_that_cannot_be_tested_stops_no_other(trained, damage, mess
     (problem,) = re.findall(r'NOT RUN tiny\.avg\.max\.seed0: (.*)', output)
     assert re.search(message.replace('{}', re.escape(str(run_dir)), 1), problem)
     assert not (swapped.work_dir / 'tiny.avg.max.seed0').exists()
-    assert read(swapped, 'tiny.avg.max.seed5', 'cell.json')['state'] == 'finished'
+    assert read(swapped, 'tiny.avg.max.seed5', 'trial.json')['state'] == 'finished'
 
 
 def test_a_plan_may_test_what_it_trains(make_plan, tmp_path):
     plan = make_plan({'avg': {'steps': 2}})
-    (cell,) = plan.cells
+    (trial,) = plan.trials
     (tmp_path / 'max.json').write_text('{}')
     tested = replace(
-        cell,
+        trial,
         config=tmp_path / 'max.json',
         extractor='max',
         checkpoint=Path('tiny.avg.seed0'),
         trained_with='avg',
     )
-    assert run(replace(plan, cells=(cell, tested)))[0] == []
+    assert run(replace(plan, trials=(trial, tested)))[0] == []
     assert read(plan, 'tiny.avg.max.seed0', 'metrics.json')['weights'] == '2'
 
 
@@ -270,7 +270,7 @@ def edit(path, **changes):
 
 def test_an_option_that_names_other_weights_is_refused(trained):
     _, swapped = trained
-    with pytest.raises(AblationError, match=r'got the option weights, but the cell tests \.\./work/tiny'):
+    with pytest.raises(AblationError, match=r'got the option weights, but the trial tests \.\./work/tiny'):
         run(swapped, {'weights': 'other.pth'})
 
 
@@ -314,9 +314,9 @@ def start(tmp_path):
         process.stdout.close()
 
 
-def child_of(plan, cell):
+def child_of(plan, trial):
     """The process id of the running training, by its command line."""
-    run_dir = str(plan.work_dir / cell)
+    run_dir = str(plan.work_dir / trial)
     for process in Path('/proc').glob('[0-9]*'):
         try:
             arguments = (process / 'cmdline').read_bytes().decode().split('\0')
@@ -337,17 +337,17 @@ def test_an_interrupt_stops_the_child_and_the_next_run_goes_on(make_plan, start,
     process.wait(120)
     assert process.returncode != 0
     assert child_of(plan, 'tiny.max.seed0') is None
-    assert read(plan, 'tiny.max.seed0', 'cell.json')['state'] == 'running'
+    assert read(plan, 'tiny.max.seed0', 'trial.json')['state'] == 'running'
 
     hold.touch()
     failed, output = run(plan)
     assert failed == []
     assert 'resuming tiny.max.seed0' in output
     assert steps(plan, 'tiny.max.seed0') == [1, 2, 3]
-    assert read(plan, 'tiny.max.seed0', 'cell.json')['state'] == 'finished'
+    assert read(plan, 'tiny.max.seed0', 'trial.json')['state'] == 'finished'
 
 
-def test_a_cell_is_run_by_one_process_even_if_its_parent_was_killed(make_plan, start, tmp_path):
+def test_a_trial_is_run_by_one_process_even_if_its_parent_was_killed(make_plan, start, tmp_path):
     hold = tmp_path / 'go'
     plan = make_plan({'max': {'steps': 2, 'hold': str(hold)}})
     process = start(plan)
@@ -364,26 +364,26 @@ def test_a_cell_is_run_by_one_process_even_if_its_parent_was_killed(make_plan, s
     assert 'finished tiny.max.seed0' in other.communicate(timeout=60)[0]
     assert other.returncode == 0
     assert steps(plan, 'tiny.max.seed0') == [1, 2]
-    assert read(plan, 'tiny.max.seed0', 'cell.json')['state'] == 'finished'
+    assert read(plan, 'tiny.max.seed0', 'trial.json')['state'] == 'finished'
 
 
-def test_two_processes_share_the_cells_of_a_plan(make_plan, start, tmp_path):
-    """One of the cells tests what another trains, and one fails: neither is run twice."""
+def test_two_processes_share_the_trials_of_a_plan(make_plan, start, tmp_path):
+    """One of the trials tests what another trains, and one fails: neither is run twice."""
     hold = tmp_path / 'go'
     plan = make_plan({'a': {'steps': 2, 'hold': str(hold)}, 'b': {'steps': 2}, 'c': {'fail': 'train'}})
-    tested = replace(plan.cells[1], trained_with='a', checkpoint=Path('tiny.a.seed0'))
-    plan = replace(plan, cells=(*plan.cells, tested))
+    tested = replace(plan.trials[1], trained_with='a', checkpoint=Path('tiny.a.seed0'))
+    plan = replace(plan, trials=(*plan.trials, tested))
     first = start(plan)
     wait_for((plan.work_dir / 'tiny.a.seed0' / 'last_checkpoint').exists)
     second = start(plan)
-    wait_for((plan.work_dir / 'tiny.c.seed0' / 'cell.log').exists)
+    wait_for((plan.work_dir / 'tiny.c.seed0' / 'trial.log').exists)
     hold.touch()
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     for output in outputs:
         assert output.count('finished tiny') == 3
         assert 'FAILED tiny.c.seed0' in output or 'NOT RUN tiny.c.seed0: another process ran it' in output
     for name in ('tiny.a.seed0', 'tiny.b.seed0', 'tiny.c.seed0', 'tiny.a.b.seed0'):
-        log = (plan.work_dir / name / 'cell.log').read_text()
+        log = (plan.work_dir / name / 'trial.log').read_text()
         assert log.count(' $ ') == {'tiny.a.b.seed0': 1, 'tiny.c.seed0': 1}.get(name, 2)
     assert sum('running tiny.a.b.seed0' in output for output in outputs) == 1
 
@@ -404,12 +404,12 @@ def test_the_log_shows_progress_with_an_estimate(make_plan, monkeypatch):
     _, output = run(plan)
     lines = output.splitlines()
     assert all(len(line) < 200 and line.startswith('[') for line in lines)
-    assert any('tiny.a.seed0: starting, ETA of all cells unknown' in line for line in lines)
-    # 7 s left of this cell as it says itself, and as much and what has passed for the other.
-    pattern = 'tiny.a.seed0: train 2/3, ETA of all cells 0:00:(1[4-9]|2[0-9])'
+    assert any('tiny.a.seed0: starting, ETA of all trials unknown' in line for line in lines)
+    # 7 s left of this trial as it says itself, and as much and what has passed for the other.
+    pattern = 'tiny.a.seed0: train 2/3, ETA of all trials 0:00:(1[4-9]|2[0-9])'
     assert any(re.search(pattern, line) for line in lines)
-    # Nothing else is left; what the finished cell took is less than what the running one says.
-    assert any('tiny.b.seed0: train 2/3, ETA of all cells 0:00:07' in line for line in lines)
+    # Nothing else is left; what the finished trial took is less than what the running one says.
+    assert any('tiny.b.seed0: train 2/3, ETA of all trials 0:00:07' in line for line in lines)
 
 
 def test_a_terminal_gets_a_live_line(make_plan):
@@ -467,7 +467,7 @@ class TestMMDetection:
                 assert command[len(start) + 1 :][: len(agent)] == agent
                 assert '--num-gpus' not in command
 
-    def test_what_decides_a_cell_includes_inherited_files_and_options(self, tmp_path):
+    def test_what_decides_a_trial_includes_inherited_files_and_options(self, tmp_path):
         pytest.importorskip('mmengine')
         (tmp_path / 'base.py').write_text('model = dict(depth=18)')
         config = tmp_path / 'config.py'

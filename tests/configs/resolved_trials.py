@@ -56,12 +56,12 @@ def resolve_plan(path):
     The seed and the checkpoint, which the plan and not the config says, are left out.
     """
     trials = {}
-    for cell in load_plan(path).cells:
-        name = f'{path.stem}/{cell.config_name}/{cell.extractor}'
+    for trial in load_plan(path).trials:
+        name = f'{path.stem}/{trial.config_name}/{trial.extractor}'
         if name not in trials:
-            options = json.dumps(dict(cell.cfg_options), sort_keys=True)
-            inputs = cell.inputs
-            trials[name] = resolve(cell.framework, cell.config, options, inputs.extractor, inputs.heads)
+            options = json.dumps(dict(trial.cfg_options), sort_keys=True)
+            inputs = trial.inputs
+            trials[name] = resolve(trial.framework, trial.config, options, inputs.extractor, inputs.heads)
     return trials
 
 

@@ -290,8 +290,8 @@ def test_learns(path, row):
 @pytest.mark.parametrize('name', ['demo', 'embedded', 'fpn', 'mask-rcnn_table2c', 'mask-rcnn_table2d'])
 def test_a_plan_is_the_one_of_mmdetection(name):
     plan, twin = (load_plan(ROOT / f'ablations/{name}{suffix}.yaml') for suffix in ('_detectron2', ''))
-    cells = {(str(cell.config.relative_to(FOLDER)), cell.inputs.extractor) for cell in plan.cells}
-    assert cells <= {*SWAPS, *((path, None) for path in POSITION_SENSITIVE)}
-    assert [cell.name for cell in plan.cells] == [cell.name for cell in twin.cells]
+    trials = {(str(trial.config.relative_to(FOLDER)), trial.inputs.extractor) for trial in plan.trials}
+    assert trials <= {*SWAPS, *((path, None) for path in POSITION_SENSITIVE)}
+    assert [trial.name for trial in plan.trials] == [trial.name for trial in twin.trials]
     assert (plan.name, plan.baseline) == (f'{twin.name}_detectron2', twin.baseline)
-    assert {cell.framework for cell in plan.cells} == {'detectron2'}
+    assert {trial.framework for trial in plan.trials} == {'detectron2'}

@@ -246,21 +246,21 @@ def test_shapes_classes_are_the_generators():
 
 
 @pytest.mark.parametrize('name', ['shapes_table2c', 'shapes_table2d', 'shapes_family'])
-def test_the_trunk_fits_the_cells_that_start_from_it(name):
-    cells = load_plan(ROOT / f'ablations/{name}.yaml').cells
-    (start,) = {Path(cell.cfg_options['load_from']) for cell in cells}
+def test_the_trunk_fits_the_trials_that_start_from_it(name):
+    trials = load_plan(ROOT / f'ablations/{name}.yaml').trials
+    (start,) = {Path(trial.cfg_options['load_from']) for trial in trials}
     trunk = load(Path(f'mmdet/shapes/{start.parent.name}.py'))
     assert start.name == f'iter_{trunk.train_cfg.max_iters}.pth'
     register_all_modules(init_default_scope=False)
     # The scope is that of the runner, where there is one.
     weights = MODELS.build({**copy.deepcopy(trunk.model), '_scope_': 'mmdet'}).state_dict()
-    missing, _ = build(cells[0].config, cells[0].extractor).load_state_dict(weights, strict=False)
+    missing, _ = build(trials[0].config, trials[0].extractor).load_state_dict(weights, strict=False)
     assert missing and not any(key.startswith('backbone.') for key in missing)
 
 
 @pytest.mark.parametrize('path', PLANS, ids=str)
-def test_every_cell_of_a_plan_is_tested_here(path):
+def test_every_trial_of_a_plan_is_tested_here(path):
     plan = load_plan(ROOT / path)  # fails where a config is missing
     assert plan.name == path.stem
-    cells = {(str(cell.config.relative_to(ROOT)), cell.inputs.extractor) for cell in plan.cells}
-    assert cells <= {*SWAPS, *((path, None) for path in POSITION_SENSITIVE)}
+    trials = {(str(trial.config.relative_to(ROOT)), trial.inputs.extractor) for trial in plan.trials}
+    assert trials <= {*SWAPS, *((path, None) for path in POSITION_SENSITIVE)}

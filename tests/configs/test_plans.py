@@ -1,4 +1,4 @@
-"""Every plan in configs/ablations, dry: its cells, their commands and what they will take."""
+"""Every plan in configs/ablations, dry: its trials, their commands and what they will take."""
 
 import copy
 import functools
@@ -44,30 +44,30 @@ def test_a_dry_run_prints_the_whole_plan_and_writes_nothing(path, ablate, tmp_pa
     # What the frameworks lack here is another test's: tests/tools/test_dry_run.py.
     monkeypatch.setattr(dry_run, '_ask', lambda module, jobs: [''] * len(jobs))
     code = ablate([str(path), '--dry-run'])
-    cells, summary, *missing = capsys.readouterr().out.split('\n\n')
+    trials, summary, *missing = capsys.readouterr().out.split('\n\n')
     plan = load_plan(path)
     # The checkpoints of those that are tested only are not there.
-    assert code == len(missing) == any(cell.checkpoint for cell in plan.cells)
-    lines = cells.splitlines()
-    assert [line for line in lines if line[0] != ' '] == [f'{cell.name}: to run' for cell in plan.cells]
+    assert code == len(missing) == any(trial.checkpoint for trial in plan.trials)
+    lines = trials.splitlines()
+    assert [line for line in lines if line[0] != ' '] == [f'{trial.name}: to run' for trial in plan.trials]
     commands = [shlex.split(line) for line in lines if line.startswith('  ') and 'not yet:' not in line]
-    for cell in plan.cells:
-        own = [command for command in commands if str(plan.work_dir / cell.name) in ' '.join(command)]
-        assert own and all(str(cell.config) in command for command in own), cell.name
-    hours = sum(cell.zoo_time.hours for cell in plan.cells if isinstance(cell.zoo_time, ZooTime))
-    assert f'{len(plan.cells)} cells: 0 finished' in summary
+    for trial in plan.trials:
+        own = [command for command in commands if str(plan.work_dir / trial.name) in ' '.join(command)]
+        assert own and all(str(trial.config) in command for command in own), trial.name
+    hours = sum(trial.zoo_time.hours for trial in plan.trials if isinstance(trial.zoo_time, ZooTime))
+    assert f'{len(plan.trials)} trials: 0 finished' in summary
     assert (f'in sum {hours:.1f} h on 8 x NVIDIA V100' in summary) == (hours > 0)
-    assert ('unknown' in summary) == any(isinstance(cell.zoo_time, str) for cell in plan.cells)
+    assert ('unknown' in summary) == any(isinstance(trial.zoo_time, str) for trial in plan.trials)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('path', PLANS, ids=lambda path: path.stem)
 def test_what_is_on_coco_says_what_it_takes_or_why_that_is_not_known(path):
     plan = load_plan(path)
-    on_coco = [cell for cell in plan.cells if cell.config.stem.endswith('_coco')]
-    for cell in on_coco:
+    on_coco = [trial for trial in plan.trials if trial.config.stem.endswith('_coco')]
+    for trial in on_coco:
         assert plan.num_gpus == 8  # the schedules are for 16 images a step, 2 on each of 8 GPUs
-        assert cell.zoo_time != type(cell).zoo_time
-        if isinstance(cell.zoo_time, ZooTime):
-            assert cell.zoo_time.source.startswith('https://github.com/')
-            assert cell.zoo_time.source.endswith('/MODEL_ZOO.md')
+        assert trial.zoo_time != type(trial).zoo_time
+        if isinstance(trial.zoo_time, ZooTime):
+            assert trial.zoo_time.source.startswith('https://github.com/')
+            assert trial.zoo_time.source.endswith('/MODEL_ZOO.md')

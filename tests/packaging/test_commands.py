@@ -171,8 +171,8 @@ def runs(installed, own_configs):
 
 
 def test_an_ablation_of_configs_of_ones_own_and_its_comparison(installed, own_configs, runs):
-    cells = {f'own_{framework}.{row}.seed0' for framework in own_configs for row in ROWS}
-    assert {path.parent.name for path in runs.glob('*/metrics.json')} == cells
+    trials = {f'own_{framework}.{row}.seed0' for framework in own_configs for row in ROWS}
+    assert {path.parent.name for path in runs.glob('*/metrics.json')} == trials
     assert (runs / 'plan.yaml').exists()
     outputs = ['--output', 'table', '--html', 'a.html']
     table = installed('compare', 'runs', '--baseline', 'align-avg', '--bootstrap', '10', *outputs)

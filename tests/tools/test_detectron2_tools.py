@@ -190,7 +190,7 @@ def test_eval_only(trained, tmp_path, capsys):
     assert record['config'] == str(YAML) and 'align-max' not in record['command']
 
 
-def test_cells_of_one_seed_start_alike(data, tmp_path):
+def test_trials_of_one_seed_start_alike(data, tmp_path):
     """Initial weights and order of the data; nothing is learnt at a rate of 1e-20."""
     starts = {}
     for name, extractor, seed in (('a', 'stock', 0), ('b', 'align-max', 0), ('c', 'stock', 1)):
@@ -266,7 +266,7 @@ def test_two_processes_on_the_cpu(data, tmp_path):
     assert json.loads((tmp_path / 'metrics.json').read_text())['metrics'].keys() == {'bbox', 'segm'}
 
 
-def test_an_ablation_runs_its_cells(data, tmp_path):
+def test_an_ablation_runs_its_trials(data, tmp_path):
     plan = tmp_path / 'plan.yaml'
     plan.write_text(
         json.dumps(
@@ -284,16 +284,16 @@ def test_an_ablation_runs_its_cells(data, tmp_path):
     table = run(ROOT / 'tools/ablate.py', plan, ROI_PLUGINS_SHAPES=str(data))
     assert 'stock' in table and 'quantized-pool' in table
     again = run(ROOT / 'tools/ablate.py', plan, ROI_PLUGINS_SHAPES=str(data))
-    assert '2 of 2 cells are finished already' in again
+    assert '2 of 2 trials are finished already' in again
     runs = [tmp_path / f'runs/mask.{name}.seed0' for name in ('stock', 'quantized-pool')]
     assert 'quantized-pool' in run(ROOT / 'tools/compare.py', *runs, '--baseline', 'stock')
 
 
-def test_cells_of_lazy_configs():
+def test_trials_of_lazy_configs():
     framework = FRAMEWORKS['detectron2']
     options = {'SEED': 3, 'train.max_iter': 7, 'model.roi_heads.box_pooler.pooler_type': 'AlignAvg'}
     first, second = (framework.resolve(LAZY, options) for _ in range(2))
-    assert first == second  # what a cell was run with is compared by it
+    assert first == second  # what a trial was run with is compared by it
     assert first['train.seed'] == 3
     assert first['model.roi_heads.box_pooler.pooler_type'] == 'AlignAvg'
     assert first != framework.resolve(LAZY, options | {'SEED': 4})
@@ -307,7 +307,7 @@ def test_cells_of_lazy_configs():
     assert command[-4:] == ['--resume', '--num-gpus', '8', 'train.output_dir="a"']
 
 
-def test_cells_of_yaml_configs():
+def test_trials_of_yaml_configs():
     framework = FRAMEWORKS['detectron2']
     path, options = YAML, {'SEED': 3, 'INPUT.MIN_SIZE_TRAIN': [64, 96]}
     read = framework.resolve(path, options)
@@ -318,7 +318,7 @@ def test_cells_of_yaml_configs():
     assert (name, output) == ('OUTPUT_DIR', 'a/b')
 
 
-def test_progress_of_a_cell():
+def test_progress_of_a_trial():
     progress = FRAMEWORKS['detectron2'].progress
     train = '[11/21 05:00:00 d2.utils.events]:  eta: 0:01:10  iter: 39  total_loss: 2.1  loss_cls: 1\n'
     test = 'Inference done 11/50. Dataloading: 0.0001 s/iter. Inference: 0.1 s/iter. ETA=1 day, 0:00:03\n'

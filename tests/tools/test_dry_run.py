@@ -1,4 +1,4 @@
-"""``ablate.py --dry-run`` names what the cells lack, as the tools of both frameworks see it."""
+"""``ablate.py --dry-run`` names what the trials lack, as the tools of both frameworks see it."""
 
 import json
 import subprocess
@@ -44,9 +44,9 @@ def dry_run(tmp_path):
         command = [sys.executable, str(ROOT / 'tools/ablate.py'), 'plan.yaml', '--dry-run']
         process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert 'Traceback' not in process.stderr
-        cells, _, missing = process.stdout.partition('\nmissing:\n')
-        for cell in ('mm', 'd2'):
-            assert f'{cell}.align-avg.seed1: to run' in cells
+        trials, _, missing = process.stdout.partition('\nmissing:\n')
+        for trial in ('mm', 'd2'):
+            assert f'{trial}.align-avg.seed1: to run' in trials
         found = dict(line.strip().split(': ', 1) for line in missing.splitlines())
         assert process.returncode == bool(found)
         assert not (tmp_path / 'work').exists()
@@ -57,7 +57,7 @@ def dry_run(tmp_path):
 
 def test_nothing_is_there_and_then_all_is(dry_run, tmp_path):
     missing = dry_run()
-    assert missing.keys() == {f'{cell}.align-avg.seed{seed}' for cell in ('mm', 'd2') for seed in (0, 1)}
+    assert missing.keys() == {f'{trial}.align-avg.seed{seed}' for trial in ('mm', 'd2') for seed in (0, 1)}
     assert 'the dataset is not there: data/shapes/' in missing['mm.align-avg.seed1']
     assert 'shapes_train is not there' in missing['d2.align-avg.seed1']
 

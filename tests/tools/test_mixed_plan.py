@@ -91,7 +91,7 @@ def test_both_frameworks_side_by_side(data, tmp_path):
         metrics = json.loads((run_dir / 'metrics.json').read_text())
         assert metrics['framework'] == run_dir.name.partition('.')[0]
         assert metrics['metrics'].keys() == {'bbox', 'segm'}
-        check_no_line_comes_twice(run_dir / 'cell.log')
+        check_no_line_comes_twice(run_dir / 'trial.log')
 
     results = tmp_path / 'results'
     table = run('compare.py', *runs, '--baseline', 'align-avg', '--output', results, data=data)
@@ -139,4 +139,4 @@ def check_swapped(plan, folder, data):
         # Other features from the same weights: other scores.
         found = [(path / 'predictions.bbox.json').read_text() for path in (trained, run_dir)]
         assert found[0] != found[1]
-    assert '2 of 2 cells are finished already' in run('ablate.py', path, data=data)
+    assert '2 of 2 trials are finished already' in run('ablate.py', path, data=data)

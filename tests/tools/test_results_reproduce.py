@@ -34,7 +34,7 @@ def run(*command, cwd):
 
 @pytest.fixture(scope='module')
 def short_plan(tmp_path_factory):
-    """The plan with two of its cells and, where it is run, data and trunk where it looks for them."""
+    """The plan with two of its trials and, where it is run, data and trunk where it looks for them."""
     folder = tmp_path_factory.mktemp('checkout')
     generate_shapes(folder / 'data/shapes', ShapesSpec(num_train=4, num_val=4, image_size=64))
     tree = yaml.safe_load(PLAN.read_text())
@@ -69,7 +69,7 @@ def test_the_commands_of_the_results_page(short_plan):
     )
     work_dir = Path('work_dirs') / PLAN.stem
     for extractor in EXTRACTORS:
-        log = short_plan / work_dir / f'stride_16.{extractor}.seed0/cell.log'
+        log = short_plan / work_dir / f'stride_16.{extractor}.seed0/trial.log'
         assert 'Load checkpoint from work_dirs/' in log.read_text()
 
     out = short_plan / 'results'
@@ -104,7 +104,7 @@ def test_the_commands_of_the_results_page(short_plan):
     )
     for iou_type, name in (('bbox', 'box'), ('segm', 'mask')):
         assert lead[name].startswith(f'{format_points(-difference[iou_type], 1, sign=True)} [')
-    # Claims on cells that were not run are not judged.
+    # Claims on trials that were not run are not judged.
     others = [row for row in judged if 'stride 32' in row['where']]
     assert {row[f'{name}: verdict'] for row in others for name in ('box', 'mask')} == {'not run'}
     assert '### Stride 16' in page and '+3.4' in page  # the paper's own difference beside ours

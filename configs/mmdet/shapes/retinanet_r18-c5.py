@@ -1,4 +1,4 @@
-"""The trunk of mask-rcnn_r18-c5 in a one-stage detector, to start the cells of shapes_table2d.yaml from.
+"""The trunk of mask-rcnn_r18-c5 in a one-stage detector, to start the trials of shapes_table2d.yaml from.
 
 It reads no RoI, so that the trunk has not grown used to any extractor. The stages that it shares with
 retinanet_r18-c4.py start from there.
