@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from roi_plugins.ablation.frameworks import FRAMEWORKS
 from roi_plugins.ablation.plan import Trial
 from roi_plugins.ablation.trial import Job
+from roi_plugins.integrations.registry import FRAMEWORKS
 
 
 def find_problems(jobs: Sequence[Job]) -> list[Job]:

@@ -77,9 +77,10 @@ from typing import Any
 
 import yaml
 
-from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.extractors.presets import PresetError, parse_preset
+from roi_plugins.integrations.base import Inputs
 from roi_plugins.integrations.inspection import InspectionError, guess_frameworks
+from roi_plugins.integrations.registry import FRAMEWORKS
 from roi_plugins.integrations.zoo import find_config, where_was_looked
 
 _INPUTS = ('imports', 'train_data', 'test_data')

@@ -13,12 +13,12 @@ from statistics import fmean
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from roi_plugins.ablation.frameworks import FRAMEWORKS
 from roi_plugins.ablation.plan import Trial
 from roi_plugins.ablation.trial import (
     Job,
     read_record,
 )
+from roi_plugins.integrations.registry import FRAMEWORKS
 from roi_plugins.run_record import trial_file
 
 _LINE_EVERY_SECONDS = 60  # where the output is not a terminal

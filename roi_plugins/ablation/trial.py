@@ -19,8 +19,9 @@ from roi_plugins.ablation.checkpoints import (
     find_checkpoint,
 )
 from roi_plugins.ablation.confounding import find_confounded
-from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.ablation.plan import Plan, Trial
+from roi_plugins.integrations.base import Inputs
+from roi_plugins.integrations.registry import FRAMEWORKS
 from roi_plugins.needs import explain_missing
 from roi_plugins.run_record import METRICS_FILE, trial_file
 from roi_plugins.settings import flatten

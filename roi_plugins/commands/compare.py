@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
     text = to_markdown(comparison, args.digits)
     costs = None
     if args.cost:
-        from roi_plugins.benchmark import extractor_cost  # torch, which a comparison does not need
+        from roi_plugins.ablation import extractor_cost
 
         costs = extractor_cost.measure_costs([run for run, _ in comparison.metrics])
         problems += costs.problems

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from roi_plugins.integrations.arguments import add_shared_options
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.inspection import InspectionError, guess_frameworks
+from roi_plugins.integrations.registry import FRAMEWORKS
 from roi_plugins.integrations.zoo import locate_config
-
-FRAMEWORKS = ('mmdet', 'detectron2')
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins train') -> int:
@@ -49,7 +49,8 @@ def _main(phase: str, arguments: Sequence[str] | None, prog: str) -> int:
     left = _without(given, '--framework', '--config-file')
     if args.config_file is None and positional is not None:
         left.remove(positional)
-    return _call(_tool(framework, phase), _arguments(framework, phase, config, left), prog)
+    described = FRAMEWORKS[framework]
+    return _call(import_module(described.module).main, described.tool_arguments(phase, config, left), prog)
 
 
 def _parser(phase: str, prog: str) -> argparse.ArgumentParser:
@@ -107,26 +108,6 @@ def _without(arguments: Sequence[str], *options: str) -> list[str]:
         elif not argument.startswith(tuple(f'{option}=' for option in options)):
             left.append(argument)
     return left
-
-
-def _arguments(framework: str, phase: str, config: str | None, left: list[str]) -> list[str]:
-    """The arguments of the framework's tool."""
-    named = [config] if config else []
-    if framework == 'mmdet':
-        return [*named, *left]
-    if phase == 'test':
-        left = ['--eval-only', *left]
-    return [*(['--config-file'] if named else []), *named, *left]
-
-
-def _tool(framework: str, phase: str) -> Callable[[Sequence[str]], int]:
-    if framework == 'detectron2':
-        from roi_plugins.integrations.detectron2 import runs
-
-        return runs.main
-    from roi_plugins.integrations.mmdet import runs
-
-    return runs.train_main if phase == 'train' else runs.test_main
 
 
 def _call(tool: Callable[[Sequence[str]], int], arguments: list[str], prog: str) -> int:

@@ -8,9 +8,10 @@ from typing import Any, List, Optional, Tuple  # noqa: UP035  TorchScript reads 
 import torch
 from torch import Tensor, nn
 
+from roi_plugins.ops.arguments import as_pair, as_whole
+
 from ..ops import assign_levels_mmdet
 from ..ops.checks import check_indices, check_options, expect
-from ..ops.functional import as_pair, as_whole
 
 LevelRule = Callable[[Tensor, int], Tensor]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 from ..extractors import RoIExtractor
 from ..needs import explain_missing
+from .registry import FRAMEWORKS
 
 # Packages and names that a config of one framework has, and none of the other.
 _OPENMMLAB = {'mmengine', 'mmcv', 'mmdet'}
@@ -71,10 +73,7 @@ def guess_frameworks(config: Path) -> list[str]:
 
 def _read_extractors(config: Path, framework: str) -> dict[str, RoIExtractor]:
     try:
-        if framework == 'mmdet':
-            from .mmdet.inspection import find_extractors
-        else:
-            from .detectron2.inspection import find_extractors
+        inspection = import_module(FRAMEWORKS[framework].inspection)
     except ImportError as error:
         missing = explain_missing(error)
         if missing:
@@ -82,7 +81,7 @@ def _read_extractors(config: Path, framework: str) -> dict[str, RoIExtractor]:
         raise InspectionError(
             f'{config} is a config of {framework}, which cannot be imported here: {error}'
         ) from error
-    found = find_extractors(config)
+    found = inspection.find_extractors(config)
     if not found:
         raise InspectionError(
             f'{config}: has no RoI extractor of upright boxes that is known here; '

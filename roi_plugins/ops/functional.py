@@ -1,12 +1,12 @@
-"""The one function of the op."""
+"""Functional API of the RoI extraction op."""
 
 from collections.abc import Sequence
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from . import library  # noqa: F401  registers torch.ops.roi_plugins
+from .arguments import as_pair, as_pyramid, as_seed
 from .checks import check_indices
 
 
@@ -107,70 +107,3 @@ def roi_extract(
     )
     check_indices(rois, maps[0].shape[0])  # only now are they known to be tensors
     return output
-
-
-def as_pyramid(
-    features: Tensor | Sequence[Tensor],
-    spatial_scale: float | Sequence[float],
-    levels: Tensor | None,
-) -> tuple[list[Tensor], list[float], Tensor | None]:
-    """One map with one scale as a pyramid of one; a pyramid as it is."""
-    if isinstance(features, Tensor):
-        features = [features]
-    elif not isinstance(features, Sequence):
-        raise TypeError(f'features: got {type(features).__name__}, expected a tensor or a list of them')
-    elif levels is None:
-        raise ValueError(
-            f'levels: got None for a list of {len(features)} maps, expected the (K,) index of '
-            "each RoI's map"
-        )
-    if not isinstance(spatial_scale, Sequence):
-        spatial_scale = [spatial_scale]
-    for scale in spatial_scale:
-        if not isinstance(scale, Real):
-            raise TypeError(f'spatial_scale: got {scale!r}, expected a number, or a list with one a map')
-    if levels is not None:
-        levels = as_whole(levels)
-    return list(features), [float(scale) for scale in spatial_scale], levels
-
-
-def rows_of_image(boxes: Tensor, image: int) -> Tensor:
-    """Boxes of one image, upright or rotated, as rows of RoIs.
-
-    Half boxes become float32, as in the op: the number of the image stands in the same row, and not every
-    number is there in bfloat16 (no 257) or float16 (no 2049).
-    """
-    boxes = widened(boxes)
-    return torch.cat([torch.full_like(boxes[:, :1], image), boxes], dim=1)
-
-
-def widened(rois: Tensor) -> Tensor:
-    """Half boxes or RoIs as float32, as in the op; others as they are. Compute with RoIs in this type."""
-    if rois.is_floating_point() and rois.element_size() < 4:
-        return rois.to(torch.float32)
-    return rois
-
-
-def as_whole(levels: Tensor) -> Tensor:
-    """Levels as integers, which those of a rule in floating point are not yet."""
-    if levels.is_floating_point():
-        # A fraction or NaN is no level; -1 is outside every pyramid.
-        whole = torch.where(levels == torch.floor(levels), levels, -1.0)
-        levels = torch.clamp(whole, -1, 2**15).to(torch.int64)
-    return levels
-
-
-def as_pair(output_size: int | Sequence[int]) -> list[int]:
-    """(height, width) of a size given as one number or two."""
-    pair = output_size if isinstance(output_size, Sequence) else [output_size] * 2
-    for size in pair:
-        if not isinstance(size, Integral):
-            raise TypeError(f'output_size: got {output_size!r}, expected a whole number or two of them')
-    return [int(size) for size in pair]
-
-
-def as_seed(seed: Tensor | int | None, rois: Tensor) -> Tensor | None:
-    """A number as the tensor that the op takes, made where the RoIs are."""
-    if not isinstance(seed, Integral):
-        return seed
-    return torch.full((1,), int(seed), dtype=torch.int64, device=rois.device)

@@ -16,9 +16,10 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from roi_plugins.ops.arguments import as_pair, rows_of_image, widened
+
 from . import library  # noqa: F401  registers torch.ops.roi_plugins
 from .checks import check_indices
-from .functional import as_pair, rows_of_image, widened
 
 __all__ = [
     'DeformRoIPool',

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .arguments import as_pair, as_pyramid, as_seed
 from .checks import check_gradient, check_inputs, check_options
 
 _INT_MAX = 2**31 - 1
@@ -36,8 +37,6 @@ def roi_extract(
     seed=None,
 ):
     """:func:`roi_plugins.ops.roi_extract` in plain PyTorch, differentiable by PyTorch itself."""
-    from .functional import as_pair, as_pyramid, as_seed
-
     maps, scales, levels = as_pyramid(features, spatial_scale, levels)
     options = (
         scales,

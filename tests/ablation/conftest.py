@@ -8,9 +8,9 @@ import yaml
 from fake_framework import FAKE
 from sweeps import Sweep
 
-from roi_plugins.ablation.frameworks import FRAMEWORKS
 from roi_plugins.commands.ablate import main
 from roi_plugins.files import write_json
+from roi_plugins.integrations.registry import FRAMEWORKS
 from roi_plugins.run_record import write_run
 
 LABELS = {'config_name': 'mask_rcnn', 'extractor': 'align-avg', 'seed': 0}

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from roi_plugins.ablation.frameworks import Framework, torchrun
+from roi_plugins.integrations.base import Framework, torchrun
 
 
 def hear_signals():

@@ -14,8 +14,8 @@ import yaml
 from fake_framework import FAKE, hear_signals
 
 from roi_plugins.ablation import plan
-from roi_plugins.ablation.frameworks import FRAMEWORKS
 from roi_plugins.integrations import zoo
+from roi_plugins.integrations.registry import FRAMEWORKS
 
 SLURM = ['plan.yaml', '--executor', 'slurm', '--time', '1-00:00:00']
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'ablate.py'

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from roi_plugins.ablation.frameworks import Inputs
 from roi_plugins.ablation.plan import PlanError, ZooTime, check_cfg_options, load_plan
 from roi_plugins.extractors.presets import parse_preset
+from roi_plugins.integrations.base import Inputs
 
 PLAN = {
     'name': 'small',

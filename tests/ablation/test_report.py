@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from roi_plugins.ablation.compare import compare
+from roi_plugins.ablation.extractor_cost import Cost, Costs
 from roi_plugins.ablation.report.images import (
     Detections,
     as_rgb,
@@ -22,7 +23,6 @@ from roi_plugins.ablation.report.images import (
 )
 from roi_plugins.ablation.report.page import write_report
 from roi_plugins.ablation.results import find_runs
-from roi_plugins.benchmark.extractor_cost import Cost, Costs
 from roi_plugins.datasets import ShapesSpec, generate_shapes
 from roi_plugins.evaluation.coco import evaluate
 from roi_plugins.evaluation.coco_files import load_annotations

@@ -18,9 +18,10 @@ from fake_framework import FAKE, hear_signals
 from rich.console import Console
 
 from roi_plugins.ablation import locks, runner
-from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.ablation.plan import Plan, Trial
 from roi_plugins.ablation.trial import AblationError
+from roi_plugins.integrations.base import Inputs
+from roi_plugins.integrations.registry import FRAMEWORKS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -61,7 +61,7 @@ def test_the_extra_of_the_tools_is_what_they_import():
     assert set(TOOLS.values()) == set(packages('tools'))
     elsewhere = {'torch', 'torchvision', 'faster_coco_eval', 'mmengine'}  # the last reads mmdet's configs
     sources = [ROOT / 'roi_plugins/cli.py', *(ROOT / 'roi_plugins').glob('*.py')]
-    for folder in ('commands', 'ablation', 'datasets', 'benchmark'):
+    for folder in ('commands', 'ablation', 'datasets', 'benchmark', 'evaluation'):
         sources += (ROOT / 'roi_plugins' / folder).rglob('*.py')
     imported = set()
     for source in sources:

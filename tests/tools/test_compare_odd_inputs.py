@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from roi_plugins.benchmark.extractor_cost import Cost, Costs
+from roi_plugins.ablation.extractor_cost import Cost, Costs
 from roi_plugins.files import write_json
 from roi_plugins.run_record import write_run
 
@@ -84,7 +84,7 @@ def test_a_closed_pipe_loses_no_file(make_run):
 
 
 def test_files_come_before_the_first_line(make_run, monkeypatch):
-    monkeypatch.setattr('roi_plugins.benchmark.extractor_cost.measure_costs', lambda runs: COSTS)
+    monkeypatch.setattr('roi_plugins.ablation.extractor_cost.measure_costs', lambda runs: COSTS)
     written = []
 
     class Terminal(io.StringIO):

@@ -13,11 +13,12 @@ import torch
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
-from roi_plugins.ablation.frameworks import FRAMEWORKS, Inputs
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation.coco import METRICS, evaluate
+from roi_plugins.integrations.base import Inputs
 from roi_plugins.integrations.detectron2.datasets import register_shapes
 from roi_plugins.integrations.detectron2.runs import describe, main, read_config
+from roi_plugins.integrations.registry import FRAMEWORKS
 from roi_plugins.integrations.zoo import find_config
 from roi_plugins.settings import differences, read_settings
 

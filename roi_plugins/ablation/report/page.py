@@ -21,6 +21,8 @@ from plotly.offline import get_plotlyjs
 from roi_plugins import __version__
 from roi_plugins.ablation.compare import Comparison, Group
 from roi_plugins.ablation.confounding import reference_run
+from roi_plugins.ablation.extractor_cost import Costs
+from roi_plugins.ablation.extractor_cost import to_rows as cost_rows
 from roi_plugins.ablation.records import Record, read_record
 from roi_plugins.ablation.report.images import (
     MIN_SCORE,
@@ -32,8 +34,6 @@ from roi_plugins.ablation.report.images import (
 )
 from roi_plugins.ablation.report.tables import TITLES, caption, make_tables
 from roi_plugins.ablation.results import Run
-from roi_plugins.benchmark.extractor_cost import Costs
-from roi_plugins.benchmark.extractor_cost import to_rows as cost_rows
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS, format_points
 from roi_plugins.evaluation.coco_files import load_annotations
 from roi_plugins.evaluation.matching import EVALUATIONS, IOU_TYPES

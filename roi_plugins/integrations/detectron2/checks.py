@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -25,9 +25,7 @@ from .config import HEADS, is_on
 from .datasets import is_coco_files
 from .poolers import POOLER_TYPES, STOCK_POOLER_TYPES
 from .roi_heads import STOCK_HEADS, pooler_nodes
-
-if TYPE_CHECKING:
-    from .runs import Run
+from .run import Run
 
 _WHERE = (
     'Put it there, or say where it is: DETECTRON2_DATASETS is the folder of coco/, ROI_PLUGINS_SHAPES the '

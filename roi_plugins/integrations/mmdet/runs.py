@@ -653,10 +653,15 @@ def _main(function: Any, args: dict[str, Any]) -> int:
     return 0
 
 
-if __name__ == '__main__':
-    if sys.argv[1:] == ['check']:
-        sys.exit(answer(check))
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of this module: ``train`` or ``test``, and what follows."""
+    given = list(sys.argv[1:] if argv is None else argv)
     commands = {'train': train_main, 'test': test_main}
-    if sys.argv[1:2] == [] or sys.argv[1] not in commands:
-        sys.exit(f'usage: python -m {MODULE} train|test ...')
-    sys.exit(commands[sys.argv[1]](sys.argv[2:]))
+    if given[:1] == [] or given[0] not in commands:
+        print(f'usage: python -m {MODULE} train|test ...', file=sys.stderr)
+        return 1
+    return commands[given[0]](given[1:])
+
+
+if __name__ == '__main__':
+    sys.exit(answer(check) if sys.argv[1:] == ['check'] else main())

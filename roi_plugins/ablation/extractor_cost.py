@@ -13,6 +13,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from roi_plugins.benchmark.measure import (
 )
 from roi_plugins.files import DataError, write_json, written_aside
 from roi_plugins.hardware import cpu_name
+from roi_plugins.integrations.registry import FRAMEWORKS
 
 
 @dataclass(frozen=True)
@@ -183,13 +185,10 @@ def _load(run: Run, device: torch.device) -> tuple[list[_Call], Callable[[], obj
     if record.config is None or record.checkpoint is None:
         missing = 'config' if record.config is None else 'checkpoint'
         raise DataError(f'its {missing} is not in the run directory any more')
-    if run.framework == 'mmdet':
-        from roi_plugins.integrations.mmdet.steps import EXTRACTOR_TYPES, load_step
-    else:
-        from roi_plugins.integrations.detectron2.steps import EXTRACTOR_TYPES, load_step
+    train_step = import_module(FRAMEWORKS[run.framework].train_step)
     with contextlib.redirect_stdout(io.StringIO()):  # COCO's greetings
-        model, step = load_step(record.config, record.checkpoint, device)
-        return _calls(model, step, EXTRACTOR_TYPES), step
+        model, step = train_step.load_step(record.config, record.checkpoint, device)
+        return _calls(model, step, train_step.EXTRACTOR_TYPES), step
 
 
 def _calls(model: nn.Module, step: Callable[[], object], types: tuple[type, ...]) -> list[_Call]:

@@ -11,8 +11,8 @@ import torch
 pytest.importorskip('pycocotools')  # a bare machine with a GPU collects these tests too
 pytest.importorskip('tabulate')
 
+from roi_plugins.ablation.extractor_cost import measure_costs, to_markdown, write_costs
 from roi_plugins.ablation.results import find_runs
-from roi_plugins.benchmark.extractor_cost import measure_costs, to_markdown, write_costs
 from roi_plugins.benchmark.measure import Effort
 from roi_plugins.datasets import ShapesSpec, generate_shapes
 from roi_plugins.files import write_json
