@@ -18,7 +18,7 @@ import pytest
 import torch
 from fake_framework import hear_signals
 
-from roi_plugins import evaluation
+from roi_plugins.evaluation.coco import METRICS
 from roi_plugins.integrations.weights import first_whole
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,8 +29,9 @@ import sys
 from pathlib import Path
 from fake_framework import FAKE
 from rich.console import Console
-from roi_plugins.ablation import frameworks, plan, runner
-frameworks.FRAMEWORKS['fake'] = FAKE
+from roi_plugins.ablation import plan, runner
+from roi_plugins.integrations.registry import FRAMEWORKS
+FRAMEWORKS['fake'] = FAKE
 sys.exit(bool(runner.run(plan.load_plan(sys.argv[1]), Path(sys.argv[2]), {}, Console())))
 """
 
@@ -80,7 +81,7 @@ def test_what_the_long_form_tells_apart(load_tool, tmp_path):
 
     for name, ap in (('first', 0.25), ('second', 0.5)):
         (tmp_path / name / 'trial').mkdir(parents=True)
-        metrics = {'metrics': {'bbox': dict.fromkeys(evaluation.METRICS, ap)}}
+        metrics = {'metrics': {'bbox': dict.fromkeys(METRICS, ap)}}
         (tmp_path / name / 'trial/metrics.json').write_text(json.dumps(metrics))
         (tmp_path / name / 'trial/predictions.bbox.json').write_text(name)
     text = 'other predictions; figures apart by at most 25.00 (bbox AP 25.0)'
@@ -99,7 +100,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(ablate, write_plan
             raise OSError(errno.ENOSPC, 'No space left on device')
         sync(descriptor)
 
-    monkeypatch.setattr(evaluation.os, 'fsync', full)
+    monkeypatch.setattr(os, 'fsync', full)
     assert ablate([plan]) == 2
     errors = capsys.readouterr().err
     assert errors.count('\n') == 1

@@ -17,7 +17,7 @@ import pytest
 from fake_framework import FAKE, hear_signals
 from rich.console import Console
 
-from roi_plugins.ablation import locks, runner
+from roi_plugins.ablation import locks, progress, runner
 from roi_plugins.ablation.plan import Plan, Trial
 from roi_plugins.ablation.trial import AblationError
 from roi_plugins.integrations.base import Inputs
@@ -281,8 +281,9 @@ import pickle, signal, sys
 from pathlib import Path
 from fake_framework import FAKE
 from rich.console import Console
-from roi_plugins.ablation import frameworks, runner
-frameworks.FRAMEWORKS['fake'] = FAKE
+from roi_plugins.ablation import runner
+from roi_plugins.integrations.registry import FRAMEWORKS
+FRAMEWORKS['fake'] = FAKE
 plan = pickle.loads(Path(sys.argv[1]).read_bytes())
 runner.run(plan, plan.work_dir, {}, Console())
 """
@@ -399,7 +400,7 @@ def test_a_file_system_without_locks_is_an_error(make_plan, monkeypatch):
 
 
 def test_the_log_shows_progress_with_an_estimate(make_plan, monkeypatch):
-    monkeypatch.setattr(runner, '_LINE_EVERY_SECONDS', 0)
+    monkeypatch.setattr(progress, '_LINE_EVERY_SECONDS', 0)
     monkeypatch.setattr(runner, '_POLL_SECONDS', 0.02)
     plan = make_plan({'a': {'steps': 3, 'seconds': 0.1}, 'b': {'steps': 3, 'seconds': 0.1}})
     _, output = run(plan)

@@ -111,6 +111,16 @@ def pooled_with_gradients(pool, scales, boxes):
 # ------------------------------------------------------------------- the pooler
 
 
+@pytest.mark.parametrize('type_', POOLER_TYPES)
+def test_boxes_get_no_gradient_that_detectron2s_pooler_does_not_give(type_):
+    """Boxes that are weights, as Sparse R-CNN's: another gradient would be another training."""
+    boxes = random_boxes()
+    boxes.tensor.requires_grad_()
+    pooler(type_)(maps(images=1), [boxes]).sum().backward()
+    # PrRoIPool is made for boxes that are optimised.
+    assert (boxes.tensor.grad is not None) == (type_ == 'Precise')
+
+
 @every_peer
 @every_scales
 @pytest.mark.parametrize('sampling_ratio', [0, 2])

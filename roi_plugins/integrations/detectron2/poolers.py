@@ -138,7 +138,11 @@ class RoIPluginsPooler(nn.Module):
                         'of 4 in all images, or rotated ones of 5'
                     )
                 rows.append(rows_of_image(numbers, i))
-        return self.extractor(x, torch.cat(rows, dim=0))
+        rois = torch.cat(rows, dim=0)
+        # As through ROIPooler, boxes get no gradient; PrRoIPool is made to give them one.
+        if self.extractor.reduction != 'integral':
+            rois = rois.detach()
+        return self.extractor(x, rois)
 
     def extra_repr(self) -> str:
         return f'pooler_type={self.pooler_type}'
