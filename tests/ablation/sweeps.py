@@ -19,7 +19,7 @@ import sys
 if not any('fake_framework' in argument for argument in sys.orig_argv):
     from fake_framework import FAKE
     from roi_plugins.ablation.executors import Slurm
-    from roi_plugins.ablation.frameworks import FRAMEWORKS
+    from roi_plugins.integrations.registry import FRAMEWORKS
     FRAMEWORKS['fake'] = FAKE
     Slurm.poll_seconds = 0.2
 """

@@ -218,7 +218,7 @@ def test_a_changed_config_is_an_error_and_nothing_is_run(ablate, write_plan, cap
 PROGRAM = """
 import runpy, sys
 from fake_framework import FAKE
-from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.integrations.registry import FRAMEWORKS
 FRAMEWORKS['fake'] = FAKE
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')

@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(ablate, write_plan
 TOOL = """
 import sys
 from fake_framework import FAKE
-from roi_plugins.ablation.frameworks import FRAMEWORKS
+from roi_plugins.integrations.registry import FRAMEWORKS
 from roi_plugins.commands import ablate
 FRAMEWORKS['fake'] = FAKE
 sys.exit(ablate.main())
