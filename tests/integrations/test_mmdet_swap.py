@@ -212,6 +212,23 @@ def test_the_extractors_of_other_heads_are_swapped_too():
 
 
 @pytest.mark.parametrize(
+    'name',
+    [
+        'qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base.py',
+        'masktrack_rcnn/masktrack-rcnn_mask-rcnn_r50_fpn_8xb1-12e_youtubevis2019.py',
+    ],
+)
+def test_the_extractor_of_a_tracker_is_swapped_too(name):
+    """Its key is ``roi_extractor``, in the head that has it."""
+    model = model_of(f'mmdet::{name}', extractor='align-max')
+    assert model.track_head.roi_extractor.type == 'AlignMaxRoIExtractor'
+    assert model.detector.roi_head.bbox_roi_extractor.type == 'AlignMaxRoIExtractor'
+    model = model_of(f'mmdet::{name}', extractor='align-max', heads=['track'])
+    assert model.track_head.roi_extractor.type == 'AlignMaxRoIExtractor'
+    assert model.detector.roi_head.bbox_roi_extractor.type == 'SingleRoIExtractor'
+
+
+@pytest.mark.parametrize(
     ('name', 'arguments', 'message'),
     [
         (ZOO, {'extractor': 'align-mux'}, "no extractor is named 'align-mux'; there are the rows"),
