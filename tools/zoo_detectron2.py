@@ -41,6 +41,8 @@ _LAZY_LIMITS = {
     'model.roi_heads.batch_size_per_image': 32,
     'model.roi_heads.box_predictor.test_score_thresh': 0.0,
     'model.roi_heads.box_predictor.test_topk_per_image': PROPOSALS,
+    # Of the stages of a cascade.
+    **{f'model.roi_heads.box_predictors.{stage}.test_score_thresh': 0.0 for stage in range(3)},
 }
 _TWO_STAGES = ('GeneralizedRCNN', 'PanopticFPN')
 # The last convolution of a residual block.
