@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from zoo_kinds import Computed, Kind, seed_everything
+from zoo_kinds import Computed, Kind, image_size, seed_everything
 
 from roi_plugins.extractors.presets import Preset
 from roi_plugins.integrations.detectron2.config import HEADS, is_on
@@ -25,24 +24,25 @@ from roi_plugins.integrations.detectron2.rows import row_options
 from roi_plugins.integrations.detectron2.swap import lazy_pooler_types
 
 ZOO = Path(model_zoo.get_config_file('Base-RCNN-FPN.yaml')).parent
-SIZE = 128
-PROPOSALS = 32
+PROPOSALS = 16
 # What costs time and memory, and nothing else: how many proposals and detections there are.
 _YAML_LIMITS = {
     'MODEL.DEVICE': 'cpu',
     'MODEL.RPN.POST_NMS_TOPK_TRAIN': PROPOSALS,
     'MODEL.RPN.POST_NMS_TOPK_TEST': PROPOSALS,
-    'MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE': 32,
+    'MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE': PROPOSALS,
     'MODEL.ROI_HEADS.SCORE_THRESH_TEST': 0.0,  # random weights are sure of nothing
     'TEST.DETECTIONS_PER_IMAGE': PROPOSALS,
 }
 _LAZY_LIMITS = {
     'model.proposal_generator.post_nms_topk': [PROPOSALS, PROPOSALS],
-    'model.roi_heads.batch_size_per_image': 32,
-    'model.roi_heads.box_predictor.test_score_thresh': 0.0,
-    'model.roi_heads.box_predictor.test_topk_per_image': PROPOSALS,
-    # Of the stages of a cascade.
-    **{f'model.roi_heads.box_predictors.{stage}.test_score_thresh': 0.0 for stage in range(3)},
+    'model.roi_heads.batch_size_per_image': PROPOSALS,
+    # Of a single predictor, or of the stages of a cascade.
+    **{
+        f'model.roi_heads.{predictor}.{argument}': value
+        for predictor in ('box_predictor', *(f'box_predictors.{stage}' for stage in range(3)))
+        for argument, value in (('test_score_thresh', 0.0), ('test_topk_per_image', PROPOSALS))
+    },
 }
 _TWO_STAGES = ('GeneralizedRCNN', 'PanopticFPN')
 # The last convolution of a residual block.
@@ -122,30 +122,24 @@ def _options(cfg: CfgNode | DictConfig, type_: str) -> dict[str, str]:
     return dict(zip(options[::2], options[1::2], strict=True))
 
 
-def compute(kind: Kind, options: Mapping[str, str], weights: dict[str, Tensor] | None = None) -> Computed:
-    """What the model of a kind computes with these options of its config.
+def random_weights(kind: Kind, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights for the model of a kind with these options of its config.
 
-    Args:
-        weights: to start with; by default random ones.
+    Residual blocks add little. Features would grow from block to block otherwise, as BatchNorm knows no
+    statistics of images.
     """
-    path = ZOO / kind.config
-    seed_everything()
-    if path.suffix == '.py':
-        there = LazyConfig.load(str(path))
-        limits = {k: v for k, v in _LAZY_LIMITS.items() if OmegaConf.select(there, k) is not None}
-        pairs = {**limits, **options}.items()
-        model = instantiate(read_config(path, [f'{key}={value}' for key, value in pairs]).model)
-    else:
-        pairs = {**_YAML_LIMITS, **options}.items()
-        model = build_model(read_config(path, [str(part) for pair in pairs for part in pair]))
-    # SyncBN needs a GPU, and no statistics are known that would make BN another.
-    model = FrozenBatchNorm2d.convert_frozen_batchnorm(model)
-    if weights is None:
-        _settle(model)
-    else:
-        model.load_state_dict(weights)
-    weights = copy.deepcopy(model.state_dict())
+    model = _build(kind, options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(_ENDS):
+                parameter /= 16
+    return model.state_dict()
 
+
+def compute(kind: Kind, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Computed:
+    """What the model of a kind computes with these options of its config."""
+    model = _build(kind, options)
+    model.load_state_dict(weights)
     data = _inputs(model)
     seed_everything()
     with EventStorage():
@@ -159,54 +153,61 @@ def compute(kind: Kind, options: Mapping[str, str], weights: dict[str, Tensor] |
         {name: loss.item() for name, loss in losses.items()},
         gradient.item(),
         torch.cat([_detections(output['instances']) for output in outputs]),
-        weights,
     )
 
 
-def _settle(model: nn.Module) -> None:
-    """Makes residual blocks add little: without statistics to normalise by, features would grow and grow."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(_ENDS):
-                parameter /= 16
+def _build(kind: Kind, options: Mapping[str, Any]) -> nn.Module:
+    path = ZOO / kind.config
+    seed_everything()
+    if path.suffix == '.py':
+        there = LazyConfig.load(str(path))
+        limits = {k: v for k, v in _LAZY_LIMITS.items() if OmegaConf.select(there, k.rpartition('.')[0])}
+        pairs = {**limits, **options}.items()
+        model = instantiate(read_config(path, [f'{key}={value}' for key, value in pairs]).model)
+    else:
+        pairs = {**_YAML_LIMITS, **options}.items()
+        model = build_model(read_config(path, [str(part) for pair in pairs for part in pair]))
+    return FrozenBatchNorm2d.convert_frozen_batchnorm(model)  # SyncBN needs GPUs
 
 
 def _inputs(model: nn.Module) -> list[dict[str, Any]]:
     """Images and annotations of noise."""
     generator = torch.Generator().manual_seed(0)
-    return [_image(model, generator) for _ in range(2)]
+    size = image_size(len(model.roi_heads.in_features))
+    return [_image(model, size, generator) for _ in range(2)]
 
 
-def _image(model: nn.Module, generator: torch.Generator) -> dict[str, Any]:
+def _image(model: nn.Module, size: int, generator: torch.Generator) -> dict[str, Any]:
     def boxes(number: int) -> Boxes:
-        corners = torch.rand(number, 2, 2, generator=generator) * SIZE
-        return Boxes(torch.cat([corners.amin(1), corners.amax(1) + 4], dim=1).clamp(max=SIZE))
+        corners = torch.rand(number, 2, 2, generator=generator) * size
+        return Boxes(torch.cat([corners.amin(1), corners.amax(1) + 4], dim=1).clamp(max=size))
 
-    target = Instances((SIZE, SIZE))
+    target = Instances((size, size))
     target.gt_boxes = boxes(4)
     target.gt_classes = torch.zeros(4, dtype=torch.long)
-    target.gt_masks = BitMasks(torch.rand(4, SIZE, SIZE, generator=generator) > 0.3)
-    points = torch.rand(4, 17, 2, generator=generator) * SIZE
+    target.gt_masks = BitMasks(torch.rand(4, size, size, generator=generator) > 0.3)
+    points = torch.rand(4, 17, 2, generator=generator) * size
     target.gt_keypoints = Keypoints(torch.cat([points, torch.full((4, 17, 1), 2.0)], dim=2))
-    proposals = Instances((SIZE, SIZE))  # of Fast R-CNN
+    proposals = Instances((size, size))  # of Fast R-CNN
     proposals.proposal_boxes = boxes(PROPOSALS)
     proposals.objectness_logits = torch.rand(PROPOSALS, generator=generator)
     # Blocks of noise, which the coarsest map still tells apart.
-    noise = torch.randn(3, SIZE // 16, SIZE // 16, generator=generator)
+    noise = torch.randn(3, size // 16, size // 16, generator=generator)
     noise = noise.repeat_interleave(16, 1).repeat_interleave(16, 2)
     return {
         'image': model.pixel_mean + model.pixel_std * noise,
         'instances': target,
         'proposals': proposals,
-        'sem_seg': torch.zeros(SIZE, SIZE, dtype=torch.long),
+        'sem_seg': torch.zeros(size, size, dtype=torch.long),
     }
 
 
 def _detections(found: Instances) -> Tensor:
     """See :class:`Computed`."""
-    columns = [found.pred_classes[:, None], found.scores[:, None], found.pred_boxes.tensor / SIZE]
+    size = max(found.image_size)
+    columns = [found.pred_classes[:, None], found.scores[:, None], found.pred_boxes.tensor / size]
     if found.has('pred_masks'):
         columns.append(found.pred_masks.float().mean((1, 2))[:, None])
     if found.has('pred_keypoints'):
-        columns.append(found.pred_keypoints[:, :, :2].flatten(1) / SIZE)
+        columns.append(found.pred_keypoints[:, :, :2].flatten(1) / size)
     return torch.cat(columns, dim=1)

@@ -46,13 +46,20 @@ class Computed:
         losses: of a training step, by name.
         gradient: norm of the gradient of all weights.
         detections: ``(N, D)``: label, score, box as a share of the image, share of the image that is mask.
-        weights: those that it started with.
     """
 
     losses: dict[str, float]
     gradient: float
     detections: Tensor
-    weights: dict[str, Tensor]
+
+
+def image_size(num_maps: int) -> int:
+    """Width and height of images in which boxes have more than one sample a bin, whose maximum differs.
+
+    Args:
+        num_maps: how many the RoIs read; a single map is a coarse one.
+    """
+    return 128 if num_maps > 1 else 256
 
 
 def seed_everything() -> None:

@@ -17,7 +17,8 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
-from zoo_kinds import Computed, Kind, seed_everything
+from torch.nn.modules.batchnorm import _BatchNorm
+from zoo_kinds import Computed, Kind, image_size, seed_everything
 
 from roi_plugins.extractors.presets import Preset
 from roi_plugins.integrations.errors import RunError
@@ -28,7 +29,7 @@ from roi_plugins.integrations.mmdet.swap import swap_extractors
 register_all_modules(init_default_scope=False)
 
 ZOO = Path(mmdet.__file__).parent / '.mim' / 'configs'
-IMAGES, SIZE = 2, 128
+IMAGES = 2
 PROPOSALS = 32
 # What costs time and memory, and nothing else: how many proposals and detections there are.
 _LIMITS = {'nms_pre': 200, 'max_per_img': PROPOSALS, 'num': 32}
@@ -109,37 +110,57 @@ def _types(options: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     return {'type': 'AlignAvgRoIExtractor'}, align_max
 
 
-def compute(kind: Kind, options: Mapping[str, str], weights: dict[str, Tensor] | None = None) -> Computed:
-    """What the model of a kind computes with these options of its config.
+def random_weights(kind: Kind, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights for the model of a kind with these options of its config.
 
-    Args:
-        weights: to start with; by default random ones.
+    BatchNorm has the statistics of images. Features would grow from block to block without.
     """
-    cfg = read_config(ZOO / kind.config, options)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    _shrink(cfg.model)
-    seed_everything()
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))  # as MMEngine does where there is one process
-    if weights is None:
-        model.init_weights()
-    else:
-        model.load_state_dict(weights, strict=kind.is_exact)
-    weights = copy.deepcopy(model.state_dict())
+    cfg, size = _read(kind, options)
+    model = _build(cfg)
+    model.init_weights()
+    momenta = {norm: norm.momentum for norm in model.train().modules() if isinstance(norm, _BatchNorm)}
+    for norm in momenta:
+        norm.train().momentum = 1.0  # also where the config freezes it
+    with torch.no_grad():
+        model(**_training_data(model, cfg, size), mode='loss')
+    return model.state_dict()
 
-    seed_everything()
-    data = model.data_preprocessor(_inputs(cfg.model, training=True), training=True)
+
+def compute(kind: Kind, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Computed:
+    """What the model of a kind computes with these options of its config."""
+    cfg, size = _read(kind, options)
+    model = _build(cfg)
+    model.load_state_dict(weights, strict=kind.is_exact)
+    data = _training_data(model, cfg, size)
     loss, losses = model.parse_losses(model.train()(**data, mode='loss'))
     loss.backward()
     gradient = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     seed_everything()
     with torch.inference_mode():
-        samples = model.eval().test_step(_inputs(cfg.model, training=False))
+        samples = model.eval().test_step(_inputs(cfg.model, size, training=False))
     return Computed(
         {name: value.item() for name, value in losses.items() if 'loss' in name},
         gradient.item(),
-        torch.cat([_detections(sample) for sample in samples]),
-        weights,
+        torch.cat([_detections(sample, size) for sample in samples]),
     )
+
+
+def _read(kind: Kind, options: Mapping[str, Any]) -> tuple[Config, int]:
+    """The config, of a cheap model, and the size of images for it."""
+    cfg = read_config(ZOO / kind.config, options)
+    _shrink(cfg.model)
+    return cfg, image_size(max(len(extractor.featmap_strides) for extractor in _extractors(cfg).values()))
+
+
+def _build(cfg: Config) -> nn.Module:
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    seed_everything()
+    return revert_sync_batchnorm(MODELS.build(cfg.model))  # as MMEngine does where there is one process
+
+
+def _training_data(model: nn.Module, cfg: Config, size: int) -> dict[str, Any]:
+    seed_everything()
+    return model.data_preprocessor(_inputs(cfg.model, size, training=True), training=True)
 
 
 def _shrink(node: Any) -> None:
@@ -151,42 +172,42 @@ def _shrink(node: Any) -> None:
         elif key in _LIMITS and isinstance(part, int):
             node[key] = min(part, _LIMITS[key])
         elif key == 'score_thr':  # random weights are sure of nothing
-            node[key] = 0.0
+            node[key] = -1.0
         for child in part if isinstance(part, (list, tuple)) else [part]:
             if isinstance(child, Mapping):
                 _shrink(child)
 
 
-def _inputs(model: Mapping[str, Any], training: bool) -> dict[str, Any]:
+def _inputs(model: Mapping[str, Any], size: int, training: bool) -> dict[str, Any]:
     """Images and annotations of noise, as the preprocessor of a model takes them."""
     detector = model.get('detector', model)
     heads = detector.roi_head.bbox_head
     num_classes = (heads[0] if isinstance(heads, (list, tuple)) else heads).num_classes
     if type_name(model.data_preprocessor) == 'TrackDataPreprocessor':
         frames = dict(num_frames=2, key_frames_inds=[0]) if training else dict(num_frames=1)
-        frames |= dict(image_shapes=(3, SIZE, SIZE), num_classes=num_classes)
+        frames |= dict(image_shapes=(3, size, size), num_classes=num_classes)
         return demo_track_inputs(with_mask=True, **frames)
     if type_name(model.data_preprocessor) == 'MultiBranchDataPreprocessor' and training:
         names = ('sup', 'unsup_teacher', 'unsup_student')
-        branches = {name: _images(detector, num_classes) for name in names}
+        branches = {name: _images(detector, size, num_classes) for name in names}
         return {
             part: {name: images[part] for name, images in branches.items()}
             for part in ('inputs', 'data_samples')
         }
-    return _images(detector, num_classes)
+    return _images(detector, size, num_classes)
 
 
-def _images(detector: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+def _images(detector: Mapping[str, Any], size: int, num_classes: int) -> dict[str, Any]:
     data = demo_mm_inputs(
         IMAGES,
-        (3, SIZE, SIZE),
+        (3, size, size),
         num_items=[4] * IMAGES,
         with_mask=True,
         with_semantic=True,
         # The semantic branch of RoI heads is trained at the stride of its map.
         sem_seg_output_strides=8 if 'semantic_head' in detector.roi_head else 1,
     )
-    proposals = demo_mm_proposals([(3, SIZE, SIZE)] * IMAGES, PROPOSALS)
+    proposals = demo_mm_proposals([(3, size, size)] * IMAGES, PROPOSALS)
     for sample, given in zip(data['data_samples'], proposals, strict=True):
         sample.gt_instances.labels %= num_classes
         sample.set_metainfo({'homography_matrix': torch.eye(3).numpy()})
@@ -195,7 +216,7 @@ def _images(detector: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     return data
 
 
-def _detections(sample: Any) -> Tensor:
+def _detections(sample: Any, size: int) -> Tensor:
     """See :class:`Computed`; of a panoptic map, the label and the share of each segment."""
     if 'video_data_samples' in sample:
         (sample,) = sample.video_data_samples
@@ -203,7 +224,7 @@ def _detections(sample: Any) -> Tensor:
         segments, pixels = sample.pred_panoptic_seg.sem_seg.unique(return_counts=True)
         return torch.stack([segments % INSTANCE_OFFSET, pixels / pixels.sum()], dim=1)
     found = sample.pred_instances
-    columns = [found.labels[:, None], found.scores[:, None], found.bboxes / SIZE]
+    columns = [found.labels[:, None], found.scores[:, None], found.bboxes / size]
     if 'masks' in found:
         columns.append(found.masks.float().mean((1, 2))[:, None])
     return torch.cat(columns, dim=1)
