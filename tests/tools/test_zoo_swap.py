@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools'))
 import zoo_swap
 from zoo_kinds import Kind, detections_apart, losses_apart
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / 'docs/zoo.md').read_text()
+# It has folders that are called as the frameworks are, which other tests must not find in their place.
+TOOLS = sys.path.pop(0)
+PAGE = (Path(TOOLS).parent / 'docs/zoo.md').read_text()
 
 
-def zoo(framework):
-    pytest.importorskip(framework, reason=f'{framework} is not installed')
-    if framework == 'mmdet':
-        pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
-    return zoo_swap.zoo(framework)
+@pytest.fixture
+def zoo(monkeypatch):
+    """Imports what knows the model zoo of a framework, if that is installed."""
+    installed = {name: find_spec(name) is not None for name in zoo_swap.FRAMEWORKS}
+    monkeypatch.syspath_prepend(TOOLS)
+
+    def load(framework):
+        if not installed[framework]:
+            pytest.skip(f'{framework} is not installed')
+        if framework == 'mmdet':
+            pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
+        return zoo_swap.zoo(framework)
+
+    return load
 
 
 @pytest.mark.parametrize(
@@ -36,7 +47,7 @@ def zoo(framework):
         ('detectron2', 'Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x.yaml'),
     ],
 )
-def test_a_kind(framework, config):
+def test_a_kind(zoo, framework, config):
     (kind,) = zoo(framework).find_kinds(config)
     assert (kind.framework, kind.config, kind.alike, kind.is_exact) == (framework, config, 1, True)
     row = zoo_swap.prove(kind)
@@ -44,7 +55,7 @@ def test_a_kind(framework, config):
     assert row['losses'] <= 1e-5 and row['number'] > 0
 
 
-def test_what_does_not_hold_is_a_failure():
+def test_what_does_not_hold_is_a_failure(zoo):
     (kind,) = zoo('mmdet').find_kinds('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
     kind.same, kind.different = kind.different, kind.same
     failure = zoo_swap.prove(kind)['failure']
@@ -53,7 +64,7 @@ def test_what_does_not_hold_is_a_failure():
     assert 'AlignMux' in zoo_swap.prove(kind)['failure']
 
 
-def test_a_layer_without_a_cpu():
+def test_a_layer_without_a_cpu(zoo):
     (kind,) = zoo('mmdet').find_kinds('dcn/faster-rcnn_r50_fpn_dpool_1x_coco.py')
     assert not kind.is_exact
     row = zoo_swap.prove(kind)
@@ -61,7 +72,7 @@ def test_a_layer_without_a_cpu():
 
 
 @pytest.mark.parametrize('framework', zoo_swap.FRAMEWORKS)
-def test_the_page_has_every_kind(framework):
+def test_the_page_has_every_kind(zoo, framework):
     module = zoo(framework)
     versions = next(line for line in PAGE.splitlines() if line.startswith('| versions'))
     here = f'{framework} {sys.modules[framework].__version__}'
