@@ -57,12 +57,12 @@ def find_kinds(pattern: str = '**/*.*') -> list[Kind]:
     """
     found: dict[str, Kind] = {}
     paths = [path for path in ZOO.glob(pattern) if path.suffix in ('.yaml', '.py')]
-    for path in sorted(paths, key=lambda path: (path.parent, 'R_50' not in path.name, path.name)):
+    for path in sorted(paths, key=lambda path: ('R_50' not in path.name, path)):
         cfg = _read_stock(path)
         if cfg is None:
             continue
         heads, poolers = _describe_lazy(cfg) if isinstance(cfg, DictConfig) else _describe_yaml(cfg)
-        key = str((path.parent, path.suffix, heads, poolers))
+        key = str((path.suffix, heads, poolers))
         if key in found:
             found[key].alike += 1
             continue
@@ -148,11 +148,11 @@ def compute(kind: Kind, options: Mapping[str, Any], weights: Mapping[str, Tensor
     gradient = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     seed_everything()
     with torch.inference_mode():
-        outputs = model.eval()(data)
+        (output,) = model.eval()(data)
     return Computed(
         {name: loss.item() for name, loss in losses.items()},
         gradient.item(),
-        torch.cat([_detections(output['instances']) for output in outputs]),
+        _detections(output['instances']),
     )
 
 
@@ -171,13 +171,10 @@ def _build(kind: Kind, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _inputs(model: nn.Module) -> list[dict[str, Any]]:
-    """Images and annotations of noise."""
+    """An image of noise with annotations."""
     generator = torch.Generator().manual_seed(0)
     size = image_size(len(model.roi_heads.in_features))
-    return [_image(model, size, generator) for _ in range(2)]
 
-
-def _image(model: nn.Module, size: int, generator: torch.Generator) -> dict[str, Any]:
     def boxes(number: int) -> Boxes:
         corners = torch.rand(number, 2, 2, generator=generator) * size
         return Boxes(torch.cat([corners.amin(1), corners.amax(1) + 4], dim=1).clamp(max=size))
@@ -194,12 +191,13 @@ def _image(model: nn.Module, size: int, generator: torch.Generator) -> dict[str,
     # Blocks of noise, which the coarsest map still tells apart.
     noise = torch.randn(3, size // 16, size // 16, generator=generator)
     noise = noise.repeat_interleave(16, 1).repeat_interleave(16, 2)
-    return {
+    image = {
         'image': model.pixel_mean + model.pixel_std * noise,
         'instances': target,
         'proposals': proposals,
         'sem_seg': torch.zeros(size, size, dtype=torch.long),
     }
+    return [image]
 
 
 def _detections(found: Instances) -> Tensor:

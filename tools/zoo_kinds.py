@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass
 class Kind:
-    """Configs of a folder of a model zoo that have the same heads and RoI extractors.
+    """Configs of a model zoo that have the same heads and RoI extractors.
 
     Attributes:
         framework: ``'mmdet'`` or ``'detectron2'``.

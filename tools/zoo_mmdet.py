@@ -118,11 +118,12 @@ def random_weights(kind: Kind, options: Mapping[str, Any]) -> dict[str, Tensor]:
     cfg, size = _read(kind, options)
     model = _build(cfg)
     model.init_weights()
-    momenta = {norm: norm.momentum for norm in model.train().modules() if isinstance(norm, _BatchNorm)}
-    for norm in momenta:
+    for norm in _norms(model.train()):
         norm.train().momentum = 1.0  # also where the config freezes it
     with torch.no_grad():
         model(**_training_data(model, cfg, size), mode='loss')
+        for norm in _norms(model):
+            norm.running_var.clamp_(min=1.0)  # what hardly differs between two images is not blown up
     return model.state_dict()
 
 
@@ -132,7 +133,9 @@ def compute(kind: Kind, options: Mapping[str, Any], weights: Mapping[str, Tensor
     model = _build(cfg)
     model.load_state_dict(weights, strict=kind.is_exact)
     data = _training_data(model, cfg, size)
-    loss, losses = model.parse_losses(model.train()(**data, mode='loss'))
+    for norm in _norms(model.train()):
+        norm.eval()  # of two images the statistics are next to none
+    loss, losses = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
     gradient = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     seed_everything()
@@ -148,7 +151,9 @@ def compute(kind: Kind, options: Mapping[str, Any], weights: Mapping[str, Tensor
 def _read(kind: Kind, options: Mapping[str, Any]) -> tuple[Config, int]:
     """The config, of a cheap model, and the size of images for it."""
     cfg = read_config(ZOO / kind.config, options)
-    _shrink(cfg.model)
+    # Learned proposals are as many as they are.
+    is_learned = 'num_proposals' in cfg.model.get('rpn_head', {})
+    _shrink(cfg.model, {} if is_learned else _LIMITS)
     return cfg, image_size(max(len(extractor.featmap_strides) for extractor in _extractors(cfg).values()))
 
 
@@ -158,24 +163,28 @@ def _build(cfg: Config) -> nn.Module:
     return revert_sync_batchnorm(MODELS.build(cfg.model))  # as MMEngine does where there is one process
 
 
+def _norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
 def _training_data(model: nn.Module, cfg: Config, size: int) -> dict[str, Any]:
     seed_everything()
     return model.data_preprocessor(_inputs(cfg.model, size, training=True), training=True)
 
 
-def _shrink(node: Any) -> None:
+def _shrink(node: Any, limits: Mapping[str, int]) -> None:
     """Makes a model cheap that is to stay what it is: without downloads, with few proposals."""
     for key, part in list(node.items()):
         is_pretrained = key == 'pretrained' or (key == 'init_cfg' and type_name(part) == 'Pretrained')
         if is_pretrained or key == 'batch_augments':  # which pad images to the size of the training
             node[key] = None
-        elif key in _LIMITS and isinstance(part, int):
-            node[key] = min(part, _LIMITS[key])
+        elif key in limits and isinstance(part, int):
+            node[key] = min(part, limits[key])
         elif key == 'score_thr':  # random weights are sure of nothing
             node[key] = -1.0
         for child in part if isinstance(part, (list, tuple)) else [part]:
             if isinstance(child, Mapping):
-                _shrink(child)
+                _shrink(child, limits)
 
 
 def _inputs(model: Mapping[str, Any], size: int, training: bool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Swaps the RoI extractors of both frameworks' model zoos by their type alone: `python tools/zoo_swap.py`.
 
-The configs of a folder of a zoo that have the same heads and extractors are of one kind, and one config of
+Configs with the same heads and extractors are of one kind (in MMDetection, in each folder). One config of
 each kind is run, on a CPU, with random weights: the stock model, one with extractors of ours that compute
 the same (AlignAvg; AllLevels for MMDetection's GenericRoIExtractor), and one with AlignMax. Each makes a
 training step and a prediction. The second model's losses and detections have to be the stock ones, the
@@ -42,7 +42,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'zoo.md'
 FRAMEWORKS = {'mmdet': 'MMDetection', 'detectron2': 'Detectron2'}
 SAME = 1e-5
-"""The largest relative difference of losses, and of norms of gradients, that are the same."""
+"""The largest relative difference of losses that are the same."""
+TRAINED = 1e-4
+"""The largest relative difference of norms of gradients that are the same."""
 FOUND = 1e-3
 """The largest difference of detections that are the same: in the score, or as a share of the image."""
 SECONDS = 600  # for a config, which takes 10 to 60
@@ -61,18 +63,20 @@ writes this page. Its exit status is 1 where a config fails.
 | date | {date} |
 | time | {minutes:.0f} min |
 
-Configs in one folder are of one kind if their model, heads and extractors have the same types and options.
-One config of each kind is run, a ResNet-50 if there is one; *alike* is how many there are. It is run three
-times, with the same random weights and the same random numbers: with the stock extractors, with ours that
-compute the same, and with AlignMax. The options that swap set the `type` of each extractor, and no more.
-Each model makes a training step (losses and gradients) and a prediction, for two images of 128 x 128, or of
-256 x 256 where RoIs read a single map. The layers of backbone and heads are the config's own. There are fewer
-proposals, samples and detections, and no pretrained weights.
+Configs are of one kind if their model, heads and extractors have the same types and the extractors the same
+options; in MMDetection's zoo they are also in one folder. One config of each kind is run, a ResNet-50 if
+there is one; *alike* is how many there are. It is run three times, with the same random weights and the same
+random numbers: with the stock extractors, with ours that compute the same, and with AlignMax. The options
+that swap set the `type` of each extractor, and no more.
+
+Each model makes a training step (losses and gradients) and a prediction, for one or two images of 128 x 128,
+or of 256 x 256 where RoIs read a single map. The layers are the config's own, SyncBN apart, which needs GPUs.
+There are fewer proposals, samples and detections, no pretrained weights, and BatchNorm is not trained.
 
 | column | largest difference from the stock model | expected |
 |---|---|---|
 | losses | relative, of the losses | at most {same:.0e} |
-| gradient | relative, of the norm of all weights' gradients | at most {same:.0e} |
+| gradient | relative, of the norm of the gradient of all weights | at most {trained:.0e} |
 | detections | from a detection to the nearest stock one: score, box, area | at most {found:.0e} |
 | maximum | relative, of the losses with AlignMax | more than {same:.0e} |
 
@@ -188,7 +192,7 @@ def failure(row: Mapping[str, float]) -> str:
     """Which claims do not hold."""
     claims = {
         f'the losses differ by {row["losses"]:.1e}': row['losses'] <= SAME,
-        f'the gradients differ by {row["gradient"]:.1e}': row['gradient'] <= SAME,
+        f'the gradients differ by {row["gradient"]:.1e}': row['gradient'] <= TRAINED,
         f'the detections differ by {row["detections"]:.1e}': row['detections'] <= FOUND,
         f'the losses of the maximum differ by {row["different"]:.1e} only': row['different'] > SAME,
         'nothing was detected': row['number'] > 0,
@@ -220,6 +224,7 @@ def page(rows: Sequence[Mapping]) -> str:
             date=datetime.date.today(),
             minutes=sum(row['seconds'] for row in rows) / 60,
             same=SAME,
+            trained=TRAINED,
             found=FOUND,
         )
     ]
