@@ -94,6 +94,17 @@ def test_every_type_stands_alone(type_):
     assert extractor(pyramid(), random_rois()).shape[1:] == (CHANNELS, 7, 7)
 
 
+@every_type
+def test_boxes_get_no_gradient_that_the_stock_layer_does_not_give(type_):
+    """Sparse R-CNN's first proposals are weights: another gradient would be another training."""
+    rois = random_rois().requires_grad_()
+    features = [feature.requires_grad_() for feature in pyramid()]
+    swap(stock(ALIGN), type_)(features, rois).sum().backward()
+    # PrRoIPool is made for boxes that are optimised, and MMCV's gives them a gradient too.
+    assert (rois.grad is not None) == (type_ == 'PreciseRoIExtractor')
+    assert features[0].grad is not None
+
+
 def test_what_is_set_beside_the_layer_wins():
     extractor = swap(stock(ALIGN), 'AlignAvgRoIExtractor', sampling_ratio=3, aligned=False).extractor
     assert (extractor.sampling_ratio, extractor.aligned) == (3, False)
