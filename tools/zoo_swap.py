@@ -72,6 +72,7 @@ that swap set the `type` of each extractor, and no more.
 Each model makes a training step (losses and gradients) and a prediction, for one or two images of 128 x 128,
 or of 256 x 256 where RoIs read a single map. The layers are the config's own, SyncBN apart, which needs GPUs.
 There are fewer proposals, samples and detections, no pretrained weights, and BatchNorm is not trained.
+Detectors with learned proposals are run in double precision, as their stages multiply rounding.
 
 | column | largest difference from the stock model | expected |
 |---|---|---|
