@@ -138,6 +138,8 @@ def compute(kind: Kind, options: Mapping[str, Any], weights: Mapping[str, Tensor
     loss, losses = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
     gradient = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if _is_sparse(cfg.model):
+        model.roi_head.mask_head = None  # masks are not pasted in double precision
     seed_everything()
     with torch.inference_mode():
         samples = model.eval().test_step(_inputs(cfg.model, size, training=False))
