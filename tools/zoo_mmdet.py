@@ -214,20 +214,21 @@ def _inputs(model: Mapping[str, Any], size: int, training: bool) -> dict[str, An
             part: {name: images[part] for name, images in branches.items()}
             for part in ('inputs', 'data_samples')
         }
-    return _images(detector, size, num_classes)
+    # Guided anchors are predicted for one image at a time.
+    return _images(detector, size, num_classes, number=IMAGES if training else 1)
 
 
-def _images(detector: Mapping[str, Any], size: int, num_classes: int) -> dict[str, Any]:
+def _images(detector: Mapping[str, Any], size: int, num_classes: int, number: int = IMAGES) -> dict[str, Any]:
     data = demo_mm_inputs(
-        IMAGES,
+        number,
         (3, size, size),
-        num_items=[4] * IMAGES,
+        num_items=[4] * number,
         with_mask=True,
         with_semantic=True,
         # The semantic branch of RoI heads is trained at the stride of its map.
         sem_seg_output_strides=8 if 'semantic_head' in detector.roi_head else 1,
     )
-    proposals = demo_mm_proposals([(3, size, size)] * IMAGES, PROPOSALS)
+    proposals = demo_mm_proposals([(3, size, size)] * number, PROPOSALS)
     for sample, given in zip(data['data_samples'], proposals, strict=True):
         sample.gt_instances.labels %= num_classes
         if _is_sparse(detector):
