@@ -10,7 +10,7 @@ FLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-ov
 
 mkdir -p "$COPY"
 rm -rf "$COPY"/roi_plugins "$COPY"/tests "$COPY"/report.*
-cp -rp roi_plugins tests setup.py setup.cfg pyproject.toml README.md "$COPY"
+cp -rp roi_plugins tests setup.py setup.cfg pyproject.toml README.md LICENSE "$COPY"
 cd "$COPY"
 rm -f roi_plugins/ops/_C.so
 

@@ -45,7 +45,7 @@ def install(path, *arguments):
 
 def copy_sources(folder):
     """All that a build needs, and nothing of an earlier one, which may be another torch's."""
-    for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'README.md'):
+    for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, folder)
     ignored = shutil.ignore_patterns('*.so', '__pycache__')
     for name in ('roi_plugins', 'configs'):

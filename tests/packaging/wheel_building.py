@@ -14,7 +14,7 @@ def copy_sources(source):
     ignored = shutil.ignore_patterns('*.so', 'csrc', '__pycache__')
     for name in ('roi_plugins', 'configs'):
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'MANIFEST.in', 'README.md'):
+    for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, source)
     return source
 
