@@ -23,9 +23,6 @@ from pathlib import Path
 
 import psutil
 
-if find_spec('roi_plugins') is None:  # not installed: use this checkout
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation.coco import METRICS, format_points
 from roi_plugins.files import write_json

@@ -24,7 +24,6 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -32,9 +31,6 @@ from types import ModuleType
 import torch
 from tabulate import tabulate
 from zoo_kinds import Kind, detections_apart, losses_apart
-
-if find_spec('roi_plugins') is None:  # not installed: use this checkout
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from roi_plugins.hardware import cpu_name
 

@@ -5,11 +5,6 @@
 
 import sys
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
-
-if find_spec('roi_plugins') is None:  # not installed: use this checkout
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from roi_plugins.cli import run
 
