@@ -23,9 +23,9 @@ from rich.progress import track
 from roi_plugins.ablation.confounding import find_confounded
 from roi_plugins.ablation.results import Run, find_runs
 from roi_plugins.evaluation.bootstrap import Estimates, RunSample, estimate, resample_images, sample_run
-from roi_plugins.evaluation.coco import COUNT, CURVE, METRICS, match_predictions, summarize
+from roi_plugins.evaluation.coco import COUNT, CURVE, METRICS, QUANTITIES, match_predictions, summarize
 from roi_plugins.evaluation.coco_files import load_annotations, read_predictions
-from roi_plugins.evaluation.matching import BOUNDARY, EVALUATIONS, IOU_TYPES, boundary_of_masks
+from roi_plugins.evaluation.matching import AREAS, BOUNDARY, EVALUATIONS, IOU_TYPES, boundary_of_masks
 from roi_plugins.evaluation.tide import break_down_errors
 from roi_plugins.files import DataError
 from roi_plugins.names import plain_name
@@ -250,13 +250,13 @@ def _comparable(runs: Sequence[Run], problems: list[str], notes: Sequence[str]) 
 def _doubts(coco: COCO, runs: Sequence[Run]) -> list[str]:
     """Notes on the intervals that rest on few images or few seeds."""
     notes = []
-    images = {metric: set() for metric in METRICS if metric not in ('AP50', 'AP75')}
-    areas = dict(zip(('APs', 'APm', 'APl'), COCOeval(iouType='bbox').params.areaRng[1:], strict=True))
+    areas = dict(zip(AREAS, COCOeval(iouType='bbox').params.areaRng, strict=True))
+    ranges = {quantity.name: areas[quantity.area] for quantity in QUANTITIES if quantity.iou is None}
+    images: dict[str, set[int]] = {metric: set() for metric in ranges}
     for annotation in coco.anns.values():
         if annotation['iscrowd']:
             continue
-        images['AP'].add(annotation['image_id'])
-        for metric, (low, high) in areas.items():
+        for metric, (low, high) in ranges.items():
             if low <= annotation['area'] <= high:
                 images[metric].add(annotation['image_id'])
     few = [f'{metric} ({len(ids)})' for metric, ids in images.items() if 0 < len(ids) < MIN_IMAGES]

@@ -16,13 +16,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from roi_plugins.evaluation.coco import CURVE, IOU_THRESHOLDS, METRICS, PER_CLASS
-from roi_plugins.evaluation.matching import Matches, resampled_ap
+from roi_plugins.evaluation.coco import CURVE, IOU_THRESHOLDS, METRICS, PER_CLASS, QUANTITIES
+from roi_plugins.evaluation.matching import AREAS, Matches, resampled_ap
 
 CONFIDENCE = 0.95
 
 _BLOCK = 1000  # resamples at a time, for the memory they take
-_AP50, _AP75 = IOU_THRESHOLDS.index(0.5), IOU_THRESHOLDS.index(0.75)
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,8 @@ def sample_run(result: Mapping[str, Any], matches: Matches, counts: np.ndarray) 
     blocks = []
     for start in range(0, counts.shape[1], _BLOCK):
         ap = resampled_ap(matches, counts[:, start : start + _BLOCK])
-        over_all, *by_area = ap.curves
-        metrics = [
-            over_all.mean(axis=0),
-            over_all[_AP50],
-            over_all[_AP75],
-            *(curves.mean(axis=0) for curves in by_area),
-        ]
-        blocks.append(np.concatenate([metrics, over_all, ap.per_class]))
+        metrics = [quantity.select(ap.curves).mean(axis=0) for quantity in QUANTITIES]
+        blocks.append(np.concatenate([metrics, ap.curves[AREAS.index('all')], ap.per_class]))
     return RunSample(values, np.concatenate([np.empty((len(values), 0)), *blocks], axis=1))
 
 

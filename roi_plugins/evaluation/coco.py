@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -27,8 +28,46 @@ from roi_plugins.evaluation.matching import (
     precision_at_recall,
 )
 
-METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
-"""What is reported of one evaluation, in the order of ``COCOeval.stats[:6]``."""
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One AP that is reported: a column of every table.
+
+    Attributes:
+        name: of the column, and the key in files.
+        latex: of the column in LaTeX.
+        iou: the IoU threshold; None for the mean over ``IOU_THRESHOLDS``.
+        area: of the objects that are looked for, one of ``AREAS``.
+    """
+
+    name: str
+    latex: str
+    iou: float | None = None
+    area: str = 'all'
+
+    def select(self, over_iou: np.ndarray) -> np.ndarray:
+        """What it is the mean of.
+
+        Args:
+            over_iou: precision or AP, (areas, IoU thresholds, ...).
+        """
+        of_area = over_iou[AREAS.index(self.area)]
+        return of_area if self.iou is None else of_area[[IOU_THRESHOLDS.index(self.iou)]]
+
+
+QUANTITIES = (
+    Quantity('AP', 'AP'),
+    Quantity('AP50', 'AP$_{50}$', iou=0.5),
+    Quantity('AP75', 'AP$_{75}$', iou=0.75),
+    Quantity('APs', 'AP$_S$', area='small'),
+    Quantity('APm', 'AP$_M$', area='medium'),
+    Quantity('APl', 'AP$_L$', area='large'),
+)
+"""What is reported of one evaluation: ``COCOeval.stats[:6]``. The one place that says so."""
+
+METRICS = tuple(quantity.name for quantity in QUANTITIES)
 
 CURVE = 'AP_over_IoU'
 """The key of the AP at each of ``IOU_THRESHOLDS``."""
@@ -38,8 +77,6 @@ PER_CLASS = 'AP_per_class'
 
 COUNT = 'predictions'
 """The key of the number of predictions."""
-
-IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 
 def evaluate(
@@ -97,16 +134,10 @@ def summarize(matches: Matches) -> dict[str, Any]:
         ``CURVE`` the list of the AP at each of ``IOU_THRESHOLDS``; under ``PER_CLASS`` that of the
         AP of each class, by rising category id; and under ``COUNT`` the number of predictions.
     """
-    precision = precision_at_recall(matches)  # (T, R, K, A)
-    over_all = precision[..., 0]
-    metrics = [
-        over_all,
-        over_all[IOU_THRESHOLDS.index(0.5)],
-        over_all[IOU_THRESHOLDS.index(0.75)],
-        *(precision[..., area] for area in range(1, len(AREAS))),
-    ]
+    precision = np.moveaxis(precision_at_recall(matches), -1, 0)  # (areas, T, R, K)
+    over_all = precision[AREAS.index('all')]
     return {
-        **dict(zip(METRICS, map(_mean_precision, metrics), strict=True)),
+        **{quantity.name: _mean_precision(quantity.select(precision)) for quantity in QUANTITIES},
         CURVE: [_mean_precision(p) for p in over_all],
         PER_CLASS: [_mean_precision(p) for p in np.moveaxis(over_all, -1, 0)],
         COUNT: matches.count,

@@ -17,7 +17,7 @@ import pandas as pd
 from roi_plugins.ablation.compare import MIN_IMAGES, Comparison, Group
 from roi_plugins.ablation.report.figures import plot_ap_over_iou, save_figure
 from roi_plugins.evaluation.bootstrap import CONFIDENCE, Estimates
-from roi_plugins.evaluation.coco import IOU_THRESHOLDS, METRICS, format_points
+from roi_plugins.evaluation.coco import IOU_THRESHOLDS, METRICS, QUANTITIES, format_points
 from roi_plugins.evaluation.matching import EVALUATIONS, MAX_DETS
 from roi_plugins.files import write_json, written_aside
 
@@ -25,13 +25,7 @@ TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP', 'boundary': 'Boundary AP'}
 FIGURE = 'ap_over_iou'
 
 _TEXT_COLUMNS = ('Config', 'Extractor', 'Class')
-_LATEX_METRICS = {
-    'AP50': 'AP$_{50}$',
-    'AP75': 'AP$_{75}$',
-    'APs': 'AP$_S$',
-    'APm': 'AP$_M$',
-    'APl': 'AP$_L$',
-}
+_LATEX_METRICS = {quantity.name: quantity.latex for quantity in QUANTITIES}
 _LATEX_ESCAPES = str.maketrans(
     {
         '\\': r'\textbackslash{}',
