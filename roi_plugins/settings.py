@@ -20,7 +20,7 @@ from roi_plugins.files import DataError, read_json, write_json
 SETTINGS_FILE = 'settings.json'
 
 EXTRACTOR, CHANNELS, SEED, PLACE, CONFOUNDED = 'extractor', 'channels', 'seed', 'place', 'confounded'
-"""Kinds of differences: only the last one is of something that a comparison of extractors holds equal."""
+"""Kinds of differences. Only the last one is of something that a comparison of extractors holds equal."""
 
 # MMDetection's extractors; Detectron2's poolers in a LazyConfig, and in YAML.
 _EXTRACTOR = re.compile(r'\.(\w+_roi_extractor|(\w+_)?pooler)\.|\.POOLER_(TYPE|SAMPLING_RATIO|OPTIONS)\b')
@@ -45,7 +45,8 @@ class Difference:
 
     Attributes:
         key: dotted.
-        base, other: its values; None where it is not set.
+        base: its value in the first run; None where it is not set.
+        other: its value in the second run, likewise.
         kind: ``EXTRACTOR``, ``CHANNELS`` (those that an extractor dictates), ``SEED``, ``PLACE`` (where a run
             writes to) or ``CONFOUNDED``.
     """

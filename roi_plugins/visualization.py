@@ -1,6 +1,6 @@
 """Where an extractor reads: the region it makes of a box, its bins and its samples, drawn and in pixels.
 
-All positions are those of :mod:`roi_plugins.ops.reference`, which the kernels are tested against.
+All positions are those of ``roi_plugins.ops.reference``, which the kernels are tested against.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from roi_plugins.ops.reference import resolve_axis, resolve_region
 METHODS: dict[str, Callable[..., RoIExtractor]] = {
     name: preset.build for name, preset in load_presets().items()
 }
-"""Every way of reading: ``(output_size, featmap_strides, level_rule=...)``, by the name of its row."""
+"""Every way of reading, by the name of its row; called as ``(output_size, featmap_strides, level_rule=...)``."""
 
 REMARKS = {
     'random-sampling': 'as in evaluation; in training the samples lie anywhere in their strata',

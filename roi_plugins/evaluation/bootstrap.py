@@ -71,7 +71,7 @@ def sample_run(result: Mapping[str, Any], matches: Matches, counts: np.ndarray) 
     """Every AP of a run and of its resamples.
 
     Args:
-        result: what :func:`roi_plugins.evaluation.summarize` made of ``matches``.
+        result: what :func:`~roi_plugins.evaluation.coco.summarize` made of ``matches``.
         counts: what :func:`resample_images` gave; the same for all runs that are compared.
     """
     values = np.array([*(result[m] for m in METRICS), *result[CURVE], *result[PER_CLASS]], float)

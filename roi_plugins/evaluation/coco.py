@@ -51,7 +51,7 @@ def evaluate(
     """COCO AP of one detector's results over all images of an annotation file.
 
     Args:
-        ann_file: COCO instance annotations, or what :func:`load_annotations` made of them.
+        ann_file: COCO instance annotations, or what :func:`~roi_plugins.evaluation.coco_files.load_annotations` made of them.
         predictions: COCO results, as a file or as the list in it: ``image_id``, ``category_id``,
             ``score`` and ``bbox`` (x, y, w, h in pixels) or ``segmentation`` (compressed RLE). An
             empty list has AP 0.

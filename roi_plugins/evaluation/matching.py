@@ -22,11 +22,13 @@ MAX_DETS = 100
 """How many detections of each class count in an image by default, those with the highest scores."""
 
 IOU_TYPES = ('bbox', 'segm')
+"""The kinds of predictions, boxes and masks."""
 
 BOUNDARY = 'boundary'
-"""Evaluates masks too, by Boundary IoU: a third kind of AP from the predictions of ``'segm'``."""
+"""Evaluates masks too, by Boundary IoU, as a third kind of AP from the predictions of ``'segm'``."""
 
 EVALUATIONS = (*IOU_TYPES, BOUNDARY)
+"""Every kind of AP, of boxes, of masks, and Boundary AP."""
 
 AREAS = ('all', 'small', 'medium', 'large')
 """The areas of objects for which there is an AP, in the order of ``COCOeval``."""

@@ -25,7 +25,7 @@ POOLER_TYPES: dict[str, Callable[..., RoIExtractor]] = {
     'RoIWarpMax': functools.partial(RoIWarp, reduction='max'),
     'RoIWarpAvg': functools.partial(RoIWarp, reduction='avg'),
 }
-"""What ``POOLER_TYPE`` may name besides Detectron2's own: ``(output_size, strides, **options)``."""
+"""What ``POOLER_TYPE`` may name besides Detectron2's own; called as ``(output_size, strides, **options)``."""
 
 STOCK_POOLER_TYPES = ('ROIAlign', 'ROIAlignV2', 'ROIPool', 'ROIAlignRotated')
 
