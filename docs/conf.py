@@ -16,7 +16,7 @@ root_doc = 'docs/README'
 include_patterns = ['docs/**', 'README.md', 'README_zh-CN.md', 'CONTRIBUTING.md']
 exclude_patterns = ['.*', 'build', 'configs', 'data', 'dist', 'roi_plugins', 'tests', 'tools', 'work_dirs']
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
-# Some pages are reached by links alone (tests/test_docs.py); those that tools write begin with lower headings.
+# Links alone lead to some pages (tests/test_docs.py); those that tools write begin with lower headings.
 suppress_warnings = ['toc.not_included', 'myst.header']
 
 html_theme = 'alabaster'
@@ -44,7 +44,7 @@ python_maximum_signature_line_length = 90
 python_use_unqualified_type_names = True
 
 nitpicky = True  # a name in a docstring that leads nowhere is an error, unless another package has it
-_OTHERS = 'collections|pathlib|os|numpy|pandas|torch|PIL|matplotlib|pycocotools|rich|detectron2|mmdet'
+_OTHERS = 'collections|pathlib|os|numpy|pandas|torch|PIL|matplotlib|pycocotools|rich|COCO|detectron2|mmdet'
 nitpick_ignore_regex = [('py:.*', rf'({_OTHERS})(\..*)?')]
 
 

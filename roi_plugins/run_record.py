@@ -30,7 +30,11 @@ PREDICTION_FILES = {'bbox': 'predictions.bbox.json', 'segm': 'predictions.segm.j
 
 
 def trial_file(run_dir: Path) -> Path:
-    """What an ablation has recorded of a run: ``trial.json``, or ``cell.json`` of an earlier version."""
+    """What an ablation has recorded of a run: ``trial.json``, or ``cell.json`` of an earlier version.
+
+    Args:
+        run_dir: the folder of the run.
+    """
     earlier = run_dir / 'cell.json'
     return earlier if earlier.is_file() and not (run_dir / TRIAL_FILE).is_file() else run_dir / TRIAL_FILE
 

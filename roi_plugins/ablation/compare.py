@@ -44,6 +44,8 @@ class Group:
     """The runs of one extractor with one config, which differ in their seeds.
 
     Attributes:
+        config_name: as the runs have it.
+        extractor: as the runs have it.
         iou_type: one of :data:`~roi_plugins.evaluation.matching.EVALUATIONS`.
         runs: metrics by run, as fractions; NaN where there is no ground truth. Index: the seeds.
             Columns: ``METRICS``.

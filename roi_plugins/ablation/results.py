@@ -50,6 +50,7 @@ class FoundRuns:
     """Runs in the order in which they were given, and what to tell the user of the others.
 
     Attributes:
+        runs: those that can be read.
         problems: runs that were asked for and cannot be read.
         notes: trials of a sweep that are not finished.
     """

@@ -38,6 +38,9 @@ class Job:
     """A trial with all that is needed to run it.
 
     Attributes:
+        trial: as the plan has it.
+        run_dir: where it is run.
+        commands: what is run, one after the other, each a list of arguments.
         digest: of everything that decides the result: the config with all that it inherits, the
             options with the seed, and the checkpoint, if one is given, or the number of GPUs.
         record: the content of ``trial.json`` where the trial was run before, else empty.

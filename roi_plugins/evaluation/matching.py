@@ -95,6 +95,9 @@ def match(ground_truth: COCO, detections: COCO, iou_type: str, max_dets: int = M
     pycocotools is called for the others.
 
     Args:
+        ground_truth: annotations.
+        detections: results, as :func:`~roi_plugins.evaluation.coco_files.load_results` gives them.
+        iou_type: ``'bbox'``, ``'segm'`` or ``'boundary'``.
         max_dets: how many detections of each class count in an image, those with the highest scores.
 
     Raises:
@@ -135,6 +138,13 @@ class BoundaryEval(COCOeval):
 
     A pair's IoU is the lower of the masks' and that of their boundaries: the pixels within 2% of the
     image's diagonal of the contour, on the inside. Crowds keep the IoU of the masks.
+
+    Args:
+        ground_truth: annotations with masks.
+        detections: results with masks.
+
+    Raises:
+        ImportError: faster-coco-eval, which finds the boundaries, is not installed.
     """
 
     def __init__(self, ground_truth: COCO, detections: COCO) -> None:
@@ -244,6 +254,7 @@ def resampled_ap(matches: Matches, counts: np.ndarray) -> ResampledAP:
     """AP over resamples of the images: what ``COCOeval`` gives where copies are images of their own.
 
     Args:
+        matches: of one detector.
         counts: how often each resample has each image; integers, (images, R).
 
     The copies of an image stand side by side in the order of ``COCOeval``, and so do the copies of

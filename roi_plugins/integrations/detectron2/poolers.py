@@ -155,7 +155,10 @@ def build_pooler(
 ) -> nn.Module:
     """A pooler of any type, ours or Detectron2's own: ``L(build_pooler)(...)`` in a LazyConfig.
 
-    Arguments and errors are those of :class:`RoIPluginsPooler`.
+    Args:
+        output_size, scales, sampling_ratio, canonical_box_size, canonical_level, options: see
+            :class:`RoIPluginsPooler`; so are the errors.
+        pooler_type: one of ``POOLER_TYPES``, or of Detectron2's own types.
     """
     check_pooler_type(pooler_type)
     check_options(pooler_type, options)
