@@ -21,8 +21,9 @@ suppress_warnings = ['toc.not_included', 'myst.header']
 
 html_theme = 'alabaster'
 html_theme_options = {
-    'description': project + ': RoI feature extractors for two-stage detectors',
+    'description': 'RoI feature extractors for two-stage detectors',
     'page_width': '1240px',
+    'body_max_width': '920px',
     'sidebar_width': '260px',
     'fixed_sidebar': True,
 }
@@ -34,6 +35,7 @@ myst_fence_as_directive = ['math']
 
 autodoc_class_signature = 'mixed'
 autodoc_inherit_docstrings = False  # those of torch.nn.Module say nothing of ours
+autodoc_preserve_defaults = True
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'both'
 autodoc_typehints_description_target = 'documented'
@@ -48,17 +50,21 @@ _OTHERS = 'collections|pathlib|os|numpy|pandas|torch|PIL|matplotlib|pycocotools|
 nitpick_ignore_regex = [('py:.*', rf'({_OTHERS})(\..*)?')]
 
 
-def add_contents(app, docname, source):
-    """Makes each table of docs/README.md a part of the site's contents."""
+def as_myst(app, docname, source):
+    """Reads GitHub's inline formulas, and makes each table of docs/README.md a part of the site's contents."""
+    source[0] = re.sub(r'\$`(.+?)`\$', r'$\1$', source[0])
     if docname != root_doc:
         return
+    listed = set()
     _, *parts = re.split(r'^\*\*(.+?)\*\*.*$', source[0], flags=re.MULTILINE)
     for caption, table in zip(parts[::2], parts[1::2], strict=True):
         pages = dict.fromkeys(re.findall(r'\]\(([^)#]+)\.md\)', table))
+        pages = [page for page in pages if page not in listed]
+        listed.update(pages)
         lines = ['', '```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```', '']
         source[0] += '\n'.join(lines)
 
 
 def setup(app):
     app.add_lexer('mermaid', TextLexer)  # drawn on GitHub; here it is text
-    app.connect('source-read', add_contents)
+    app.connect('source-read', as_myst)
