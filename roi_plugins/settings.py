@@ -20,7 +20,7 @@ from roi_plugins.files import DataError, read_json, write_json
 SETTINGS_FILE = 'settings.json'
 
 EXTRACTOR, CHANNELS, SEED, PLACE, CONFOUNDED = 'extractor', 'channels', 'seed', 'place', 'confounded'
-"""Kinds of differences. Only the last one is of something that a comparison of extractors holds equal."""
+"""Kinds of differences: only the last one is of something that a comparison of extractors holds equal."""
 
 # MMDetection's extractors; Detectron2's poolers in a LazyConfig, and in YAML.
 _EXTRACTOR = re.compile(r'\.(\w+_roi_extractor|(\w+_)?pooler)\.|\.POOLER_(TYPE|SAMPLING_RATIO|OPTIONS)\b')

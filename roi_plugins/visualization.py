@@ -27,7 +27,10 @@ from roi_plugins.ops.reference import resolve_axis, resolve_region
 METHODS: dict[str, Callable[..., RoIExtractor]] = {
     name: preset.build for name, preset in load_presets().items()
 }
-"""Every way of reading, by its row's name; called as ``(output_size, featmap_strides, level_rule=...)``."""
+"""Every way of reading, by its row's name; called as ``(output_size, featmap_strides, level_rule=...)``.
+
+:meta hide-value:
+"""
 
 REMARKS = {
     'random-sampling': 'as in evaluation; in training the samples lie anywhere in their strata',
