@@ -107,7 +107,7 @@ def both_numbers(cfg_options, work_dir, monkeypatch, per_image=20, **arguments):
     work_dir.mkdir(exist_ok=True)
     torch.save({'state_dict': {}}, work_dir / 'iter_1.pth')
     with monkeypatch.context() as patch:
-        patch.setattr(runs, '_run', lambda cfg, phase: predict(cfg, per_image))
+        patch.setattr(runs, '_run', lambda cfg, phase: (predict(cfg, per_image), torch.nn.Identity())[1])
         record = runs.test(
             STOCK,
             work_dir / 'iter_1.pth',
@@ -421,7 +421,7 @@ def test_a_new_style_config_whose_types_are_classes(options, tmp_path, monkeypat
     runs.train(config, work_dir=tmp_path / 'run')
     assert phases == ['train']
     torch.save({'state_dict': {}}, tmp_path / 'iter_1.pth')
-    monkeypatch.setattr(runs, '_run', lambda cfg, phase: predict(cfg))
+    monkeypatch.setattr(runs, '_run', lambda cfg, phase: (predict(cfg), torch.nn.Identity())[1])
     expected = predict(Config.fromfile(config))
     record = runs.test(config, tmp_path / 'iter_1.pth', work_dir=tmp_path / 'run')
     assert_equal_numbers(expected, record)

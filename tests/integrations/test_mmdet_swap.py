@@ -94,6 +94,17 @@ def test_every_type_stands_alone(type_):
     assert extractor(pyramid(), random_rois()).shape[1:] == (CHANNELS, 7, 7)
 
 
+@every_type
+def test_boxes_get_no_gradient_that_the_stock_layer_does_not_give(type_):
+    """Sparse R-CNN's first proposals are weights: another gradient would be another training."""
+    rois = random_rois().requires_grad_()
+    features = [feature.requires_grad_() for feature in pyramid()]
+    swap(stock(ALIGN), type_)(features, rois).sum().backward()
+    # PrRoIPool is made for boxes that are optimised, and MMCV's gives them a gradient too.
+    assert (rois.grad is not None) == (type_ == 'PreciseRoIExtractor')
+    assert features[0].grad is not None
+
+
 def test_what_is_set_beside_the_layer_wins():
     extractor = swap(stock(ALIGN), 'AlignAvgRoIExtractor', sampling_ratio=3, aligned=False).extractor
     assert (extractor.sampling_ratio, extractor.aligned) == (3, False)
@@ -209,6 +220,23 @@ def test_the_extractors_of_other_heads_are_swapped_too():
     assert {head[name].type for name in names} == {'AlignMaxRoIExtractor'}
     grid = model_of('mmdet::grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco.py', extractor='align-max').roi_head
     assert grid.grid_roi_extractor.type == 'AlignMaxRoIExtractor'
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base.py',
+        'masktrack_rcnn/masktrack-rcnn_mask-rcnn_r50_fpn_8xb1-12e_youtubevis2019.py',
+    ],
+)
+def test_the_extractor_of_a_tracker_is_swapped_too(name):
+    """Its key is ``roi_extractor``, in the head that has it."""
+    model = model_of(f'mmdet::{name}', extractor='align-max')
+    assert model.track_head.roi_extractor.type == 'AlignMaxRoIExtractor'
+    assert model.detector.roi_head.bbox_roi_extractor.type == 'AlignMaxRoIExtractor'
+    model = model_of(f'mmdet::{name}', extractor='align-max', heads=['track'])
+    assert model.track_head.roi_extractor.type == 'AlignMaxRoIExtractor'
+    assert model.detector.roi_head.bbox_roi_extractor.type == 'SingleRoIExtractor'
 
 
 @pytest.mark.parametrize(

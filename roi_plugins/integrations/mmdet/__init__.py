@@ -34,7 +34,8 @@ class MMDetRoIExtractor(BaseModule):
     """Stands where ``SingleRoIExtractor`` stands, with one of our extractors inside.
 
     The level rule, ``roi_scale_factor``, empty RoIs and a gradient for every level are
-    ``SingleRoIExtractor``'s. RoIs are not cast to the features' dtype under AMP, which would move them.
+    ``SingleRoIExtractor``'s. RoIs are not cast to the features' dtype under AMP, which would move them. As
+    there, RoIs get no gradient, but through ``Precise``, as MMCV's ``PrRoIPool`` gives them one.
 
     A config that changes the ``type`` alone keeps the other options of the stock extractor. Its ``roi_layer``
     then gives ``output_size``, and those of this extractor's options that the layer has, stated or by the
@@ -192,6 +193,9 @@ class MMDetRoIExtractor(BaseModule):
             )
         check_indices(rois, feats[0].shape[0])  # before they are widened, which hides it
         rois = widened(rois)
+        # Of MMCV's layers PrRoIPool alone gives boxes a gradient, which would train Sparse R-CNN's proposals.
+        if self.extractor.reduction != 'integral':
+            rois = rois.detach()
         levels = self.map_roi_levels(rois, len(feats))
         # With one map SingleRoIExtractor has no use for the factor; a swap changes nothing else.
         if roi_scale_factor is not None and len(feats) > 1:

@@ -14,7 +14,7 @@ from ..errors import RunError, ask_for_near, explain_unknown
 
 _PARTS = ('backbone', 'neck', 'detector', 'data_preprocessor')
 _EXTRACTOR = 'RoIExtractor'
-_ENDS_OF_PARTS = ('_head', '_roi_extractor')
+_ENDS_OF_PARTS = ('_head', 'roi_extractor')
 _BY_NAME = {found.name: found for found in vars(registries).values() if isinstance(found, Registry)}
 
 
@@ -66,7 +66,7 @@ def check_type(registry: Registry, setting: str, options: Any) -> None:
     """Raises RunError on a ``type`` that the registry does not have."""
     kind = options.get('type') if isinstance(options, Mapping) else None
     if isinstance(kind, str) and class_of(registry, kind) is None:
-        ending = _EXTRACTOR if setting.endswith('_roi_extractor') else ''
+        ending = _EXTRACTOR if setting.endswith('roi_extractor') else ''
         raise RunError(f'{setting}.type: {_explain(registry, kind, ending)}')
 
 

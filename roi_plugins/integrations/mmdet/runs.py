@@ -253,7 +253,8 @@ def train(
     done = last.stem.rpartition('_')[2] if cfg.get('resume') and last is not None else '0'
     check_space_for_checkpoints(cfg, check_model(cfg), int(done) if done.isdecimal() else 0)
     if not dry_run:
-        _run(cfg, 'train', settings)
+        write_settings(cfg.work_dir, settings, trains=True)  # the same by each process
+        _run(cfg, 'train')
 
 
 def test(
@@ -408,21 +409,11 @@ def _history_statistic(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-def _run(cfg: Config, phase: str, settings: Mapping[str, Any] | None = None) -> torch.nn.Module:
-    """Trains or tests.
-
-    Args:
-        phase: ``'train'`` or ``'test'``.
-        settings: what is recorded of the config at the start.
-
-    Returns:
-        The model.
-    """
+def _run(cfg: Config, phase: str) -> torch.nn.Module:
+    """Trains or tests, as ``phase`` says. Returns the model."""
     _join_processes(cfg)
     allow_mmengine_checkpoints()
     runner = _build_runner(cfg, phase)
-    if settings is not None and is_main_process():
-        write_settings(cfg.work_dir, settings, trains=True)
     if phase == 'train':
         runner.register_hook(RandomState())
     else:

@@ -12,7 +12,7 @@ from roi_plugins.extractors.presets import Preset
 from ..errors import RunError
 from .registered import type_name
 
-_SUFFIX = '_roi_extractor'
+_KEY = 'roi_extractor'
 
 
 def swap_extractors(cfg: Config, preset: Preset, heads: Sequence[str] = ()) -> list[str]:
@@ -58,8 +58,10 @@ def _extractors(setting: str, node: Any) -> Iterator[tuple[str, str, dict[str, A
     if isinstance(node, Mapping):
         for key, value in node.items():
             for where, options in _stages(f'{setting}.{key}', value):
-                if key.endswith(_SUFFIX) and 'type' in options:
-                    yield where, key.removesuffix(_SUFFIX), options
+                if key.endswith(_KEY) and 'type' in options:
+                    # In the head of a tracker the key has no name; the head gives it.
+                    owner = setting.rpartition('.')[2].removesuffix('_head')
+                    yield where, key.removesuffix(_KEY).removesuffix('_') or owner, options
                 else:
                     yield from _extractors(where, options)
 
