@@ -71,7 +71,7 @@ matrix: setup
 
 docs: setup
 	@rm -rf build/docs
-	@$(PY) -m sphinx -b html -q -W --keep-going -c docs -d build/doctrees . build/docs
+	@$(PY) -m sphinx -b html -q -W --keep-going -c docs . build/docs
 	@echo 'The pages are in build/docs; they begin at build/docs/docs/README.html.'
 
 lint: setup
