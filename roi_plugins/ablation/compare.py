@@ -138,6 +138,9 @@ def compare(
         details: also Boundary AP of masks, and the errors by kind.
         max_dets: how many detections of each class count in an image, in place of what the runs name.
 
+    Returns:
+        The AP of every run and of every group of seeds, with the differences to the baseline.
+
     Raises:
         ComparisonError: there is no run to compare, two are the same trial, or none is of the
             baseline.

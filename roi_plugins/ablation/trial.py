@@ -74,6 +74,9 @@ def prepare(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> list[
         work_dir: where the run directories are.
         cfg_options: config options for every trial; they win over those of the plan.
 
+    Returns:
+        A job for each trial, in the order of the plan.
+
     Raises:
         AblationError: a run directory holds results of something else than its trial now says, or a
             config cannot be read.

@@ -100,8 +100,12 @@ def match(ground_truth: COCO, detections: COCO, iou_type: str, max_dets: int = M
         iou_type: ``'bbox'``, ``'segm'`` or ``'boundary'``.
         max_dets: how many detections of each class count in an image, those with the highest scores.
 
+    Returns:
+        The matches of each class, at each IoU threshold and for each area.
+
     Raises:
         ValueError: ``max_dets`` is below 1.
+        ImportError: see :class:`BoundaryEval`.
     """
     if max_dets < 1:
         raise ValueError(f'max_dets is {max_dets}; expected 1 or more')

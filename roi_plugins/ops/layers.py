@@ -1,10 +1,11 @@
 """Modules that stand where the layers of torchvision and MMCV stand, over the shared op.
 
 Same arguments, defaults and meaning as their models; scriptable, fx-traceable and picklable as those
-are. Each takes ``rois`` as a ``(K, 5)`` tensor of ``(batch_index, x1, y1, x2, y2)`` rows or as a list with
-the ``(L, 4)`` boxes of each image, in pixels of the input image, and gives ``(K, C, height, width)``; but
-for rotated ones, see :class:`RoIAlignRotated`. Boxes that require a gradient get one, which the models'
-do not, except for those of ``PrRoIPool``.
+are. Each takes an ``(N, C, H, W)`` map, and ``rois`` as a ``(K, 5)`` tensor of
+``(batch_index, x1, y1, x2, y2)`` rows or as a list with the ``(L, 4)`` boxes of each image, in pixels of the
+input image, and gives ``(K, C, height, width)``; but for rotated ones, see :class:`RoIAlignRotated`. Boxes
+that require a gradient get one, which the models' do not, except for those of ``PrRoIPool``. RoIs of another
+shape raise ValueError, a batch index out of range IndexError, as for :func:`roi_plugins.ops.roi_extract`.
 """
 
 import functools
