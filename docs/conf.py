@@ -51,7 +51,7 @@ nitpick_ignore_regex = [('py:.*', rf'({_OTHERS})(\..*)?')]
 
 
 def as_myst(app, docname, source):
-    """Reads GitHub's inline formulas, and makes each table of docs/README.md a part of the site's contents."""
+    """Reads formulas as GitHub does, and makes each table of docs/README.md a part of the contents."""
     source[0] = re.sub(r'\$`(.+?)`\$', r'$\1$', source[0])
     if docname != root_doc:
         return
