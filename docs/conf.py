@@ -65,6 +65,12 @@ def as_myst(app, docname, source):
         source[0] += '\n'.join(lines)
 
 
+def without_factories(app, what, name, obj, options, signature, returns):
+    """The default of a dataclass's field that a function makes, as Python that Sphinx can read."""
+    return signature and signature.replace('<factory>', '...'), returns
+
+
 def setup(app):
     app.add_lexer('mermaid', TextLexer)  # drawn on GitHub; here it is text
     app.connect('source-read', as_myst)
+    app.connect('autodoc-process-signature', without_factories)

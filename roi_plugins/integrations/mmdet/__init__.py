@@ -1,4 +1,4 @@
-"""The extractors in MMDetection's registry, as ``<name>RoIExtractor``; a config finds them through
+"""The extractors in MMDetection's registry, as ``<name>RoIExtractor``; a config finds them through ::
 
     custom_imports = dict(imports=['roi_plugins.integrations.mmdet'], allow_failed_imports=False)
 
