@@ -9,6 +9,7 @@
 # make soak   10,000 calls of the op, forward and backward, whose memory has to stay where it was
 # make wheel   a wheel for TORCH (that of requirements.txt) into dist/, tried where nothing else is installed
 # make matrix   builds and tests under many torches, Pythons and frameworks; docs/matrix/ says what came of it
+# make docs   the pages of docs/ and the API reference as a site, into build/docs; a warning is an error
 # make demo FRAMEWORK=detectron2   the same in Detectron2; the default is mmdet
 # All are safe to repeat; what is there already is not done again.
 
@@ -21,7 +22,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test benchmark sanitize kernels gpu faults fuzz soak wheel matrix setup lint clean
+.PHONY: demo test benchmark sanitize kernels gpu faults fuzz soak wheel matrix docs setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -67,6 +68,11 @@ wheel: setup
 # An hour or two on two cores; 6 GB of disk for each torch.
 matrix: setup
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) tools/matrix.py -n 2
+
+docs: setup
+	@rm -rf build/docs
+	@$(PY) -m sphinx -b html -q -W --keep-going -c docs . build/docs
+	@echo 'The pages are in build/docs; they begin at build/docs/docs/README.html.'
 
 lint: setup
 	@$(PY) -m ruff check

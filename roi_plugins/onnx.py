@@ -1,9 +1,9 @@
-"""ONNX: what the op is in standard operators, for PyTorch's own exporter.
+"""ONNX: what the op is in standard operators, for PyTorch's own exporter. ::
 
     torch.onnx.export(model, args, dynamo=True, custom_translation_table=roi_plugins.onnx.TRANSLATION_TABLE)
 
 Only methods that ONNX can say are exported; any other is an error that gives the reason
-(`docs/deployment.md` has the list, and where the answers differ). Needs ``onnx`` and ``onnxscript``.
+(``docs/deployment.md`` has the list, and where the answers differ). Needs ``onnx`` and ``onnxscript``.
 """
 
 import math

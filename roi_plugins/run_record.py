@@ -30,7 +30,11 @@ PREDICTION_FILES = {'bbox': 'predictions.bbox.json', 'segm': 'predictions.segm.j
 
 
 def trial_file(run_dir: Path) -> Path:
-    """What an ablation has recorded of a run: ``trial.json``, or ``cell.json`` of an earlier version."""
+    """What an ablation has recorded of a run: ``trial.json``, or ``cell.json`` of an earlier version.
+
+    Args:
+        run_dir: the folder of the run.
+    """
     earlier = run_dir / 'cell.json'
     return earlier if earlier.is_file() and not (run_dir / TRIAL_FILE).is_file() else run_dir / TRIAL_FILE
 
@@ -60,7 +64,7 @@ def write_run(
         category_ids: of the categories that AP is the mean over; by default all of the file. Where it
             is some, ``run_dir`` gets a copy of the annotations with these alone, and the run is one on
             this copy.
-        max_dets: see :func:`evaluate`.
+        max_dets: see :func:`~roi_plugins.evaluation.coco.evaluate`.
         image_dir: the folder of the images, for pages with pictures; None where it is not known.
         extractors: type and options of each RoI extractor of the evaluated model, by where it is in it.
 

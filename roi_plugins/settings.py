@@ -45,7 +45,8 @@ class Difference:
 
     Attributes:
         key: dotted.
-        base, other: its values; None where it is not set.
+        base: its value in the first run; None where it is not set.
+        other: its value in the second run, likewise.
         kind: ``EXTRACTOR``, ``CHANNELS`` (those that an extractor dictates), ``SEED``, ``PLACE`` (where a run
             writes to) or ``CONFOUNDED``.
     """
@@ -64,6 +65,7 @@ def write_settings(run_dir: str | Path, config: Mapping[str, Any], trains: bool)
     """Leaves the settings of a run in its folder.
 
     Args:
+        run_dir: the folder of the run; made if need be.
         config: nested as the framework has it, or by dotted keys, with everything resolved.
         trains: whether it is a training. Its settings stay when its result is tested in the same folder.
     """
@@ -76,6 +78,9 @@ def write_settings(run_dir: str | Path, config: Mapping[str, Any], trains: bool)
 
 def read_settings(run_dir: str | Path) -> dict[str, Any] | None:
     """The settings of a run by their dotted keys; None where its folder has none.
+
+    Args:
+        run_dir: the folder of the run.
 
     Raises:
         DataError: they cannot be read.
@@ -97,6 +102,10 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
     """The values of a nested config by their dotted keys, as JSON can hold them.
 
     Lists of plain values are values; the items of others have their index for a key.
+
+    Args:
+        config: a mapping, list, dataclass or value.
+        prefix: the dotted key of the config itself.
     """
     items: Mapping[str, Any]
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -128,7 +137,12 @@ def _plain(value: Any) -> Any:
 
 
 def differences(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
-    """What differs between two runs, by :func:`read_settings`; the confounded ones first."""
+    """What differs between two runs, by :func:`read_settings`; the confounded ones first.
+
+    Args:
+        base: the settings of the first run.
+        other: those of the second.
+    """
     base, other = _with_sizes(base), _with_sizes(other)
     found = [
         Difference(key, base.get(key), other.get(key), _kind(key, base.get(key), other.get(key)))

@@ -1,6 +1,6 @@
 """Where an extractor reads: the region it makes of a box, its bins and its samples, drawn and in pixels.
 
-All positions are those of :mod:`roi_plugins.ops.reference`, which the kernels are tested against.
+All positions are those of ``roi_plugins.ops.reference``, which the kernels are tested against.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from roi_plugins.ops.reference import resolve_axis, resolve_region
 METHODS: dict[str, Callable[..., RoIExtractor]] = {
     name: preset.build for name, preset in load_presets().items()
 }
-"""Every way of reading: ``(output_size, featmap_strides, level_rule=...)``, by the name of its row."""
+"""Every way of reading, by its row's name; called as ``(output_size, featmap_strides, level_rule=...)``.
+
+:meta hide-value:
+"""
 
 REMARKS = {
     'random-sampling': 'as in evaluation; in training the samples lie anywhere in their strata',
@@ -42,6 +45,9 @@ _UNALIGNED = 'no shift by half a cell'
 
 def method_name(name: str) -> str:
     """The key of METHODS that a name stands for, also as a class or in a config, e.g. ``AlignMax``.
+
+    Args:
+        name: in any spelling, with or without hyphens.
 
     Raises:
         VisualizationError: there is no such method.
@@ -58,6 +64,7 @@ def remark(name: str, extractor: RoIExtractor) -> str:
 
     Args:
         name: of the extractor; what is known of those of METHODS is in REMARKS.
+        extractor: that is read with.
     """
     method = extractor.method
     unaligned = _UNALIGNED if method['region'] == 'none' and not method['aligned'] else ''
@@ -97,9 +104,12 @@ class Reading:
 
     Attributes:
         box: ``(x1, y1, x2, y2)``.
-        level: index of the map that the level rule chose, and its ``stride`` in pixels.
+        level: index of the map that the level rule chose.
+        stride: of this map, in pixels.
         of_cells: whole cells are read, not bilinear samples.
         map_size: ``(height, width)`` of the map in cells.
+        x: the horizontal axis.
+        y: the vertical axis.
     """
 
     box: tuple[float, float, float, float]
@@ -201,6 +211,7 @@ def misalignment(reading: Reading, of_bins: bool = True) -> tuple[float, float, 
     Below 0 where part of the box is not read.
 
     Args:
+        reading: of one box.
         of_bins: of what the bins cover; False: of the region alone, before it is divided into bins.
     """
     x1, y1, x2, y2 = reading.covered if of_bins else reading.region
@@ -209,7 +220,11 @@ def misalignment(reading: Reading, of_bins: bool = True) -> tuple[float, float, 
 
 
 def to_table(readings: Mapping[str, Reading]) -> str:
-    """The misalignment of each reading as text, in pixels of the image."""
+    """The misalignment of each reading as text, in pixels of the image.
+
+    Args:
+        readings: by their titles.
+    """
     rows = [
         [
             name,

@@ -21,7 +21,8 @@ class Checkpoint:
     """Weights on this machine.
 
     Attributes:
-        sha256: of the file: another file at the same path is another checkpoint.
+        path: of the file.
+        sha256: of its content: another file at the same path is another checkpoint.
     """
 
     path: Path

@@ -1,6 +1,6 @@
 """Tables of average precision: extractors side by side, over seeds, against a baseline.
 
-All figures are computed anew from the predictions, as by :func:`roi_plugins.evaluation.evaluate`,
+All figures are computed anew from the predictions, as by :func:`roi_plugins.evaluation.coco.evaluate`,
 and stay in full precision here; ``tables`` rounds them.
 """
 
@@ -32,7 +32,7 @@ from roi_plugins.names import plain_name
 from roi_plugins.settings import read_settings
 
 MIN_IMAGES = 20
-"""Resamples of fewer images than this are too much alike: there is a note where an interval is from them."""
+"""Resamples of fewer images than this are too much alike. There is a note where an interval is from them."""
 
 
 class ComparisonError(ValueError):
@@ -44,7 +44,9 @@ class Group:
     """The runs of one extractor with one config, which differ in their seeds.
 
     Attributes:
-        iou_type: one of :data:`~roi_plugins.evaluation.EVALUATIONS`.
+        config_name: as the runs have it.
+        extractor: as the runs have it.
+        iou_type: one of :data:`~roi_plugins.evaluation.matching.EVALUATIONS`.
         runs: metrics by run, as fractions; NaN where there is no ground truth. Index: the seeds.
             Columns: ``METRICS``.
         curves: AP, (runs, IoU thresholds).
@@ -93,7 +95,7 @@ class Comparison:
         resamples: of the images, from which the intervals are; 0 for none.
         seed: of the resampling.
         details: whether Boundary AP and errors were asked for.
-        metrics: what :func:`~roi_plugins.evaluation.evaluate` gives, by IoU type, for each run.
+        metrics: what :func:`~roi_plugins.evaluation.coco.evaluate` gives, by IoU type, for each run.
         groups: by IoU type, then in the order of the runs.
         problems: runs that were asked for and are not in the comparison, and why.
         notes: what else the user should know.
@@ -135,6 +137,9 @@ def compare(
         seed: of the resampling: the same seed gives the same intervals.
         details: also Boundary AP of masks, and the errors by kind.
         max_dets: how many detections of each class count in an image, in place of what the runs name.
+
+    Returns:
+        The AP of every run and of every group of seeds, with the differences to the baseline.
 
     Raises:
         ComparisonError: there is no run to compare, two are the same trial, or none is of the

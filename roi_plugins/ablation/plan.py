@@ -93,7 +93,14 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class ZooTime:
-    """What a training takes by the model zoo of its framework, with the zoo's own extractor."""
+    """What a training takes by the model zoo of its framework, with the zoo's own extractor.
+
+    Attributes:
+        seconds_per_iter: time of one iteration.
+        iterations: of the whole training.
+        hardware: what it was measured on.
+        source: the page that says so.
+    """
 
     seconds_per_iter: float
     iterations: int
@@ -111,6 +118,12 @@ class Trial:
     """One detector to train and evaluate, or only to evaluate.
 
     Attributes:
+        config_name: the plan's name for the config.
+        framework: ``'mmdet'`` or ``'detectron2'``.
+        config: path of the config.
+        extractor: name of the row.
+        seed: of the training.
+        cfg_options: config options by dotted key, in place of the config's values.
         inputs: data and modules of the user's own, and the limit of detections.
         checkpoint: what is evaluated without training: weights, or the run directory that they are
             from, absolute or relative to the work directory. None for a trial that is trained.
@@ -142,6 +155,10 @@ class Plan:
     every config and extractor with the first seed, then with the second, and so on.
 
     Attributes:
+        name: of the plan.
+        work_dir: where the run directories are made.
+        baseline: name of the row that the others are compared with.
+        trials: in the order in which they are run.
         num_gpus: of each trial, on all its machines; 0: one process that leaves them alone.
         num_nodes: the machines of each trial, which a plan does not say: its executor starts them.
     """
@@ -156,6 +173,9 @@ class Plan:
 
 def load_plan(path: str | os.PathLike) -> Plan:
     """Reads and checks a plan; the format is in this module's docstring.
+
+    Args:
+        path: of the YAML file.
 
     Raises:
         PlanError: the file is missing or is not a plan, or a config that it names does not exist.

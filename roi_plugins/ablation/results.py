@@ -50,6 +50,7 @@ class FoundRuns:
     """Runs in the order in which they were given, and what to tell the user of the others.
 
     Attributes:
+        runs: those that can be read.
         problems: runs that were asked for and cannot be read.
         notes: trials of a sweep that are not finished.
     """
@@ -68,6 +69,9 @@ def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -
             Detectron2's COCOEvaluator; or COCO results. ``NAME.bbox.json`` and ``NAME.segm.json`` are
             the two files of one run. What is given twice is read once. ``LABEL=PATH`` names a run.
         ann_file: COCO annotations to use in place of the recorded ones; files need it.
+
+    Returns:
+        The runs that can be read, and what is wrong with the others.
     """
     found = FoundRuns()
     files: dict[str, Run] = {}

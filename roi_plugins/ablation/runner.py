@@ -12,7 +12,7 @@ means, and the same command goes on where it was::
         predictions.*.json metrics.json  the finished run
 
 Any number of processes may run one plan in one work directory, on one machine or on several that share
-it: each trial is run by one of them, see :mod:`.locks`.
+it: each trial is run by one of them, see ``locks.py``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
     A trial that another process runs is left to it, and waited for: where it was killed, it is taken over.
 
     Args:
-        plan, work_dir, cfg_options: see :func:`prepare`.
+        plan, work_dir, cfg_options: see :func:`~roi_plugins.ablation.trial.prepare`.
         console: where the progress is shown: a live line on a terminal, plain lines elsewhere.
 
     Returns:
@@ -64,7 +64,7 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
         ``run_dir``.
 
     Raises:
-        AblationError: see :func:`prepare`; or the file system knows no locks.
+        AblationError: see :func:`~roi_plugins.ablation.trial.prepare`; or the file system knows no locks.
         OSError: the work directory is full or gone; as with an interrupt, nothing is lost.
         KeyboardInterrupt: after the running trial was stopped so that it can be resumed.
     """

@@ -38,6 +38,9 @@ class Job:
     """A trial with all that is needed to run it.
 
     Attributes:
+        trial: as the plan has it.
+        run_dir: where it is run.
+        commands: what is run, one after the other, each a list of arguments.
         digest: of everything that decides the result: the config with all that it inherits, the
             options with the seed, and the checkpoint, if one is given, or the number of GPUs.
         record: the content of ``trial.json`` where the trial was run before, else empty.
@@ -70,6 +73,9 @@ def prepare(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> list[
         plan: see :func:`roi_plugins.ablation.plan.load_plan`.
         work_dir: where the run directories are.
         cfg_options: config options for every trial; they win over those of the plan.
+
+    Returns:
+        A job for each trial, in the order of the plan.
 
     Raises:
         AblationError: a run directory holds results of something else than its trial now says, or a

@@ -59,7 +59,13 @@ class Estimates:
 
 
 def resample_images(images: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each resample has each image, (images, resamples). The same for the same seed."""
+    """How often each resample has each image, (images, resamples).
+
+    Args:
+        images: how many there are.
+        resamples: how many to draw.
+        seed: the same seed gives the same resamples.
+    """
     rng = np.random.default_rng(seed)
     return np.ascontiguousarray(
         rng.multinomial(images, np.full(images, 1 / images), size=resamples).T, dtype=np.int32
@@ -70,7 +76,8 @@ def sample_run(result: Mapping[str, Any], matches: Matches, counts: np.ndarray) 
     """Every AP of a run and of its resamples.
 
     Args:
-        result: what :func:`roi_plugins.evaluation.summarize` made of ``matches``.
+        result: what :func:`~roi_plugins.evaluation.coco.summarize` made of ``matches``.
+        matches: of this run, by :func:`~roi_plugins.evaluation.coco.match_predictions`.
         counts: what :func:`resample_images` gave; the same for all runs that are compared.
     """
     values = np.array([*(result[m] for m in METRICS), *result[CURVE], *result[PER_CLASS]], float)

@@ -88,7 +88,8 @@ def evaluate(
     """COCO AP of one detector's results over all images of an annotation file.
 
     Args:
-        ann_file: COCO instance annotations, or what :func:`load_annotations` made of them.
+        ann_file: COCO instance annotations, or what
+            :func:`~roi_plugins.evaluation.coco_files.load_annotations` made of them.
         predictions: COCO results, as a file or as the list in it: ``image_id``, ``category_id``,
             ``score`` and ``bbox`` (x, y, w, h in pixels) or ``segmentation`` (compressed RLE). An
             empty list has AP 0.
@@ -115,6 +116,13 @@ def match_predictions(
     """The first half of :func:`evaluate`: which predictions match which objects.
 
     The area of a predicted mask is its own, not its box's, as in MMDetection and Detectron2.
+
+    Args:
+        ann_file, predictions, iou_type, max_dets: see :func:`evaluate`.
+
+    Raises:
+        ValueError: there is no such ``iou_type``.
+        DataError: see :func:`evaluate`.
     """
     if iou_type not in EVALUATIONS:
         raise ValueError(f'iou_type is {iou_type!r}; expected one of {", ".join(EVALUATIONS)}')
@@ -128,6 +136,9 @@ def match_predictions(
 
 def summarize(matches: Matches) -> dict[str, Any]:
     """The second half of :func:`evaluate`: AP from matches, as pycocotools has it.
+
+    Args:
+        matches: what :func:`match_predictions` gave.
 
     Returns:
         The ``METRICS``, as fractions in full precision, -1 where there is no ground truth; under
@@ -148,6 +159,11 @@ def format_points(fraction: float, digits: int, sign: bool = False) -> str:
     """An AP in points: 100 times the fraction, rounded half to even, once and exactly.
 
     With one digit these are the digits that pycocotools prints: 31.2 where it has 0.312.
+
+    Args:
+        fraction: the AP, from 0 to 1; or a difference of two.
+        digits: decimals.
+        sign: also a plus before what is above zero.
     """
     scaled = round(Fraction(fraction) * 100 * 10**digits)
     return f'{Decimal(scaled).scaleb(-digits):{"+" if sign else ""}.{digits}f}'

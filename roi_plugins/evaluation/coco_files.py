@@ -24,6 +24,14 @@ def read_predictions(
 
     COCO's evaluation changes what it is given, and takes a mask's area from ``bbox`` where there is
     one.
+
+    Args:
+        coco: what :func:`load_annotations` returns.
+        predictions: COCO results, as a file or as the list in it.
+        iou_type: ``'bbox'``, ``'segm'`` or ``'boundary'``.
+
+    Raises:
+        DataError: the file is missing or malformed, or the predictions are not for these annotations.
     """
     if isinstance(predictions, (str, Path)):
         source = str(predictions)
@@ -36,12 +44,20 @@ def read_predictions(
 
 
 def load_results(coco: COCO, results: list[dict]) -> COCO:
-    """``coco.loadRes(results)``, which cannot take an empty list."""
+    """``coco.loadRes(results)``, which cannot take an empty list.
+
+    Args:
+        coco: annotations.
+        results: what :func:`read_predictions` gave; they are changed.
+    """
     return coco.loadRes(results) if results else _no_detections(coco)
 
 
 def load_annotations(ann_file: str | Path) -> COCO:
     """Reads COCO instance annotations, once for several evaluations.
+
+    Args:
+        ann_file: their path.
 
     Raises:
         DataError: the file is missing, or is not one of instance annotations.

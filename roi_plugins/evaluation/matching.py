@@ -22,11 +22,13 @@ MAX_DETS = 100
 """How many detections of each class count in an image by default, those with the highest scores."""
 
 IOU_TYPES = ('bbox', 'segm')
+"""The kinds of predictions, boxes and masks."""
 
 BOUNDARY = 'boundary'
-"""Evaluates masks too, by Boundary IoU: a third kind of AP from the predictions of ``'segm'``."""
+"""Evaluates masks too, by Boundary IoU, as a third kind of AP from the predictions of ``'segm'``."""
 
 EVALUATIONS = (*IOU_TYPES, BOUNDARY)
+"""Every kind of AP, of boxes, of masks, and Boundary AP."""
 
 AREAS = ('all', 'small', 'medium', 'large')
 """The areas of objects for which there is an AP, in the order of ``COCOeval``."""
@@ -93,10 +95,17 @@ def match(ground_truth: COCO, detections: COCO, iou_type: str, max_dets: int = M
     pycocotools is called for the others.
 
     Args:
+        ground_truth: annotations.
+        detections: results, as :func:`~roi_plugins.evaluation.coco_files.load_results` gives them.
+        iou_type: ``'bbox'``, ``'segm'`` or ``'boundary'``.
         max_dets: how many detections of each class count in an image, those with the highest scores.
+
+    Returns:
+        The matches of each class, at each IoU threshold and for each area.
 
     Raises:
         ValueError: ``max_dets`` is below 1.
+        ImportError: see :class:`BoundaryEval`.
     """
     if max_dets < 1:
         raise ValueError(f'max_dets is {max_dets}; expected 1 or more')
@@ -133,6 +142,13 @@ class BoundaryEval(COCOeval):
 
     A pair's IoU is the lower of the masks' and that of their boundaries: the pixels within 2% of the
     image's diagonal of the contour, on the inside. Crowds keep the IoU of the masks.
+
+    Args:
+        ground_truth: annotations with masks.
+        detections: results with masks.
+
+    Raises:
+        ImportError: faster-coco-eval, which finds the boundaries, is not installed.
     """
 
     def __init__(self, ground_truth: COCO, detections: COCO) -> None:
@@ -242,6 +258,7 @@ def resampled_ap(matches: Matches, counts: np.ndarray) -> ResampledAP:
     """AP over resamples of the images: what ``COCOeval`` gives where copies are images of their own.
 
     Args:
+        matches: of one detector.
         counts: how often each resample has each image; integers, (images, R).
 
     The copies of an image stand side by side in the order of ``COCOeval``, and so do the copies of

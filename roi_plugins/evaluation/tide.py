@@ -59,7 +59,7 @@ def break_down_errors(
 
     Args:
         coco: annotations.
-        results: what :func:`roi_plugins.evaluation.read_predictions` gave; they are changed.
+        results: what :func:`~roi_plugins.evaluation.coco_files.read_predictions` gave; they are changed.
         iou_type: ``'bbox'`` or ``'segm'``.
         max_dets: how many detections of each class count in an image.
 

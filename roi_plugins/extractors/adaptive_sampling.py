@@ -9,6 +9,8 @@ class AdaptiveSampling(RoIExtractor):
     a large RoI skips none.
 
     Args:
+        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
+        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
         reduction: ``'avg'`` or ``'max'`` over the samples of a bin.
         min_samples, max_samples: bounds of the grid, per axis; without ``max_samples`` there is none.
         aligned: as for :class:`AlignAvg`.

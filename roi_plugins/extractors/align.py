@@ -8,6 +8,8 @@ class AlignAvg(RoIExtractor):
     """RoIAlign with the average of a bin's samples.
 
     Args:
+        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
+        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
         sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI, both frameworks'
             default.
         aligned: shift by half a cell, so that a cell's value sits at its centre; ``False`` is the legacy
@@ -37,6 +39,12 @@ class AlignAvg(RoIExtractor):
 
 
 class AlignMax(AlignAvg):
-    """RoIAlign with the maximum of a bin's samples; arguments as for :class:`AlignAvg`."""
+    """RoIAlign with the maximum of a bin's samples.
+
+    Args:
+        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
+        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
+        sampling_ratio, aligned, level_rule: as for :class:`AlignAvg`.
+    """
 
     reduction = 'max'

@@ -15,6 +15,8 @@ class AllLevels(RoIExtractor):
     MMDetection's ``GenericRoIExtractor``). One map is read as it is, without the modules.
 
     Args:
+        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
+        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
         aggregation: ``'sum'`` over the maps, or ``'concat'`` of their channels.
         region, sampling_ratio, reduction, aligned, min_samples, max_samples: how each map is read, see
             :func:`roi_plugins.ops.roi_extract`; by default as :class:`AlignAvg` does.
@@ -57,7 +59,7 @@ class AllLevels(RoIExtractor):
         self.post_module = post_module
 
     def out_channels(self, channels: int, num_maps: int) -> int:
-        """Before ``post_module``."""
+        """See :meth:`RoIExtractor.out_channels`; these are the channels before ``post_module``."""
         return channels * num_maps if self.aggregation == 'concat' else channels
 
     def extract(

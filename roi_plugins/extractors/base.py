@@ -28,8 +28,9 @@ class RoIExtractor(nn.Module):
         featmap_strides: input pixels per cell of each map, finest first.
         level_rule: ``(rois (K, 5) or (K, 6), number of maps) -> (K,)`` levels, e.g.
             :func:`roi_plugins.ops.assign_levels_mmdet`, the default.
-        method: the options of :func:`roi_plugins.ops.roi_extract` that a subclass states. A
-            ``sampling_ratio`` below ``0`` is taken as ``0``, as the frameworks do.
+        region, reduction, aligned, min_samples, max_samples, position_sensitive: the method that a subclass
+            states, see :func:`roi_plugins.ops.roi_extract`.
+        sampling_ratio: likewise; a number below ``0`` is taken as ``0``, as the frameworks do.
 
     Raises:
         ValueError: an option that has no meaning, or two that have none together; they are named.
@@ -96,7 +97,12 @@ class RoIExtractor(nn.Module):
         return method | ({'position_sensitive': True} if self.position_sensitive else {})
 
     def out_channels(self, channels: int, num_maps: int) -> int:
-        """Channels of the output for so many of each map."""
+        """Channels of the output.
+
+        Args:
+            channels: of each map.
+            num_maps: how many maps there are.
+        """
         return channels
 
     def forward(
@@ -141,7 +147,15 @@ class RoIExtractor(nn.Module):
         rois: Tensor,
         levels: Optional[Tensor],  # noqa: UP045
     ) -> Tensor:
-        """As :meth:`forward`, of RoIs whose levels are known; without levels for one map."""
+        """As :meth:`forward`, of RoIs whose levels are known.
+
+        Args:
+            features, rois: as for :meth:`forward`.
+            levels: ``(K,)`` int64 indices into ``features``; None for one map.
+
+        Returns:
+            ``(K, C, height, width)`` in the order of the RoIs.
+        """
         return self.pool(features, rois, levels)
 
     def pool(
@@ -152,7 +166,15 @@ class RoIExtractor(nn.Module):
         offsets: Optional[Tensor] = None,  # noqa: UP045
         seed: Optional[Tensor] = None,  # noqa: UP045
     ) -> Tensor:
-        """One call of the op with this extractor's method."""
+        """One call of the op with this extractor's method.
+
+        Args:
+            features, rois, levels: as for :meth:`extract`.
+            offsets, seed: see :func:`roi_plugins.ops.roi_extract`.
+
+        Returns:
+            ``(K, C, height, width)`` in the order of the RoIs.
+        """
         return torch.ops.roi_plugins.roi_extract(
             features,
             rois,

@@ -19,6 +19,8 @@ class ContentAdaptive(RoIExtractor):
     trained with it load, and lack the convolution alone. It is kept within ``LIMIT`` of zero.
 
     Args:
+        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
+        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
         sampling_ratio, aligned, level_rule: as for :class:`AlignAvg`.
         channels: of every map.
     """
@@ -70,7 +72,11 @@ class ContentAdaptive(RoIExtractor):
         return (pooled * scale).to(features[0].dtype)
 
     def weigh(self, map_: Tensor) -> Tensor:
-        """The positive weights ``(N, 1, H, W)`` of the cells of a map, in float32 at least."""
+        """The positive weights ``(N, 1, H, W)`` of the cells of a map, in float32 at least.
+
+        Args:
+            map_: ``(N, C, H, W)``.
+        """
         importance = self.importance(map_)
         if importance.dtype != torch.float64:
             importance = importance.float()

@@ -21,6 +21,8 @@ class Deformable(RoIExtractor):
     with it load, and lack the convolution alone.
 
     Args:
+        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
+        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
         sampling_ratio, aligned, level_rule: as for :class:`AlignAvg`.
         modulated: also weigh each bin, by 0 to 2 (Deformable ConvNets v2, arXiv:1811.11168, section 3.2,
             where it is 0 to 1); at the start by 1.

@@ -16,6 +16,8 @@ class PositionSensitive(RoIExtractor):
     With a head that averages the bins it is R-FCN, with the usual one Light-Head R-CNN (arXiv:1711.07264).
 
     Args:
+        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
+        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
         mode: ``'align'``: bilinear samples of the box as it is; ``'pool'``: the cells of the rounded box.
         sampling_ratio: samples per bin and axis of ``'align'``; ``0`` or less: from the size of the RoI.
         depth: channels of the output; by default ``channels``, which are many.

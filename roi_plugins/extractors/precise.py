@@ -9,6 +9,8 @@ class Precise(RoIExtractor):
     bin, so there is no number of samples to choose. The map is extended by zeros.
 
     Args:
+        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
+        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
         aligned: shift by half a cell, as :class:`AlignAvg` does; ``False``, the published method, has none.
             A small box keeps its size either way.
         level_rule: see :class:`RoIExtractor`.

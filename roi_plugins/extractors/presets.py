@@ -43,9 +43,11 @@ class Preset:
         channels: int = 1,
         **others: Any,
     ) -> RoIExtractor:
-        """The extractor, for maps of so many ``channels``, which matter to those that have weights.
+        """The extractor of this row.
 
         Args:
+            output_size, featmap_strides: see :class:`~roi_plugins.extractors.RoIExtractor`.
+            channels: of every map; they matter to extractors that have weights.
             others: what every extractor takes, such as ``level_rule``.
         """
         type_ = EXTRACTORS[self.type]
@@ -62,6 +64,9 @@ def load_presets() -> dict[str, Preset]:
 
 def find_preset(name: str) -> Preset:
     """The row of a name, however it is spelt; or the type alone, for the name of one such as ``AlignMax``.
+
+    Args:
+        name: of a row in ``presets.yaml``, of a type, or ``'stock'``.
 
     Raises:
         PresetError: there is neither.
@@ -85,6 +90,9 @@ def find_preset(name: str) -> Preset:
 def parse_preset(text: str) -> Preset:
     """The row that an argument names, or writes in place: ``{name: x4, type: AlignMax, sampling_ratio: 4}``.
 
+    Args:
+        text: a name, or a YAML mapping in braces.
+
     Raises:
         PresetError: see :func:`find_preset` and :func:`read_preset`.
     """
@@ -100,6 +108,10 @@ def parse_preset(text: str) -> Preset:
 
 def read_preset(name: str, row: Any) -> Preset:
     """A row that is written in place, ``{type: AlignMax, sampling_ratio: 4}``.
+
+    Args:
+        name: what the row is called.
+        row: its type and options, as read from YAML.
 
     Raises:
         PresetError: it has no type, or one that does not exist, or an option that the type does not have.
@@ -120,13 +132,21 @@ def read_preset(name: str, row: Any) -> Preset:
 
 
 def extractor_options(type_: type[RoIExtractor]) -> list[str]:
-    """Names of the options of a type that a row may state: not those that the detector dictates."""
+    """Names of the options of a type that a row may state: not those that the detector dictates.
+
+    Args:
+        type_: one of :data:`~roi_plugins.extractors.EXTRACTORS`.
+    """
     dictated = ('output_size', 'featmap_strides', 'level_rule', 'channels')
     return [name for name in inspect.signature(type_).parameters if name not in dictated]
 
 
 def describe(extractor: RoIExtractor) -> dict[str, Any]:
-    """The options of a built extractor by name, as JSON can hold them: how it reads, and those of its own."""
+    """The options of a built extractor by name, as JSON can hold them: how it reads, and those of its own.
+
+    Args:
+        extractor: of any type.
+    """
     own = {name: getattr(extractor, name, None) for name in extractor_options(type(extractor))}
     return {
         'output_size': list(extractor.output_size),

@@ -8,6 +8,8 @@ class QuantizedPool(RoIExtractor):
     """RoIPool (Fast R-CNN, section 2.1) and the two other roundings that carry its name.
 
     Args:
+        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
+        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
         region: what is rounded. ``'round'`` (Fast R-CNN, torchvision, Detectron2): the box to the
             nearest cells, then the bins outwards. ``'floor'`` (textbooks): every length down.
             ``'bins'`` (MMCV's ``RoIPool``): the bins alone.

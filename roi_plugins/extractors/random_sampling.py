@@ -17,6 +17,8 @@ class RandomSampling(RoIExtractor):
     ``torch.manual_seed`` repeats them.
 
     Args:
+        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
+        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
         sampling_ratio, aligned, level_rule: as for :class:`AlignAvg`.
         reduction: ``'avg'`` or ``'max'`` over the samples of a bin.
     """

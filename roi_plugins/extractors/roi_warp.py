@@ -9,6 +9,8 @@ class RoIWarp(RoIExtractor):
     the box is rounded as in Fast R-CNN, then sampled bilinearly.
 
     Args:
+        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
+        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
         reduction: ``'avg'`` or ``'max'`` over the samples of a bin.
         sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI.
         level_rule: see :class:`RoIExtractor`.

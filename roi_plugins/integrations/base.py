@@ -28,7 +28,8 @@ class Inputs:
 
     Attributes:
         imports: modules to be imported first, by their names, or ``.py`` files.
-        train_data, test_data: annotations and images, in place of the config's data.
+        train_data: COCO annotations and the folder of the images, in place of the config's training data.
+        test_data: likewise, in place of its test data.
         max_dets: how many detections of each class count in an image.
         extractor: a row in the place of the config's extractors, as ``--extractor`` takes it.
         heads: those whose extractors are swapped; empty for all.

@@ -1,10 +1,11 @@
 """Modules that stand where the layers of torchvision and MMCV stand, over the shared op.
 
 Same arguments, defaults and meaning as their models; scriptable, fx-traceable and picklable as those
-are. Each takes ``rois`` as a ``(K, 5)`` tensor of ``(batch_index, x1, y1, x2, y2)`` rows or as a list with
-the ``(L, 4)`` boxes of each image, in pixels of the input image, and gives ``(K, C, height, width)``; but
-for rotated ones, see :class:`RoIAlignRotated`. Boxes that require a gradient get one, which the models'
-do not, except for those of ``PrRoIPool``.
+are. Each takes an ``(N, C, H, W)`` map, and ``rois`` as a ``(K, 5)`` tensor of
+``(batch_index, x1, y1, x2, y2)`` rows or as a list with the ``(L, 4)`` boxes of each image, in pixels of the
+input image, and gives ``(K, C, height, width)``; but for rotated ones, see :class:`RoIAlignRotated`. Boxes
+that require a gradient get one, which the models' do not, except for those of ``PrRoIPool``. RoIs of another
+shape raise ValueError, a batch index out of range IndexError, as for :func:`roi_plugins.ops.roi_extract`.
 """
 
 import functools
@@ -141,8 +142,8 @@ class RoIAlign(_RoILayer):
     """``torchvision.ops.RoIAlign`` (Mask R-CNN, average of bilinear samples).
 
     Args:
-        output_size: bins ``(height, width)``, or one number for both.
-        spatial_scale: cells per input pixel, ``1 / stride``.
+        output_size (int or tuple[int, int]): bins ``(height, width)``, or one number for both.
+        spatial_scale (float): cells per input pixel, ``1 / stride``.
         sampling_ratio: samples per bin and axis; ``<= 0``: from the size of the RoI.
         aligned: shift by half a cell; torchvision's default is the legacy convention without.
     """
@@ -174,7 +175,7 @@ class RoIPool(_RoILayer):
     """``torchvision.ops.RoIPool`` (Fast R-CNN: region and bins rounded, maximum of the cells).
 
     Args:
-        output_size: bins ``(height, width)``, or one number for both.
+        output_size (int or tuple[int, int]): bins ``(height, width)``, or one number for both.
         spatial_scale: cells per input pixel, ``1 / stride``.
     """
 
@@ -187,8 +188,8 @@ class PSRoIAlign(_RoILayer):
     Takes ``C * height * width`` channels.
 
     Args:
-        output_size: bins ``(height, width)``, or one number for both.
-        spatial_scale: cells per input pixel, ``1 / stride``.
+        output_size (int or tuple[int, int]): bins ``(height, width)``, or one number for both.
+        spatial_scale (float): cells per input pixel, ``1 / stride``.
         sampling_ratio: samples per bin and axis; ``<= 0``: from the size of the RoI.
     """
 
@@ -221,7 +222,7 @@ class PSRoIPool(_RoILayer):
     the map, which its backward takes for read, unlike its forward.
 
     Args:
-        output_size: bins ``(height, width)``, or one number for both.
+        output_size (int or tuple[int, int]): bins ``(height, width)``, or one number for both.
         spatial_scale: cells per input pixel, ``1 / stride``.
     """
 
@@ -235,7 +236,7 @@ class MMCVRoIAlign(_RoILayer):
     """``mmcv.ops.RoIAlign``: average or maximum of bilinear samples.
 
     Args:
-        output_size: bins ``(height, width)``, or one number for both.
+        output_size (int or tuple[int, int]): bins ``(height, width)``, or one number for both.
         spatial_scale: cells per input pixel, ``1 / stride``.
         sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI.
         pool_mode: ``'avg'`` or ``'max'``.
@@ -287,7 +288,7 @@ class MMCVRoIPool(_RoILayer):
     Fast R-CNN's layer though it carries its name.
 
     Args:
-        output_size: bins ``(height, width)``, or one number for both.
+        output_size (int or tuple[int, int]): bins ``(height, width)``, or one number for both.
         spatial_scale: cells per input pixel, ``1 / stride``.
     """
 
@@ -305,7 +306,7 @@ class PrRoIPool(_RoILayer):
     too.
 
     Args:
-        output_size: bins ``(height, width)``, or one number for both.
+        output_size (int or tuple[int, int]): bins ``(height, width)``, or one number for both.
         spatial_scale: cells per input pixel, ``1 / stride``.
     """
 
@@ -325,7 +326,7 @@ class RoIAlignRotated(_RoILayer):
     Takes ``rois`` as a ``(K, 6)`` tensor of ``(batch_index, cx, cy, w, h, angle)`` rows, angles in radians.
 
     Args:
-        output_size: bins ``(height, width)``, or one number for both.
+        output_size (int or tuple[int, int]): bins ``(height, width)``, or one number for both.
         spatial_scale: cells per input pixel, ``1 / stride``.
         sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI.
         aligned: shift by half a cell.
@@ -372,7 +373,7 @@ class DeformRoIPool(_RoILayer):
     offset for each bin. Runs on the CPU too.
 
     Args:
-        output_size: bins ``(height, width)``, or one number for both.
+        output_size (int or tuple[int, int]): bins ``(height, width)``, or one number for both.
         spatial_scale: cells per input pixel, ``1 / stride``.
         sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI.
         gamma: what offsets are multiplied by, before they are taken as shares of the RoI's size.
@@ -398,7 +399,12 @@ class DeformRoIPool(_RoILayer):
     ) -> Tensor:
         """
         Args:
+            input: ``(N, C, H, W)``.
+            rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)``, or the ``(L, 4)`` boxes of each image.
             offset: ``(K, 2, height, width)``, x first; none are zeros.
+
+        Returns:
+            ``(K, C, height, width)``.
         """
         return _pool(
             input,

@@ -40,6 +40,7 @@ def write_comparison(comparison: Comparison, output: str | Path, digits: int = 1
     """Writes ``compare.md``, ``.csv``, ``.tex`` and ``.json``, ``ap_over_iou.png`` and ``.svg``.
 
     Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
         output: a directory, made if need be. Each file is replaced as a whole.
         digits: decimals of the points in the tables.
     """
@@ -68,6 +69,10 @@ def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFra
     each of these, how sure they are.
 
     Every cell is text, such as ``31.2 ± 0.3``, ``+1.4`` or, where there is no ground truth, ``-``.
+
+    Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+        digits: decimals of the points.
     """
     tables = {}
     for iou_type in EVALUATIONS:

@@ -12,6 +12,10 @@ class AverageVoteHead(nn.Module):
 
     Behind it Detectron2's box predictor has a linear layer for the classes and one for the boxes. Both
     are linear in the scores, as the vote is: they say which of the ``depth`` scores are whose.
+
+    Args:
+        cfg: the config; nothing is read from it.
+        input_shape: of what the pooler gives; its ``channels`` are those of the output.
     """
 
     @configurable
@@ -24,5 +28,9 @@ class AverageVoteHead(nn.Module):
         return {'input_shape': input_shape}
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(K, C)`` for what the pooler gives, ``(K, C, height, width)``."""
+        """The average over the bins, ``(K, C)``.
+
+        Args:
+            x: what the pooler gives, ``(K, C, height, width)``.
+        """
         return x.mean(dim=(2, 3))

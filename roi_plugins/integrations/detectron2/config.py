@@ -10,6 +10,9 @@ def add_roi_plugins_config(cfg: CfgNode) -> None:
 
     ``None`` leaves an option at its type's default. Which type has which, and what they mean, is in
     :mod:`roi_plugins.extractors`; ``POOLER_SAMPLING_RATIO`` and ``POOLER_RESOLUTION`` are Detectron2's.
+
+    Args:
+        cfg: of ``detectron2.config.get_cfg()``, before a file is merged into it.
     """
     for head in HEADS:
         # New keys are allowed, so that a misspelt one is answered by the pooler, with those that exist.

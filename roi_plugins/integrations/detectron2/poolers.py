@@ -25,7 +25,7 @@ POOLER_TYPES: dict[str, Callable[..., RoIExtractor]] = {
     'RoIWarpMax': functools.partial(RoIWarp, reduction='max'),
     'RoIWarpAvg': functools.partial(RoIWarp, reduction='avg'),
 }
-"""What ``POOLER_TYPE`` may name besides Detectron2's own: ``(output_size, strides, **options)``."""
+"""What ``POOLER_TYPE`` may name besides Detectron2's own; called as ``(output_size, strides, **options)``."""
 
 STOCK_POOLER_TYPES = ('ROIAlign', 'ROIAlignV2', 'ROIPool', 'ROIAlignRotated')
 
@@ -159,7 +159,10 @@ def build_pooler(
 ) -> nn.Module:
     """A pooler of any type, ours or Detectron2's own: ``L(build_pooler)(...)`` in a LazyConfig.
 
-    Arguments and errors are those of :class:`RoIPluginsPooler`.
+    Args:
+        output_size, scales, sampling_ratio, canonical_box_size, canonical_level, options: see
+            :class:`RoIPluginsPooler`; so are the errors.
+        pooler_type: one of ``POOLER_TYPES``, or of Detectron2's own types.
     """
     check_pooler_type(pooler_type)
     check_options(pooler_type, options)

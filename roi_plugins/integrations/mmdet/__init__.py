@@ -1,4 +1,4 @@
-"""The extractors in MMDetection's registry, as ``<name>RoIExtractor``; a config finds them through
+"""The extractors in MMDetection's registry, as ``<name>RoIExtractor``; a config finds them through ::
 
     custom_imports = dict(imports=['roi_plugins.integrations.mmdet'], allow_failed_imports=False)
 
@@ -157,7 +157,12 @@ class MMDetRoIExtractor(BaseModule):
         return self.extractor.level_rule(rois, num_levels)
 
     def roi_rescale(self, rois: Tensor, scale_factor: float) -> Tensor:
-        """RoIs ``(K, 5)`` or ``(K, 6)`` grown about their centres."""
+        """RoIs that have grown about their centres.
+
+        Args:
+            rois: ``(K, 5)``, or ``(K, 6)`` rotated ones.
+            scale_factor: what their width and height are multiplied by.
+        """
         if rois.shape[1] == 6:
             return torch.cat([rois[:, :3], rois[:, 3:5] * scale_factor, rois[:, 5:]], dim=1)
         centre = (rois[:, 1:3] + rois[:, 3:5]) * 0.5
@@ -167,8 +172,18 @@ class MMDetRoIExtractor(BaseModule):
     def forward(
         self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
-        """``(K, out_channels, height, width)`` for ``rois`` ``(K, 5)`` over maps ``(N, C, H, W)``; or for
-        rotated ones, ``(K, 6)`` rows ``(batch_index, cx, cy, w, h, angle)``, in radians as in MMCV.
+        """
+        Args:
+            feats: one ``(N, C, H, W)`` map a stride, finest first.
+            rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)`` in pixels of the input image; or rotated
+                ones, ``(K, 6)`` rows ``(batch_index, cx, cy, w, h, angle)``, in radians as in MMCV.
+            roi_scale_factor: see :meth:`roi_rescale`; without effect on one map, as in MMDetection.
+
+        Returns:
+            ``(K, out_channels, height, width)`` in the order of the RoIs.
+
+        Raises:
+            ValueError: ``out_channels`` does not fit the channels of the maps.
         """
         expected = self.extractor.out_channels(feats[0].shape[1], len(feats))
         if expected != self.out_channels:
