@@ -65,7 +65,7 @@ QUANTITIES = (
     Quantity('APm', 'AP$_M$', area='medium'),
     Quantity('APl', 'AP$_L$', area='large'),
 )
-"""What is reported of one evaluation: ``COCOeval.stats[:6]``. The one place that says so."""
+"""What is reported of one evaluation, in the order of ``COCOeval.stats[:6]``. No other place says so."""
 
 METRICS = tuple(quantity.name for quantity in QUANTITIES)
 
