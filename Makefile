@@ -76,6 +76,7 @@ docs: setup
 
 lint: setup
 	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info roi_plugins/ops/_C.so

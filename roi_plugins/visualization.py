@@ -132,9 +132,7 @@ class Reading:
         return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
 
 
-def read_box(
-    extractor: RoIExtractor, box: Sequence[float], image_size: tuple[int, int]
-) -> Reading:
+def read_box(extractor: RoIExtractor, box: Sequence[float], image_size: tuple[int, int]) -> Reading:
     """Where an extractor reads a box.
 
     Args:
@@ -158,9 +156,7 @@ def read_box(
     if len(strides) > 1:
         level = int(extractor.level_rule(torch.tensor([[0.0, *box]]), len(strides)))
     stride, padding = strides[level], max(strides)
-    rows, columns = (
-        round(math.ceil(side / padding) * padding / stride) for side in image_size
-    )
+    rows, columns = (round(math.ceil(side / padding) * padding / stride) for side in image_size)
     bins_y, bins_x = extractor.output_size
     return Reading(
         box=box,

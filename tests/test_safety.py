@@ -171,15 +171,11 @@ def hostile_run(tmp_path):
     def make(name, width, **labels):
         run_dir = tmp_path / name
         run_dir.mkdir()
-        found = [
-            {'image_id': i, 'category_id': 1, 'score': 0.9, 'bbox': [4, 4, width, 20]} for i in range(3)
-        ]
+        found = [{'image_id': i, 'category_id': 1, 'score': 0.9, 'bbox': [4, 4, width, 20]} for i in range(3)]
         write_json(run_dir / 'predictions.bbox.json', found)
         trial = {'format': 1, 'seed': 0, 'state': 'finished', 'started': '', **labels}
         write_json(run_dir / 'trial.json', trial)
-        write_run(
-            run_dir, framework='x', config='c', checkpoint='x', ann_file=ann_file, command=[SCRIPT]
-        )
+        write_run(run_dir, framework='x', config='c', checkpoint='x', ann_file=ann_file, command=[SCRIPT])
         return run_dir
 
     return make

@@ -84,8 +84,7 @@ def test_of_an_integral_the_cells_with_a_weight_are_drawn():
 
 def test_the_level_rule_chooses_the_map():
     levels = [
-        read_box(AlignAvg(7, FPN), (0, 0, side, side), (1000, 1000)).level
-        for side in (50, 112, 300, 900)
+        read_box(AlignAvg(7, FPN), (0, 0, side, side), (1000, 1000)).level for side in (50, 112, 300, 900)
     ]
     assert levels == [0, 1, 2, 3]
 
@@ -110,8 +109,7 @@ def test_a_bad_box_is_an_error_that_says_what_is_expected(box):
 def test_every_reading_is_drawn_on_the_image_and_on_the_grid(count):
     image = Image.new('RGB', (70, 50))  # no multiple of the stride
     readings = {
-        name: read_box(METHODS[name](2, [16]), (10, 5, 60, 45), (50, 70))
-        for name in list(METHODS)[:count]
+        name: read_box(METHODS[name](2, [16]), (10, 5, 60, 45), (50, 70)) for name in list(METHODS)[:count]
     }
     figure = draw_readings(readings, image)
     figure.draw_without_rendering()

@@ -81,9 +81,7 @@ def build(folder: Path) -> tuple[Path, str]:
     print(f'compiling (log: {log})', flush=True)
     with log.open('w') as file:
         command = [sys.executable, 'setup.py', 'build_ext', '--inplace']
-        code = subprocess.call(
-            command, cwd=folder, stdout=file, stderr=file, env={**os.environ, **required}
-        )
+        code = subprocess.call(command, cwd=folder, stdout=file, stderr=file, env={**os.environ, **required})
     if code:
         print(*log.read_text().splitlines()[-20:], sep='\n', file=sys.stderr)
         sentence(f'the kernels do not compile; the whole log is in {log}')

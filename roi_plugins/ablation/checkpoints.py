@@ -78,8 +78,7 @@ def _check_trial(run_dir: Path, trial: Trial) -> None:
     for key, expected in (('extractor', trial.trained_with), ('seed', trial.seed)):
         if record.get(key) != expected:
             raise CheckpointError(
-                f'{run_dir} was trained with the {key} {record.get(key)!r}, but the plan says '
-                f'{expected!r}'
+                f'{run_dir} was trained with the {key} {record.get(key)!r}, but the plan says {expected!r}'
             )
 
 

@@ -170,9 +170,7 @@ def compare(
 
     metrics, samples = [], []
     progress = Console(stderr=True)
-    for run in track(
-        runs, 'Evaluating', console=progress, transient=True, disable=not progress.is_terminal
-    ):
+    for run in track(runs, 'Evaluating', console=progress, transient=True, disable=not progress.is_terminal):
         results, run_samples = {}, {}
         try:
             for iou_type in evaluations:
@@ -308,10 +306,7 @@ def _check_baseline(baseline: str, runs: Sequence[Run], problems: Sequence[str])
     """Returns notes on the configs for which there are no differences."""
     extractors = dict.fromkeys(run.extractor for run in runs)
     if baseline not in extractors:
-        message = (
-            f'there is no run of the baseline {baseline!r}; '
-            f'the extractors are: {", ".join(extractors)}'
-        )
+        message = f'there is no run of the baseline {baseline!r}; the extractors are: {", ".join(extractors)}'
         raise ComparisonError('\n'.join([message, *problems]))
     with_baseline = {run.config_name for run in runs if run.extractor == baseline}
     configs = dict.fromkeys(run.config_name for run in runs)
@@ -344,8 +339,7 @@ def _group(
         for key, by_seed in members.items()
     }
     samples_of = {
-        key: {seed: sample for seed, (_, sample, _) in by_seed.items()}
-        for key, by_seed in members.items()
+        key: {seed: sample for seed, (_, sample, _) in by_seed.items()} for key, by_seed in members.items()
     }
     groups = []
     for key, by_seed in members.items():

@@ -78,9 +78,7 @@ class Costs:
     problems: list[str]
 
 
-def measure_costs(
-    runs: Sequence[Run], device: torch.device | None = None, effort: Effort = QUICK
-) -> Costs:
+def measure_costs(runs: Sequence[Run], device: torch.device | None = None, effort: Effort = QUICK) -> Costs:
     """Measures each config and extractor once, by its first run; all take turns.
 
     Args:

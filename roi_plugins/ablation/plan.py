@@ -280,9 +280,7 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
     if not _is_count(num_gpus) or num_gpus < 1:
         raise PlanError(f'num_gpus is {num_gpus!r}; expected an integer >= 1')
     if tree['baseline'] not in list(rows):  # what has no hash is none of them either
-        raise PlanError(
-            f'baseline is {tree["baseline"]!r}; expected one of the extractors {", ".join(rows)}'
-        )
+        raise PlanError(f'baseline is {tree["baseline"]!r}; expected one of the extractors {", ".join(rows)}')
     if not isinstance(tree['configs'], Mapping) or not tree['configs']:
         raise PlanError(f'configs is {tree["configs"]!r}; expected a mapping of names to configs')
     common = check_cfg_options(tree.get('cfg_options', {}))
@@ -523,9 +521,7 @@ def _config_path(folder: Path, pattern: str, extractor: str, where: str) -> Path
     return path
 
 
-def _check_keys(
-    value: Any, where: str, required: Iterable[str], optional: Iterable[str] = ()
-) -> None:
+def _check_keys(value: Any, where: str, required: Iterable[str], optional: Iterable[str] = ()) -> None:
     known = [*required, *optional]
     if not isinstance(value, Mapping):
         raise PlanError(f'{where} is {value!r}; expected a mapping with {", ".join(known)}')

@@ -121,9 +121,7 @@ def _is_run(path: Path) -> bool:
     return any(file.is_file() for file in files)
 
 
-def _read_trials(
-    trials: Sequence[Path], ann_file: str | Path | None, found: FoundRuns
-) -> None:
+def _read_trials(trials: Sequence[Path], ann_file: str | Path | None, found: FoundRuns) -> None:
     for trial in sorted(trials, key=_when_started):
         try:
             if (trial / METRICS_FILE).is_file() or not trial_file(trial).is_file():
@@ -182,9 +180,7 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
             )
         predictions[iou_type] = run_dir / name
         if not os.path.isfile(predictions[iou_type]):
-            raise DataError(
-                f'{predictions[iou_type]}: the predictions that {METRICS_FILE} names are missing'
-            )
+            raise DataError(f'{predictions[iou_type]}: the predictions that {METRICS_FILE} names are missing')
     recorded = Path(record['ann_file'])
     if ann_file is None and not os.path.isfile(recorded):  # Path.is_file raises on too long a path
         raise DataError(
@@ -269,8 +265,6 @@ def _with_distinct_labels(runs: Sequence[Run]) -> list[Run]:
     """Runs that are no trials of a plan must not become one group for having the same name."""
     count = Counter(run.extractor for run in runs if run.seed is None)
     return [
-        replace(run, extractor=run.name)
-        if run.seed is None and count[run.extractor] > 1
-        else run
+        replace(run, extractor=run.name) if run.seed is None and count[run.extractor] > 1 else run
         for run in runs
     ]

@@ -86,9 +86,7 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
                         held.append(job)
                         continue
                     display.start(job)
-                    succeeded = job.finished or (
-                        not job.problem and _run_job(job, plan.name, lock, display)
-                    )
+                    succeeded = job.finished or (not job.problem and _run_job(job, plan.name, lock, display))
                     display.end(job, succeeded)
                     if not succeeded:
                         failed.append(job)

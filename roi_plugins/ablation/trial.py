@@ -162,14 +162,10 @@ def prepare_trial(trial: Trial, work_dir: Path, cfg_options: Mapping[str, Any], 
             )
         record = {}
     finished = has_metrics and record.get('state') == 'finished'
-    return Job(
-        trial, run_dir, commands, digest, record, finished, checkpoint, problem, flatten(resolved)
-    )
+    return Job(trial, run_dir, commands, digest, record, finished, checkpoint, problem, flatten(resolved))
 
 
-def _find_checkpoint(
-    trial: Trial, work_dir: Path, record: Mapping[str, Any]
-) -> tuple[Checkpoint, str]:
+def _find_checkpoint(trial: Trial, work_dir: Path, record: Mapping[str, Any]) -> tuple[Checkpoint, str]:
     """What the trial evaluates, and why it cannot, if it cannot."""
     try:
         return find_checkpoint(trial, work_dir), ''

@@ -46,8 +46,7 @@ def capture(make_call: Callable[[], Callable[[], object]], device: torch.device)
 def cold_seconds(replay: Callable[[], object], flush: Callable[[], object]) -> list[float]:
     """GPU seconds of ``SAMPLES`` calls of ``replay``, each after a ``flush`` that is not timed."""
     events = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-        for _ in range(SAMPLES)
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(SAMPLES)
     ]
     # The GPU must find a replay queued when it has recorded the start, or it would time the host. So the
     # host never waits: it gets ahead by these calls, and stays ahead, since a flush takes longer than the

@@ -119,9 +119,7 @@ def _inspect(contender: Contender, device: torch.device) -> dict[str, Any]:
         }
 
 
-def interleave(
-    contenders: list[Contender], device: torch.device, effort: Effort
-) -> list[list[float]]:
+def interleave(contenders: list[Contender], device: torch.device, effort: Effort) -> list[list[float]]:
     """Seconds a call, by contender. They take turns, so that noise on the machine hits all of them."""
     numbers, repeats = [], []
     for contender in contenders:
@@ -136,9 +134,7 @@ def interleave(
     rounds, start = 0, time.perf_counter()
     while rounds < effort.min_rounds or time.perf_counter() - start < effort.seconds:
         rounds += 1
-        for contender, number, repeat, seconds in zip(
-            contenders, numbers, repeats, samples, strict=True
-        ):
+        for contender, number, repeat, seconds in zip(contenders, numbers, repeats, samples, strict=True):
             # The first call of a turn finds the caches and the threads as another contender left them.
             with _algorithms(contender.variant):
                 turn = [time_calls(contender.call, number, device) for _ in range(repeat + 1)]

@@ -69,9 +69,7 @@ def resume_record(record: dict[str, Any], out: str | Path) -> dict[str, Any]:
     path = Path(out) / JSON
     if not path.exists():
         if taken := [name for name in (MARKDOWN, FIGURE) if (path.parent / name).exists()]:
-            raise DataError(
-                f'{out}: has {" and ".join(taken)} but no {JSON}; name another directory'
-            )
+            raise DataError(f'{out}: has {" and ".join(taken)} but no {JSON}; name another directory')
         return record
     kept = read_record(out)
     for key, value in record.items():

@@ -64,9 +64,7 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
     labels = list(dict.fromkeys((row['case'], row['peer']) for row in ratios))
     ours = list(dict.fromkeys(row['ours'] for row in ratios))
     height = 0.8 / max(len(ours), 1)
-    figure = Figure(
-        figsize=(9, 1.6 + 0.22 * len(labels) * max(len(ours), 2)), dpi=150, layout='constrained'
-    )
+    figure = Figure(figsize=(9, 1.6 + 0.22 * len(labels) * max(len(ours), 2)), dpi=150, layout='constrained')
     axes = figure.subplots()
     for index, variant in enumerate(ours):
         rows = [row for row in ratios if row['ours'] == variant]
@@ -156,11 +154,7 @@ def _ratio_text(row: dict[str, Any]) -> str:
 
 
 def _aim_rows(case: dict[str, Any]) -> Iterator[list[str]]:
-    ours = {
-        (m['layout'], m['dtype'], m['variant']): m
-        for m in case['measurements']
-        if m['name'] == OURS
-    }
+    ours = {(m['layout'], m['dtype'], m['variant']): m for m in case['measurements'] if m['name'] == OURS}
     for (layout, dtype, variant), m in ours.items():
         if case['step'] == FORWARD and variant == GRAPH and layout == 'channels_last':
             ratio = _median(m) / m['floor_seconds']

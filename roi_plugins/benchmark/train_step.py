@@ -62,9 +62,7 @@ def measure_detectron2_step(
         A record as :func:`~roi_plugins.benchmark.measure.measure_case` gives, without floor and memory.
     """
     record = _start_record(DETECTRON2, [])
-    return _measure(
-        record, lambda: _detectron2_contenders(device, image_size, options), device, effort
-    )
+    return _measure(record, lambda: _detectron2_contenders(device, image_size, options), device, effort)
 
 
 def _start_record(name: str, targets: list[list[Any]]) -> dict[str, Any]:
@@ -111,9 +109,7 @@ def _mmdet_contenders(device: torch.device) -> list[Contender]:
         swap_extractors(config, find_preset(extractor))
         return build_step(config, device, num_batches=4)[1]
 
-    points = {
-        f'model.roi_head.{head}_roi_extractor.roi_layer.sampling_ratio': 2 for head in ('bbox', 'mask')
-    }
+    points = {f'model.roi_head.{head}_roi_extractor.roi_layer.sampling_ratio': 2 for head in ('bbox', 'mask')}
     # A line for each weight, and COCO's greetings, would hide the table.
     MMLogger.get_current_instance().setLevel('WARNING')
     with contextlib.redirect_stdout(io.StringIO()):

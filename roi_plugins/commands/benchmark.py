@@ -86,9 +86,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins benchm
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     effort = QUICK if args.quick else FULL
-    measures = {
-        case.name: partial(measure_case, case, device, effort) for case in CASES[args.device]
-    }
+    measures = {case.name: partial(measure_case, case, device, effort) for case in CASES[args.device]}
     measures[train_step.MMDET] = partial(train_step.measure_mmdet_step, device, effort)
     if device.type == 'cuda':  # a CPU takes minutes a step
         measures[train_step.DETECTRON2] = partial(train_step.measure_detectron2_step, device, effort)

@@ -38,9 +38,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
     parser.add_argument(
         '--ann-file', metavar='FILE', help='COCO annotations, in place of those the runs name'
     )
-    parser.add_argument(
-        '--baseline', metavar='EXTRACTOR', help='show differences to it, within each config'
-    )
+    parser.add_argument('--baseline', metavar='EXTRACTOR', help='show differences to it, within each config')
     parser.add_argument(
         '--bootstrap',
         type=whole_number(0),

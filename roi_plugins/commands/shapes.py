@@ -1,6 +1,6 @@
 """Generates the COCO-format dataset of shapes, which the shapes configs find in data/shapes.
 
-    roi-plugins shapes data/shapes
+roi-plugins shapes data/shapes
 """
 
 from __future__ import annotations

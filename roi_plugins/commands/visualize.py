@@ -79,9 +79,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins visual
             first = next(iter(extractors.values()))
             names = METHODS if 'all' in args.extractors else dict.fromkeys(map(method_name, args.extractors))
             extractors = {
-                name: METHODS[name](
-                    first.output_size, first.featmap_strides, level_rule=first.level_rule
-                )
+                name: METHODS[name](first.output_size, first.featmap_strides, level_rule=first.level_rule)
                 for name in names
             }
         size = image.height, image.width

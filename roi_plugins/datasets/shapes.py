@@ -268,9 +268,7 @@ def _annotate(obj: _Object) -> dict:
     return {
         'category_id': obj.label + 1,
         'iscrowd': 0,
-        'segmentation': [
-            _round(shapely.get_coordinates(p.exterior)[:-1].ravel()) for p in polygons
-        ],
+        'segmentation': [_round(shapely.get_coordinates(p.exterior)[:-1].ravel()) for p in polygons],
         'area': round(float(shapely.area(polygons).sum()), 2),
         'bbox': _round([x1, y1, x2 - x1, y2 - y1]),
     }

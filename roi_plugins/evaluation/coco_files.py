@@ -17,9 +17,7 @@ from roi_plugins.evaluation.matching import IOU_TYPES
 from roi_plugins.files import DataError, read_json
 
 
-def read_predictions(
-    coco: COCO, predictions: str | Path | Sequence[dict], iou_type: str
-) -> list[dict]:
+def read_predictions(coco: COCO, predictions: str | Path | Sequence[dict], iou_type: str) -> list[dict]:
     """Checks predictions, and returns a copy of what their evaluation needs and no more.
 
     COCO's evaluation changes what it is given, and takes a mask's area from ``bbox`` where there is
@@ -65,9 +63,7 @@ def load_annotations(ann_file: str | Path) -> COCO:
     dataset = read_json(ann_file, 'annotation file')
     parts = ('images', 'annotations', 'categories')
     if not isinstance(dataset, dict) or any(part not in dataset for part in parts):
-        raise DataError(
-            f'{ann_file}: not COCO annotations; expected an object with {", ".join(parts)}'
-        )
+        raise DataError(f'{ann_file}: not COCO annotations; expected an object with {", ".join(parts)}')
     _check_annotations(dataset, ann_file)
     coco = COCO()
     coco.dataset = dataset
@@ -130,7 +126,7 @@ def _check_annotations(dataset: dict, ann_file: str | Path) -> None:
         where = f'{ann_file}: annotations[{index}]'
         if annotation['id'] == 0:
             # It stores the id of a match, and 0 for none.
-            raise DataError(f'{where} has id 0, which COCO\'s evaluation takes for no match; number from 1')
+            raise DataError(f"{where} has id 0, which COCO's evaluation takes for no match; number from 1")
         if annotation['category_id'] not in categories:
             raise DataError(
                 f'{where} has category_id {annotation["category_id"]}, which is not among the categories'
@@ -182,13 +178,9 @@ def check_outlines(coco: COCO) -> None:
             )
 
 
-def _check_predictions(
-    coco: COCO, predictions: Any, iou_type: str, keys: Sequence[str], source: str
-) -> None:
+def _check_predictions(coco: COCO, predictions: Any, iou_type: str, keys: Sequence[str], source: str) -> None:
     if not isinstance(predictions, (list, tuple)):
-        raise DataError(
-            f'{source}: not COCO results; expected a list, got {type(predictions).__name__}'
-        )
+        raise DataError(f'{source}: not COCO results; expected a list, got {type(predictions).__name__}')
     for index, prediction in enumerate(predictions):
         where = f'{source}: prediction {index}'
         if not isinstance(prediction, dict):
@@ -208,15 +200,11 @@ def _check_predictions(
                 'not have: map the labels of the model to their category ids'
             )
         if not _is_finite(prediction['score']):
-            raise DataError(
-                f'{where} has score {_brief(prediction["score"])}; expected a finite number'
-            )
+            raise DataError(f'{where} has score {_brief(prediction["score"])}; expected a finite number')
         if iou_type == 'bbox':
             bbox = prediction['bbox']
             if not _is_box(bbox):
-                raise DataError(
-                    f'{where} has bbox {_brief(bbox)}; expected four finite numbers x, y, w, h'
-                )
+                raise DataError(f'{where} has bbox {_brief(bbox)}; expected four finite numbers x, y, w, h')
         else:
             _check_mask(prediction['segmentation'], image, where)
 
@@ -232,7 +220,6 @@ def _check_mask(rle: Any, image: dict, where: str) -> None:
         raise DataError(
             f'{where} has a mask of size {_brief(rle.get("size"))}; image {image["id"]} has {size} (h, w)'
         )
-
 
     if _cells_of_rle(rle['counts']) != size[0] * size[1]:
         raise DataError(f'{where} has a damaged mask: its counts are not of {size} (h, w)')

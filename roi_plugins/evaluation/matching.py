@@ -286,9 +286,7 @@ def resampled_ap(matches: Matches, counts: np.ndarray) -> ResampledAP:
 _RECALLS = COCOeval(iouType='bbox').params.recThrs
 
 
-def _class_ap(
-    matches: ClassMatches, area: int, counts: np.ndarray, objects: np.ndarray
-) -> np.ndarray:
+def _class_ap(matches: ClassMatches, area: int, counts: np.ndarray, objects: np.ndarray) -> np.ndarray:
     """AP at each IoU threshold, (T, R), of a class with that many ``objects``, (R,).
 
     Recall rises at matched detections alone, and precision is highest there: these positions are

@@ -131,9 +131,7 @@ def _rank_image(coco_eval: COCOeval, image_id: int, categories: list[int], max_d
     wanted = np.zeros(len(objects), bool)
     if detections and objects:
         shape = 'bbox' if coco_eval.params.iouType == 'bbox' else 'segmentation'
-        iou = mask_utils.iou(
-            [d[shape] for d in detections], [o[shape] for o in objects], [0] * len(objects)
-        )
+        iou = mask_utils.iou([d[shape] for d in detections], [o[shape] for o in objects], [0] * len(objects))
         is_same = category[:, None] == object_category
         same, other = np.where(is_same, iou, 0), np.where(is_same, 0, iou)
         # In TIDE's order; the first that holds is it.

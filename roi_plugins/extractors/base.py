@@ -60,9 +60,7 @@ class RoIExtractor(nn.Module):
     ):
         super().__init__()
         # Here and below: where a config is read, rather than at the first image.
-        _check_types(
-            output_size, featmap_strides, sampling_ratio, aligned, min_samples, max_samples
-        )
+        _check_types(output_size, featmap_strides, sampling_ratio, aligned, min_samples, max_samples)
         if sampling_ratio is not None:
             # Stock configs may have -1, torchvision's default; torchvision, MMCV and Detectron2 take any
             # number below 0 as 0. The op itself refuses it.
@@ -194,9 +192,7 @@ class RoIExtractor(nn.Module):
 
     def extra_repr(self) -> str:
         method = ', '.join(f'{name}={value!r}' for name, value in self.method.items())
-        return (
-            f'output_size={self.output_size}, featmap_strides={self.featmap_strides}, {method}'
-        )
+        return f'output_size={self.output_size}, featmap_strides={self.featmap_strides}, {method}'
 
 
 def check_channels(channels: int, name: str = 'channels') -> None:
@@ -205,9 +201,7 @@ def check_channels(channels: int, name: str = 'channels') -> None:
     expect(valid, name, repr(channels), 'a positive whole number')
 
 
-def _check_types(
-    output_size, featmap_strides, sampling_ratio, aligned, min_samples, max_samples
-) -> None:
+def _check_types(output_size, featmap_strides, sampling_ratio, aligned, min_samples, max_samples) -> None:
     """What :func:`check_options` takes for granted and a config may not hold."""
     sides = output_size if isinstance(output_size, Sequence) else [output_size]
     expect(

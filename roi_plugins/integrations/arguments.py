@@ -68,7 +68,7 @@ def _add_max_dets(parser: argparse.ArgumentParser) -> None:
         type=whole_number(1),
         metavar='N',
         help='how many detections of each class count in an image, those with the highest scores; by default '
-        'the AP is the framework\'s own, at 100',
+        "the AP is the framework's own, at 100",
     )
 
 

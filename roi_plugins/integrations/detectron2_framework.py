@@ -41,6 +41,7 @@ def _commands(
     flags += inputs.arguments
     return [[*runs, '--config-file', str(config), *flags, *_arguments(config, options)]]
 
+
 _LAZY_NAMES = {
     'SEED': 'train.seed',
     'OUTPUT_DIR': 'train.output_dir',
@@ -52,6 +53,7 @@ def _arguments(config: Path, options: Mapping[str, Any]) -> list[str]:
     if config.suffix != '.py':
         return [part for key, value in options.items() for part in (key, str(value))]
     return [f'{_LAZY_NAMES.get(key, key)}={json.dumps(value)}' for key, value in options.items()]
+
 
 _LOG_LINE = re.compile(
     r'(?:eta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)  (iter): (\d+)'

@@ -70,6 +70,7 @@ def _value(value: Any) -> str:
         return f'[{",".join(map(_value, value))}]'
     return str(value)
 
+
 _LOG_LINE = re.compile(
     r'(?:Iter|Epoch)\((train|test)\)\s.*?\[ *(\d+)/(\d+)\].*?'
     r'eta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)'

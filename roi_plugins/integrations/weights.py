@@ -112,9 +112,7 @@ def first_whole(checkpoints: Iterable[Path]) -> Path | None:
     return None
 
 
-def describe_misfit(
-    missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]
-) -> str:
+def describe_misfit(missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]) -> str:
     """Names the weights that do not fit, the first of each kind; empty where all do.
 
     Both frameworks only warn of these, and test what is then partly a random model.

@@ -19,8 +19,7 @@ def as_pyramid(
         raise TypeError(f'features: got {type(features).__name__}, expected a tensor or a list of them')
     elif levels is None:
         raise ValueError(
-            f'levels: got None for a list of {len(features)} maps, expected the (K,) index of '
-            "each RoI's map"
+            f"levels: got None for a list of {len(features)} maps, expected the (K,) index of each RoI's map"
         )
     if not isinstance(spatial_scale, Sequence):
         spatial_scale = [spatial_scale]

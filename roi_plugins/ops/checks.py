@@ -82,8 +82,7 @@ def check_options(
     elif (region in ('floor', 'bins') and not cells) or (region == 'none' and cells):
         grid = 'sampling_ratio None' if cells else 'a bilinear grid'
         raise ValueError(
-            f"region, sampling_ratio: region '{region}' does not go with {grid}; "
-            f'the valid pairs are {PAIRS}'
+            f"region, sampling_ratio: region '{region}' does not go with {grid}; the valid pairs are {PAIRS}"
         )
     expect(
         not position_sensitive
@@ -114,9 +113,7 @@ def check_inputs(
     options, which are taken to be valid.
     """
     num_scales = len(spatial_scale)
-    expect(
-        0 < len(features) <= MAX_LEVELS, 'features', f'{len(features)} maps', f'1 to {MAX_LEVELS}'
-    )
+    expect(0 < len(features) <= MAX_LEVELS, 'features', f'{len(features)} maps', f'1 to {MAX_LEVELS}')
     expect(
         len(features) == num_scales,
         'spatial_scale',
@@ -128,21 +125,15 @@ def check_inputs(
         name = f'features[{i}]'
         shape = tuple(map_.shape)
         expect(map_.dim() == 4, name, f'shape {shape}', '(N, C, H, W)')
-        expect(
-            map_.dtype == first.dtype, name, map_.dtype, f'that of features[0], {first.dtype}', TypeError
-        )
-        expect(
-            map_.device == first.device, name, map_.device, f'that of features[0], {first.device}'
-        )
+        expect(map_.dtype == first.dtype, name, map_.dtype, f'that of features[0], {first.dtype}', TypeError)
+        expect(map_.device == first.device, name, map_.device, f'that of features[0], {first.device}')
         expect(
             map_.shape[:2] == first.shape[:2],
             name,
             f'shape {shape}',
             f'the images and channels of features[0], {tuple(first.shape)}',
         )
-        expect(
-            map_.shape[2] > 0 and map_.shape[3] > 0, name, f'shape {shape}', 'at least one cell'
-        )
+        expect(map_.shape[2] > 0 and map_.shape[3] > 0, name, f'shape {shape}', 'at least one cell')
     expect(
         first.dtype in FEATURE_DTYPES,
         'features',
@@ -170,9 +161,7 @@ def check_inputs(
         f"rotated ones (K, 6) with region '{region}' and position_sensitive {position_sensitive}",
         "region 'none' without position_sensitive, or upright ones (K, 5)",
     )
-    expect(
-        rois.dtype.is_floating_point, 'rois', f'dtype {rois.dtype}', 'a floating type', TypeError
-    )
+    expect(rois.dtype.is_floating_point, 'rois', f'dtype {rois.dtype}', 'a floating type', TypeError)
     expect(rois.device == first.device, 'rois', rois.device, f'that of features, {first.device}')
     if first.shape[0] == 0:
         expect(rois.shape[0] == 0, 'features', 'an empty batch with RoIs', 'at least one image')
@@ -196,9 +185,7 @@ def check_inputs(
             'int64 or int32',
             TypeError,
         )
-        expect(
-            levels.device == rois.device, 'levels', levels.device, f'that of rois, {rois.device}'
-        )
+        expect(levels.device == rois.device, 'levels', levels.device, f'that of rois, {rois.device}')
     if offsets is not None:
         options = f"region '{region}', sampling_ratio {sampling_ratio}, reduction '{reduction}'"
         expect(
@@ -225,9 +212,7 @@ def check_inputs(
             'a floating type',
             TypeError,
         )
-        expect(
-            offsets.device == rois.device, 'offsets', offsets.device, f'that of rois, {rois.device}'
-        )
+        expect(offsets.device == rois.device, 'offsets', offsets.device, f'that of rois, {rois.device}')
     if seed is not None:
         expect(
             sampling_ratio is not None,

@@ -40,9 +40,7 @@ def _as_rois(boxes: List[Tensor]) -> Tensor:  # noqa: UP006
     rows: List[Tensor] = []  # noqa: UP006
     for i in range(len(boxes)):
         if boxes[i].dim() != 2 or boxes[i].shape[1] != 4:
-            raise ValueError(
-                f'rois[{i}]: got shape {boxes[i].shape}, expected (L, 4) boxes of image {i}'
-            )
+            raise ValueError(f'rois[{i}]: got shape {boxes[i].shape}, expected (L, 4) boxes of image {i}')
         rows.append(rows_of_image(boxes[i], i))
     return torch.cat(rows, dim=0)
 
@@ -166,9 +164,7 @@ class RoIAlign(_RoILayer):
         )
 
     def extra_repr(self) -> str:
-        return (
-            f'{super().extra_repr()}, sampling_ratio={self.sampling_ratio}, aligned={self.aligned}'
-        )
+        return f'{super().extra_repr()}, sampling_ratio={self.sampling_ratio}, aligned={self.aligned}'
 
 
 class RoIPool(_RoILayer):
@@ -315,9 +311,7 @@ class PrRoIPool(_RoILayer):
         self.output_size = tuple(self._size)
 
     def forward(self, features: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:  # noqa: UP006, UP007
-        return _pool(
-            features, rois, self._size, self.spatial_scale, 'none', None, 'integral', False
-        )
+        return _pool(features, rois, self._size, self.spatial_scale, 'none', None, 'integral', False)
 
 
 class RoIAlignRotated(_RoILayer):

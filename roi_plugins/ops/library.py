@@ -127,9 +127,7 @@ def _load_extension() -> bool:
                 f'it does not load here ({error}); build it again, in a checkout of roi_plugins, '
                 f'with: {_BUILD}'
             )
-    warnings.warn(
-        f'roi_plugins runs without its compiled op, many times slower: {reason}', stacklevel=2
-    )
+    warnings.warn(f'roi_plugins runs without its compiled op, many times slower: {reason}', stacklevel=2)
     return False
 
 
@@ -163,9 +161,7 @@ def _reference_backward_rois(grad, winner, features, rois, *arguments):
 
 def _fake_forward(features, rois, levels, offsets, seed, *options):
     scales, output_size, region, sampling_ratio, reduction, _, least, most, position_sensitive = options
-    check_options(
-        scales, output_size, region, sampling_ratio, reduction, least, most, position_sensitive
-    )
+    check_options(scales, output_size, region, sampling_ratio, reduction, least, most, position_sensitive)
     check_inputs(features, rois, levels, offsets, seed, *options)
     first = features[0]
     channels = first.shape[1] // (output_size[0] * output_size[1] if position_sensitive else 1)
@@ -304,9 +300,7 @@ torch.library.register_autograd(
     'roi_plugins::roi_extract', _derivative, setup_context=_setup_context, lib=_derivatives
 )
 for _name in ('roi_extract_backward', 'roi_extract_backward_rois'):
-    torch.library.register_autograd(
-        f'roi_plugins::{_name}', _no_second_derivative, lib=_derivatives
-    )
+    torch.library.register_autograd(f'roi_plugins::{_name}', _no_second_derivative, lib=_derivatives)
 if hasattr(torch.library, 'register_vmap'):  # torch 2.5
     for _name in SCHEMAS:
         _op = getattr(torch.ops.roi_plugins, _name).default

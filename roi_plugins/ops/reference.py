@@ -206,9 +206,7 @@ def resolve_axis(
     dtype, device = low.dtype, low.device
     start, size, bin_ = (
         x[:, None]
-        for x in resolve_region(
-            low, high, scale, pooled, region, sampling_ratio, aligned, position_sensitive
-        )
+        for x in resolve_region(low, high, scale, pooled, region, sampling_ratio, aligned, position_sensitive)
     )
     p = torch.arange(pooled, device=device) if bins is None else bins
     begin = p.to(dtype) * bin_
@@ -384,9 +382,7 @@ def _rotated_grid(
     corners = frame.centre.new_tensor([(y, x) for y in (-1, height) for x in (-1, width)])
     corners = (corners - frame.centre).detach().double()
     grids = []
-    for side, axis, bins, jitter in zip(
-        frame.size, (frame.down, frame.right), pooled, jitters, strict=True
-    ):
+    for side, axis, bins, jitter in zip(frame.size, (frame.down, frame.right), pooled, jitters, strict=True):
         size = side.reshape(1, 1)
         p = torch.arange(bins, device=size.device)
         begin = -size / 2 + p.to(size.dtype) * (size / bins)
@@ -396,9 +392,7 @@ def _rotated_grid(
         grids.append([of[0] for of in _lay_grid(begin, size, size / bins, p, reach, *how)])
     (v, has_v, row, rows), (u, has_u, column, columns) = grids
     v, u = v[:, None, :, None], u[None, :, None, :]
-    y, x = (
-        (v * frame.down[i] + u * frame.right[i] + frame.centre[i]).flatten(2) for i in (0, 1)
-    )
+    y, x = ((v * frame.down[i] + u * frame.right[i] + frame.centre[i]).flatten(2) for i in (0, 1))
     valid = (has_v[:, None, :, None] & has_u[None, :, None, :]).flatten(2)
     valid = valid & (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     index = row[:, None, :, None] * columns.long()[None, :, None, None] + column[None, :, None, :]
@@ -621,9 +615,7 @@ def _check(
     *options,
 ) -> None:
     (scales, output_size, region, sampling_ratio, reduction, _, least, most, position_sensitive) = options
-    check_options(
-        scales, output_size, region, sampling_ratio, reduction, least, most, position_sensitive
-    )
+    check_options(scales, output_size, region, sampling_ratio, reduction, least, most, position_sensitive)
     check_inputs(features, rois, levels, offsets, seed, *options)
 
 

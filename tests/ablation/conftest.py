@@ -33,9 +33,7 @@ def make_run(tmp_path):
     ]
     ann_file = tmp_path / 'annotations.json'
     categories = [{'id': 1, 'name': 'thing'}]
-    write_json(
-        ann_file, {'images': images, 'annotations': annotations, 'categories': categories}
-    )
+    write_json(ann_file, {'images': images, 'annotations': annotations, 'categories': categories})
 
     def make(name, error=0.1, max_dets=100, **trial):
         rng = np.random.default_rng(trial.get('seed', 0))

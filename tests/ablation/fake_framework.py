@@ -43,9 +43,7 @@ def progress(log):
     return f'train {step}/{steps}', float(left)
 
 
-FAKE = Framework(
-    resolve, commands, seed_option='seed', weights_options=('weights',), progress=progress
-)
+FAKE = Framework(resolve, commands, seed_option='seed', weights_options=('weights',), progress=progress)
 
 
 def write(path, text):

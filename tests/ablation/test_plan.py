@@ -153,7 +153,7 @@ def test_a_mistake_in_the_configs_of_rows_is_named(write_plan, tmp_path, row_pat
         ('align-mox', "extractors: no extractor is named 'align-mox'; there are the rows stock, .*align-max"),
         ({'name': 'x', 'type': 'Max'}, r"extractors: x: type is 'Max'; expected one of QuantizedPool, "),
         ({'name': 'x', 'type': 'AlignMax', 'region': 'bins'}, "AlignMax has no option 'region'; Quant"),
-        ({'name': 'x'}, r"extractors: x is \{\}; expected one such as \{type: AlignMax"),
+        ({'name': 'x'}, r'extractors: x is \{\}; expected one such as \{type: AlignMax'),
     ],
 )
 def test_a_row_that_does_not_exist_is_named(write_plan, row, message):
@@ -189,9 +189,7 @@ def test_configs_of_a_model_zoo(write_plan, path, framework):
 def test_config_paths_are_relative_to_the_plan(write_plan, tmp_path, monkeypatch):
     path = write_plan()
     monkeypatch.chdir(tmp_path)
-    assert load_plan(path.relative_to(tmp_path)).trials[0].config == Path(
-        'configs/mask_align-max.py'
-    )
+    assert load_plan(path.relative_to(tmp_path)).trials[0].config == Path('configs/mask_align-max.py')
 
 
 def test_a_configs_own_options_win_over_the_plans(write_plan):

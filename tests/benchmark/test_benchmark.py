@@ -253,9 +253,7 @@ class FakeGPU:
 
 def test_only_the_replay_is_timed_and_the_host_never_waits(monkeypatch):
     gpu = FakeGPU(monkeypatch)
-    samples = cuda_graph.cold_seconds(
-        lambda: gpu.log.append('replay'), lambda: gpu.log.append('flush')
-    )
+    samples = cuda_graph.cold_seconds(lambda: gpu.log.append('replay'), lambda: gpu.log.append('flush'))
     assert samples == [2e-3] * cuda_graph.SAMPLES
     warm_up, timed = gpu.log[: -4 * cuda_graph.SAMPLES - 1], gpu.log[-4 * cuda_graph.SAMPLES - 1 : -1]
     assert warm_up and set(warm_up) == {'flush', 'replay'}
@@ -376,9 +374,7 @@ def test_a_call_that_makes_the_host_wait_is_told_from_one_that_fails(monkeypatch
 def test_missing_peers_are_left_out_and_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
     monkeypatch.setitem(sys.modules, 'detectron2.modeling.poolers', None)
-    record = measure.measure_case(
-        tiny(strides=FPN, peers=(PYRAMID_PEERS[2], 'mmcv.ops.RoIAlign')), CPU, ONCE
-    )
+    record = measure.measure_case(tiny(strides=FPN, peers=(PYRAMID_PEERS[2], 'mmcv.ops.RoIAlign')), CPU, ONCE)
     assert {m['name'] for m in record['measurements']} == {'roi_plugins'}
     assert list(record['left_out']) == [PYRAMID_PEERS[2], 'mmcv.ops.RoIAlign']
     assert all(reason.startswith('not installed') for reason in record['left_out'].values())

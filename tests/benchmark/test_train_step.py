@@ -29,9 +29,7 @@ CONTENDERS = [
     for dtype in ('float32', 'autocast float16')
     for name in ('roi_plugins', 'detectron2 ROIPooler')
 ]
-needs_detectron2 = pytest.mark.skipif(
-    find_spec('detectron2') is None, reason='Detectron2 is not installed'
-)
+needs_detectron2 = pytest.mark.skipif(find_spec('detectron2') is None, reason='Detectron2 is not installed')
 
 
 @needs_detectron2

@@ -72,7 +72,13 @@ POSITION_SENSITIVE = (
 )
 # Those of which every config is trained a step; the others differ from them in options of the op alone.
 LEARNING = (
-    'stock', 'align-max', 'precise-aligned', 'random-sampling', 'deformable', 'content-adaptive', 'all-levels'
+    'stock',
+    'align-max',
+    'precise-aligned',
+    'random-sampling',
+    'deformable',
+    'content-adaptive',
+    'all-levels',
 )
 ZOO = {
     'faster-rcnn_r50-fpn_1x': 'COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml',
@@ -175,7 +181,10 @@ def test_every_config_is_tested():
     found = {str(path.relative_to(FOLDER)) for path in FOLDER.glob('*/*rcnn_*.*')}
     rotated = {'rotated/faster-rcnn_r50w16-c4_align-avg_rotated.yaml'}
     assert found - {'_base_/rcnn_r50-fpn.yaml'} == {
-        *(DETECTORS.keys() - {LAZY_FPN}), EXAMPLE, *POSITION_SENSITIVE, *rotated
+        *(DETECTORS.keys() - {LAZY_FPN}),
+        EXAMPLE,
+        *POSITION_SENSITIVE,
+        *rotated,
     }
     assert stems(FOLDER.glob('*rcnn/*_coco.yaml')) == stems((ROOT / 'mmdet').glob('*rcnn/*_coco.py'))
 

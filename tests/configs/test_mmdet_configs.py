@@ -57,7 +57,10 @@ DETECTORS = {
     'mmdet/mask_rcnn/mask-rcnn_r50-caffe-c5_1x_coco.py': TABLE_ROWS,
     'mmdet/shapes/mask-rcnn_r18-c4_shapes.py': ROWS.keys() - {'all-levels'},  # one map: it is align-avg
     'mmdet/shapes/mask-rcnn_r18-c5_shapes.py': (
-        *TABLE_ROWS, 'adaptive', 'precise-aligned', 'content-adaptive'
+        *TABLE_ROWS,
+        'adaptive',
+        'precise-aligned',
+        'content-adaptive',
     ),
 }
 SWAPS = [(detector, row) for detector in DETECTORS for row in ROWS if row in DETECTORS[detector]]
@@ -70,7 +73,13 @@ POSITION_SENSITIVE = (
 
 # Those of which every config is trained a step; the others differ from them in options of the op alone.
 LEARNING = (
-    'stock', 'align-max', 'precise-aligned', 'random-sampling', 'deformable', 'content-adaptive', 'all-levels'
+    'stock',
+    'align-max',
+    'precise-aligned',
+    'random-sampling',
+    'deformable',
+    'content-adaptive',
+    'all-levels',
 )
 
 

@@ -108,13 +108,10 @@ def test_a_difference_of_differences_is_taken_seed_by_seed():
     runs, others = random_runs(range(3), rng), random_runs(range(3), rng)
     ap75, ap50 = METRICS.index('AP75'), METRICS.index('AP50')
     by_seed = [
-        (runs[seed].values - others[seed].values)[ap75]
-        - (runs[seed].values - others[seed].values)[ap50]
+        (runs[seed].values - others[seed].values)[ap75] - (runs[seed].values - others[seed].values)[ap50]
         for seed in range(3)
     ]
-    result = contrast(
-        [(1, runs, 'AP75'), (-1, others, 'AP75'), (-1, runs, 'AP50'), (1, others, 'AP50')]
-    )
+    result = contrast([(1, runs, 'AP75'), (-1, others, 'AP75'), (-1, runs, 'AP50'), (1, others, 'AP50')])
     assert result['value'] == pytest.approx(np.mean(by_seed))
     assert result['seed_error'] == pytest.approx(stats.sem(by_seed))
     over_images = np.mean(
@@ -147,9 +144,7 @@ def test_images_and_seeds_together_cover_the_truth():
             + rng.normal(0, 0.02, (seeds, 1))
             + rng.normal(0, 0.1, (seeds, images))
         )
-        runs = {
-            seed: sample(own.mean(), own @ counts / images) for seed, own in enumerate(contributions)
-        }
+        runs = {seed: sample(own.mean(), own @ counts / images) for seed, own in enumerate(contributions)}
         result = ap(runs)
         covered.append(result['low'] <= 0 <= result['high'])
         by_images_alone.append(abs(result['value']) <= 1.96 * result['image_error'])
@@ -209,9 +204,7 @@ def test_intervals_cover_the_known_effect():
         }
     draws = [rng.choice(population, size, replace=False) for _ in range(1000)]
     counts = np.array([np.bincount(draw, minlength=population) for draw in draws]).T
-    known = {
-        name: resampled_ap(found, counts).curves[0].mean() for name, found in matches.items()
-    }
+    known = {name: resampled_ap(found, counts).curves[0].mean() for name, found in matches.items()}
     assert abs(known['equal'] - known['good']) < 0.02 < known['good'] - known['worse']
 
     covered = {'good': [], 'worse': [], 'worse to good': [], 'equal to good': []}

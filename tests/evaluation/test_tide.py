@@ -77,9 +77,7 @@ def test_no_errors():
             {'duplicate': (1, 50 / 101 / 3)},  # 2 / 3 beyond recall 0.5
             id='duplicate',
         ),
-        pytest.param(
-            [(1, 0)], [(1, 800, 0.9), (1, 0, 0.8)], {'background': (1, 0.5)}, id='background'
-        ),
+        pytest.param([(1, 0)], [(1, 800, 0.9), (1, 0, 0.8)], {'background': (1, 0.5)}, id='background'),
         pytest.param(
             [(1, 0), (1, 500)],
             [(1, 0, 0.9)],
@@ -118,9 +116,7 @@ def test_the_ap50_that_is_broken_down_is_that_of_pycocotools(monkeypatch):
     truth = index(dataset)
     with contextlib.redirect_stdout(io.StringIO()):
         broken = break_down_errors(truth, read_predictions(truth, results, 'bbox'), 'bbox')
-    assert tide._ap50(rankings[0], None) == pytest.approx(
-        evaluate(truth, results, 'bbox')['AP50'], abs=1e-12
-    )
+    assert tide._ap50(rankings[0], None) == pytest.approx(evaluate(truth, results, 'bbox')['AP50'], abs=1e-12)
     assert (broken['count'] > 0).all()
     is_error = rankings[0].error >= 0
     assert broken['count'].iloc[:-1].sum() == is_error.sum()

@@ -65,9 +65,7 @@ def test_reads_every_map_in_one_call(method, aggregation):
         output = extractor(pyramid(), rois())
     assert calls.count == 1
     assert output.shape[1] == extractor.out_channels(CHANNELS, len(STRIDES))
-    torch.testing.assert_close(
-        output, oracle(pyramid(), rois(), aggregation, **method), equal_nan=True
-    )
+    torch.testing.assert_close(output, oracle(pyramid(), rois(), aggregation, **method), equal_nan=True)
 
 
 @aggregations

@@ -48,8 +48,12 @@ def oracle(extractor, features, rois, levels):
         stride = STRIDES[levels[k]]
         taps = torch.autograd.functional.jacobian(
             lambda cells, k=k, stride=stride: reference.roi_extract(
-                cells[None, None], rois[k : k + 1].double() * torch.tensor([0.0, 1, 1, 1, 1]), SIZE,
-                1 / stride, sampling_ratio=extractor.sampling_ratio, aligned=extractor.aligned,
+                cells[None, None],
+                rois[k : k + 1].double() * torch.tensor([0.0, 1, 1, 1, 1]),
+                SIZE,
+                1 / stride,
+                sampling_ratio=extractor.sampling_ratio,
+                aligned=extractor.aligned,
             )[0, 0],
             torch.zeros_like(map_[0]),
         )  # (height, width, H, W)

@@ -81,9 +81,7 @@ class CentrePoint(RoIExtractor):
     """What somebody would write who wants an extractor of their own: one sample a bin."""
 
     def __init__(self, output_size, featmap_strides, reduction='avg', **kwargs):
-        super().__init__(
-            output_size, featmap_strides, sampling_ratio=1, reduction=reduction, **kwargs
-        )
+        super().__init__(output_size, featmap_strides, sampling_ratio=1, reduction=reduction, **kwargs)
 
 
 def pyramid(device='cpu', channels=3, strides=STRIDES):

@@ -73,13 +73,16 @@ def test_in_training_it_is_the_op_with_a_seed(device):
 
         def op(features, rois, options=options):
             return roi_extract(
-                features, rois, SIZE, [1 / s for s in STRIDES], seed=seed, **options,
+                features,
+                rois,
+                SIZE,
+                [1 / s for s in STRIDES],
+                seed=seed,
+                **options,
                 levels=assign_levels_mmdet(rois, len(features)),
             )
 
-        torch.testing.assert_close(
-            with_gradients(run, device, 5), with_gradients(op, device), rtol=0, atol=0
-        )
+        torch.testing.assert_close(with_gradients(run, device, 5), with_gradients(op, device), rtol=0, atol=0)
 
 
 def test_its_mean_is_that_of_the_bin():

@@ -226,9 +226,7 @@ def test_pools_as_the_extractor_in_mmdetection(type_, sampling_ratio):
     )
     learned(extractor).extractor.level_rule = assign_levels_detectron2
     boxes = BOX_LISTS['boxes']
-    rois = torch.cat(
-        [torch.nn.functional.pad(b.tensor, (1, 0), value=i) for i, b in enumerate(boxes)]
-    )
+    rois = torch.cat([torch.nn.functional.pad(b.tensor, (1, 0), value=i) for i, b in enumerate(boxes)])
     rule = extractor.extractor.level_rule
     extractor.map_roi_levels = rule
     output = pooler(type_, PYRAMID, sampling_ratio, (7, 5))(maps(), boxes)
@@ -650,9 +648,7 @@ def test_a_misspelt_option_in_a_file_is_named(tmp_path):
 def test_lazy_pieces():
     model = model_zoo.get_config('COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py').model
     for type_, made in (('AlignMax', RoIPluginsPooler), ('ROIAlignV2', ROIPooler)):
-        piece = L(build_pooler)(
-            output_size=(7, 7), scales=PYRAMID, sampling_ratio=2, pooler_type=type_
-        )
+        piece = L(build_pooler)(output_size=(7, 7), scales=PYRAMID, sampling_ratio=2, pooler_type=type_)
         model.roi_heads.box_pooler = model.roi_heads.mask_pooler = copy.deepcopy(piece)
         assert isinstance(instantiate(model.roi_heads.box_pooler), made)
     assert isinstance(instantiate(model.roi_heads), StandardROIHeads)

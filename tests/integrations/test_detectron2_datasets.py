@@ -41,7 +41,7 @@ def test_a_file_anywhere(tmp_path):
         ('nowhere.to_be_found', None, "nowhere.to_be_found cannot be imported: No module named 'nowhere'"),
         ('nowhere.py', None, 'nowhere.py cannot be imported: .*No such file'),
         ('json.py', '', 'there is another module json already'),
-        ('fails.py', 'a = 1\nb = c', r"fails.py cannot be imported: NameError: .*\(line 2 of .*fails\.py\)"),
+        ('fails.py', 'a = 1\nb = c', r'fails.py cannot be imported: NameError: .*\(line 2 of .*fails\.py\)'),
         ('typo.py', 'a =', r'typo.py cannot be imported: SyntaxError: invalid syntax \(typo\.py, line 1\)$'),
         ('needs.py', 'import what_is_not_there', "needs.py cannot be imported: No module named 'what_is"),
     ],

@@ -23,7 +23,13 @@ CONFIG = Path(__file__).parents[2] / 'configs/detectron2/rotated/faster-rcnn_r50
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 IMAGE = 512
 TAKING = [
-    'AlignAvg', 'AlignMax', 'AdaptiveSampling', 'Precise', 'RandomSampling', 'ContentAdaptive', 'AllLevels'
+    'AlignAvg',
+    'AlignMax',
+    'AdaptiveSampling',
+    'Precise',
+    'RandomSampling',
+    'ContentAdaptive',
+    'AllLevels',
 ]
 
 

@@ -255,9 +255,7 @@ def test_reads_what_stock_reads(strides, rois, factor):
         if output.requires_grad:  # stock leaves the graph where one map meets no RoI
             output.backward(torch.randn(output.shape, generator=generator(2)))
         outputs.append(output)
-        gradients.append(
-            [torch.zeros_like(f) if f.grad is None else f.grad for f in features]
-        )
+        gradients.append([torch.zeros_like(f) if f.grad is None else f.grad for f in features])
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
@@ -329,9 +327,7 @@ def generic(strides, pool_mode='avg', sampling_ratio=2, **options):
 @pytest.mark.parametrize('factor', [None, 1.3])
 def test_reads_all_levels_as_stock(options, factor):
     theirs = learned(generic(STRIDES, **options)).double().train()
-    ours = MODELS.build(
-        dict(type='AllLevelsRoIExtractor', output_size=7, featmap_strides=STRIDES, **options)
-    )
+    ours = MODELS.build(dict(type='AllLevelsRoIExtractor', output_size=7, featmap_strides=STRIDES, **options))
     ours.double().train()
     ours.init_weights()
     ours.load_state_dict(theirs.state_dict())  # a checkpoint of theirs, strictly
@@ -369,9 +365,7 @@ def test_one_map_of_all_is_read_as_stock():
     """Without the modules."""
     options = dict(out_channels=CHANNELS, pre_cfg=PRE, post_cfg=post(CHANNELS))
     theirs = generic([16], **options)
-    ours = MODELS.build(
-        dict(type='AllLevelsRoIExtractor', output_size=7, featmap_strides=[16], **options)
-    )
+    ours = MODELS.build(dict(type='AllLevelsRoIExtractor', output_size=7, featmap_strides=[16], **options))
     features, rois = pyramid([16]), random_rois()
     torch.testing.assert_close(ours(features, rois), theirs(features, rois), rtol=1e-4, atol=1e-4)
 

@@ -129,20 +129,14 @@ def assert_equal_numbers(expected, record):
 
 
 def with_classes(options, names):
-    heads = {
-        f'model.roi_head.{head}.num_classes': len(names) for head in ('bbox_head', 'mask_head')
-    }
-    classes = {
-        f'{half}_dataloader.dataset.metainfo.classes': list(names) for half in ('train', 'test')
-    }
+    heads = {f'model.roi_head.{head}.num_classes': len(names) for head in ('bbox_head', 'mask_head')}
+    classes = {f'{half}_dataloader.dataset.metainfo.classes': list(names) for half in ('train', 'test')}
     return {**options, **heads, **classes}
 
 
 def test_ap_is_over_the_classes_of_the_config(data, options, tmp_path, monkeypatch):
     """Not over all categories of the annotation file, as it was: 0.085 in place of 0.211."""
-    expected, record = both_numbers(
-        with_classes(options, ('triangle', 'cross')), tmp_path, monkeypatch
-    )
+    expected, record = both_numbers(with_classes(options, ('triangle', 'cross')), tmp_path, monkeypatch)
     assert_equal_numbers(expected, record)
     assert record['metrics']['bbox']['AP'] > 0.05
     assert os.path.samefile(record['image_dir'], data / 'val')
@@ -307,9 +301,7 @@ def test_a_limit_that_would_have_no_effect_is_refused_before_the_training(
 def test_a_test_at_another_limit_is_another_result(options, tmp_path, monkeypatch):
     both_numbers(options, tmp_path, monkeypatch)
     with pytest.raises(RunError, match='holds the result of another test'):
-        runs.test(
-            STOCK, tmp_path / 'iter_1.pth', work_dir=tmp_path, cfg_options=options, max_dets=10
-        )
+        runs.test(STOCK, tmp_path / 'iter_1.pth', work_dir=tmp_path, cfg_options=options, max_dets=10)
 
 
 def test_an_evaluator_with_its_metrics(options, tmp_path):

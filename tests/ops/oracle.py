@@ -256,9 +256,7 @@ class Rotated:
                 for position, cells in zip(self.on_map(*at), extent, strict=True):
                     self.clearance = min(self.clearance, abs(position + 1), abs(position - cells))
                 self.bins[bin_].append(
-                    []
-                    if None in sample
-                    else [(y, x, wy * wx) for (y, wy), (x, wx) in product(*sample)]
+                    [] if None in sample else [(y, x, wy * wx) for (y, wy), (x, wx) in product(*sample)]
                 )
 
     def on_map(self, v, u):

@@ -453,9 +453,9 @@ def test_rows_that_cannot_name_every_image_are_refused(device, kind, dtype, most
         'script': lambda features: torch.jit.script(layers.RoIAlign(1, 1.0, 1))(features, rois),
         'rotated': lambda features: layers.RoIAlignRotated(1, 1.0)(features, rois),
         'extractor': lambda features: AlignAvg(1, [1])([features], rois),
-        'fake': lambda features: torch.export.export(
-            AlignAvg(1, [1]), ([features], rois)
-        ).module()([features], rois),
+        'fake': lambda features: torch.export.export(AlignAvg(1, [1]), ([features], rois)).module()(
+            [features], rois
+        ),
     }[kind]
     assert call(numbered_images(most, 1, torch.float32, device)).shape == (1, 1, 1, 1)
     with pytest.raises(Exception, match=rf'rois: got dtype .*at most {most} images'):
@@ -524,9 +524,7 @@ def test_old_names_of_mmcv(name):
 def test_mmcv_takes_a_sampling_ratio_below_zero_for_zero(device, pool_mode, sampling_ratio):
     mmcv_ops = pytest.importorskip('mmcv.ops', exc_type=ImportError)
     arguments = (3, 0.5, sampling_ratio, pool_mode)
-    assert_same_layer(
-        layers.MMCVRoIAlign(*arguments), mmcv_ops.RoIAlign(*arguments), device, lists=False
-    )
+    assert_same_layer(layers.MMCVRoIAlign(*arguments), mmcv_ops.RoIAlign(*arguments), device, lists=False)
     if pool_mode == 'avg':
         ours, theirs = (x.RoIAlignRotated(3, 0.5, sampling_ratio) for x in (layers, mmcv_ops))
         assert_same_layer(ours, theirs, device, lists=False, rotated=True)
@@ -536,9 +534,7 @@ def test_mmcv_takes_a_sampling_ratio_below_zero_for_zero(device, pool_mode, samp
 def test_torchvision_position_sensitive_layers(device, output_size):
     kind = {'position_sensitive': True}
     arguments = (output_size, 0.5)
-    assert_same_layer(
-        layers.PSRoIPool(*arguments), torchvision.ops.PSRoIPool(*arguments), device, **kind
-    )
+    assert_same_layer(layers.PSRoIPool(*arguments), torchvision.ops.PSRoIPool(*arguments), device, **kind)
     for sampling_ratio in (-1, 0, 2):
         ours = layers.PSRoIAlign(*arguments, sampling_ratio)
         assert_same_layer(ours, torchvision.ops.PSRoIAlign(*arguments, sampling_ratio), device, **kind)

@@ -137,9 +137,7 @@ def test_output_sizes_of_an_integral(device, extract, output_size):
 
 
 @pytest.mark.parametrize('map_size', [(1, 1), (1, 6), (6, 1)], ids=str)
-@pytest.mark.parametrize(
-    'method', ['align-avg', 'align-max', 'pool-round-max', 'pool-bins-avg', 'integral']
-)
+@pytest.mark.parametrize('method', ['align-avg', 'align-max', 'pool-round-max', 'pool-bins-avg', 'integral'])
 def test_maps_of_one_row_or_column(device, extract, map_size, method):
     features = random_map(1, 2, *map_size, device=device)
     rois = random_rois(6, 1, *map_size, device=device)
@@ -804,16 +802,12 @@ def test_company_changes_nothing(name, channels_last):
     output = roi_extract(features, rois, 7, 0.25, **method)
     offsets = method.pop('offsets', None)
     alone = [
-        roi_extract(
-            features, rois[one], 7, 0.25, offsets=None if offsets is None else offsets[one], **method
-        )
+        roi_extract(features, rois[one], 7, 0.25, offsets=None if offsets is None else offsets[one], **method)
         for one in (slice(k, k + 1) for k in range(len(rois)))
     ]
     torch.testing.assert_close(output, torch.cat(alone), rtol=0, atol=0, equal_nan=True)
     together = torch.autograd.grad(output, features, grad)[0]
-    one_by_one = sum(
-        torch.autograd.grad(one, features, grad[k : k + 1])[0] for k, one in enumerate(alone)
-    )
+    one_by_one = sum(torch.autograd.grad(one, features, grad[k : k + 1])[0] for k, one in enumerate(alone))
     torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-4)
 
 

@@ -43,12 +43,10 @@ FORWARD_TRANSFORMS = {
     'jacobian': lambda f, x: torch.autograd.functional.jacobian(
         f, x, vectorize=True, strategy='forward-mode'
     ),
-    'vmap of jvp': lambda f, x: torch.func.vmap(
-        lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))
-    )(x[None]),
-    'jvp of vmap': lambda f, x: torch.func.jvp(
-        torch.func.vmap(f), (x[None],), (torch.ones_like(x[None]),)
+    'vmap of jvp': lambda f, x: torch.func.vmap(lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),)))(
+        x[None]
     ),
+    'jvp of vmap': lambda f, x: torch.func.jvp(torch.func.vmap(f), (x[None],), (torch.ones_like(x[None]),)),
 }
 
 
@@ -129,9 +127,7 @@ def test_forward_mode_is_refused_when_compiled():
 
     @torch.compile(backend='aot_eager', fullgraph=True)
     def tangent(x):
-        return torch.func.jvp(
-            lambda x: roi_extract(x, given['rois'], 2, 1.0), (x,), (torch.ones_like(x),)
-        )[1]
+        return torch.func.jvp(lambda x: roi_extract(x, given['rois'], 2, 1.0), (x,), (torch.ones_like(x),))[1]
 
     with pytest.raises(Exception, match='forward-mode derivatives are not supported'):
         tangent(given['features'])

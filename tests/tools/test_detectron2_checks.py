@@ -460,7 +460,7 @@ LAZY_START = (
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('a: [1', "cannot be read: while parsing a flow sequence"),
+        ('a: [1', 'cannot be read: while parsing a flow sequence'),
         ('just words', "is 'just words'; expected settings, KEY: VALUE"),
         ('- 1', 'is [1]; expected settings'),
         ('', 'is None; expected settings'),

@@ -130,9 +130,7 @@ def check_swapped(plan, folder, data):
         assert f'{name}, trained with align-avg' in table
         trained = folder / f'runs/{name}.align-avg.seed0'
         run_dir = folder / f'swapped/{name}.align-avg.quantized-pool.seed0'
-        of_trained, metrics = (
-            json.loads((path / 'metrics.json').read_text()) for path in (trained, run_dir)
-        )
+        of_trained, metrics = (json.loads((path / 'metrics.json').read_text()) for path in (trained, run_dir))
         assert metrics['checkpoint'] == of_trained['checkpoint']
         assert 'quantized-pool' in metrics['command']
         assert not list(run_dir.glob('*.pth'))

@@ -98,9 +98,7 @@ def test_the_commands_of_the_results_page(short_plan):
     header, *lines = ([cell.strip() for cell in line[1:-1].split('|')] for line in (header, *lines))
     judged = [dict(zip(header, line, strict=True)) for line in lines]
     (lead,) = (
-        row
-        for row in judged
-        if (row['claim'], row['where']) == ('RoIAlign above RoIPool', 'AP, stride 16')
+        row for row in judged if (row['claim'], row['where']) == ('RoIAlign above RoIPool', 'AP, stride 16')
     )
     for iou_type, name in (('bbox', 'box'), ('segm', 'mask')):
         assert lead[name].startswith(f'{format_points(-difference[iou_type], 1, sign=True)} [')

@@ -190,7 +190,7 @@ def test_an_unknown_extractor_is_named(visualize):
 
 @needs('mmdet')
 def test_a_config_that_imports_a_helper_is_one_line(visualize, tmp_path):
-    (tmp_path / 'helper.py').write_text("raise RuntimeError\n")
+    (tmp_path / 'helper.py').write_text('raise RuntimeError\n')
     (tmp_path / 'lazy.py').write_text('from helper import model\n')
     status, _, err = visualize('lazy.py')
     assert status == 2

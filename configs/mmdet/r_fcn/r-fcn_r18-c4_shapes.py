@@ -2,6 +2,7 @@
 
 BBoxHead with the average is R-FCN's vote. Ten scores: five classes, background, the four numbers of a box.
 """
+
 _base_ = '../shapes/mask-rcnn_r18-c4_position-sensitive_shapes.py'
 
 model = dict(
@@ -17,4 +18,7 @@ model = dict(
             bbox_coder={{_base_.model.roi_head.bbox_head.bbox_coder}},
             reg_class_agnostic=True,
             loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-            loss_bbox=dict(type='L1Loss', loss_weight=1.0))))
+            loss_bbox=dict(type='L1Loss', loss_weight=1.0),
+        ),
+    )
+)

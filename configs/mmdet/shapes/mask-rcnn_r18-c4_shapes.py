@@ -5,6 +5,7 @@ neck makes up for it. It starts from random weights and has but a few hundred st
 normalisation learns, residual branches do not begin at zero, and a RoI has one box and one mask
 whatever its class, for which there are more examples than of each class.
 """
+
 _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
 
 custom_imports = dict(imports=['roi_plugins.integrations.mmdet'], allow_failed_imports=False)
@@ -20,24 +21,24 @@ model = dict(
         num_stages=3,
         strides=(1, 2, 2),
         dilations=(1, 1, 1),
-        out_indices=(2, ),
+        out_indices=(2,),
         frozen_stages=-1,
         norm_eval=False,
         zero_init_residual=False,
-        init_cfg=None),
+        init_cfg=None,
+    ),
     neck=None,
     rpn_head=dict(
         in_channels=128,
         feat_channels=128,
         # 24, 48 and 96 px, for objects of 15 to 119 px
-        anchor_generator=dict(scales=[1.5, 3, 6], strides=[16])),
+        anchor_generator=dict(scales=[1.5, 3, 6], strides=[16]),
+    ),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=128, featmap_strides=[16]),
         bbox_head=dict(
-            in_channels=128,
-            fc_out_channels=256,
-            num_classes=len(classes),
-            reg_class_agnostic=True),
+            in_channels=128, fc_out_channels=256, num_classes=len(classes), reg_class_agnostic=True
+        ),
         mask_roi_extractor=dict(out_channels=128, featmap_strides=[16]),
         mask_head=dict(
             num_convs=2,
@@ -45,14 +46,16 @@ model = dict(
             conv_out_channels=32,
             num_classes=len(classes),
             class_agnostic=True,
-            norm_cfg=dict(type='BN'))),
+            norm_cfg=dict(type='BN'),
+        ),
+    ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
         rpn_proposal=dict(nms_pre=500, max_per_img=150),
-        rcnn=dict(sampler=dict(num=48, pos_fraction=1 / 3))),
-    test_cfg=dict(
-        rpn=dict(nms_pre=500, max_per_img=100),
-        rcnn=dict(max_per_img=20)))
+        rcnn=dict(sampler=dict(num=48, pos_fraction=1 / 3)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=100), rcnn=dict(max_per_img=20)),
+)
 
 # data
 data_root = 'data/shapes/'
@@ -68,9 +71,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=image_scale, keep_ratio=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -83,7 +84,9 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train/'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 test_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -96,11 +99,12 @@ test_dataloader = dict(
         ann_file='annotations/instances_val.json',
         data_prefix=dict(img='val/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_evaluator = dict(
-    type='CocoMetric',
-    ann_file=data_root + 'annotations/instances_val.json',
-    metric=['bbox', 'segm'])
+    type='CocoMetric', ann_file=data_root + 'annotations/instances_val.json', metric=['bbox', 'segm']
+)
 
 # schedule
 max_iters = 450
@@ -116,15 +120,15 @@ param_scheduler = [
         by_epoch=False,
         begin=warmup_iters,
         end=max_iters,
-        T_max=max_iters - warmup_iters),
+        T_max=max_iters - warmup_iters,
+    ),
 ]
 optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.01),
-    clip_grad=dict(max_norm=10))
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.01), clip_grad=dict(max_norm=10)
+)
 
 # runtime
 default_hooks = dict(
-    logger=dict(interval=20),
-    checkpoint=dict(by_epoch=False, interval=200, max_keep_ckpts=2))
+    logger=dict(interval=20), checkpoint=dict(by_epoch=False, interval=200, max_keep_ckpts=2)
+)
 log_processor = dict(by_epoch=False)

@@ -3,6 +3,7 @@
 It reads no RoI, so that the trunk has not grown used to any extractor. The stages that it shares with
 retinanet_r18-c4.py start from there.
 """
+
 _base_ = './mask-rcnn_r18-c5_shapes.py'
 
 model = dict(
@@ -20,13 +21,16 @@ model = dict(
         anchor_generator={{_base_.model.rpn_head.anchor_generator}},
         bbox_coder={{_base_.model.rpn_head.bbox_coder}},
         loss_cls=dict(type='FocalLoss', use_sigmoid=True),
-        loss_bbox={{_base_.model.rpn_head.loss_bbox}}),
+        loss_bbox={{_base_.model.rpn_head.loss_bbox}},
+    ),
     train_cfg=dict(
         assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
         sampler=dict(type='PseudoSampler'),
         allowed_border=-1,
-        pos_weight=-1),
-    test_cfg=dict(nms_pre=500, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20))
+        pos_weight=-1,
+    ),
+    test_cfg=dict(nms_pre=500, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20),
+)
 
 # schedule
 max_iters = 800
@@ -40,7 +44,8 @@ param_scheduler = [
         by_epoch=False,
         begin=warmup_iters,
         end=max_iters,
-        T_max=max_iters - warmup_iters),
+        T_max=max_iters - warmup_iters,
+    ),
 ]
 
 # runtime

@@ -98,7 +98,5 @@ def _plot_curve(panel: Axes, curves: np.ndarray, index: int) -> Line2D:
     )
     if len(curves) > 1:
         std = curves.std(axis=0, ddof=1)
-        panel.fill_between(
-            IOU_THRESHOLDS, mean - std, mean + std, color=color, alpha=0.18, linewidth=0
-        )
+        panel.fill_between(IOU_THRESHOLDS, mean - std, mean + std, color=color, alpha=0.18, linewidth=0)
     return line

@@ -120,9 +120,7 @@ class Detections:
         return {
             detection
             for result in filter(None, coco_eval.evalImgs)
-            for detection, matched in zip(
-                result['dtIds'], result['dtMatches'][_SHOWN_IOU], strict=True
-            )
+            for detection, matched in zip(result['dtIds'], result['dtMatches'][_SHOWN_IOU], strict=True)
             if matched
         }
 
@@ -132,9 +130,7 @@ def _image_aps(matches: Matches) -> np.ndarray:
     sums, present = np.zeros((2, len(matches.image_ids)))
     recalls = COCOeval(iouType='bbox').params.recThrs
     for of_class in matches.classes:
-        objects = np.bincount(
-            of_class.object_image[~of_class.object_ignored[0]], minlength=len(sums)
-        )
+        objects = np.bincount(of_class.object_image[~of_class.object_ignored[0]], minlength=len(sums))
         order = np.argsort(of_class.image, kind='stable')  # within an image still by score
         ends = np.searchsorted(of_class.image[order], np.arange(len(sums) + 1))
         counts = ~of_class.ignored[0][:, order]
@@ -158,9 +154,7 @@ def _ap(right: np.ndarray, counts: np.ndarray, num_objects: int, recalls: np.nda
     return total / len(right)
 
 
-def most_different(
-    coco: COCO, first: Detections, second: Detections, count: int
-) -> list[Difference]:
+def most_different(coco: COCO, first: Detections, second: Detections, count: int) -> list[Difference]:
     """Up to ``count`` images, those first whose AP differs most between two runs; none where it is equal,
     and none of unknown size."""
     sized = [id_ for id_, image in sorted(coco.imgs.items()) if image.keys() >= {'width', 'height'}]

@@ -278,9 +278,7 @@ def _picture_frame(image: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _add_picture(
-    pictures: dict[int, dict], image: Mapping[str, Any], image_dirs: Sequence[Path]
-) -> None:
+def _add_picture(pictures: dict[int, dict], image: Mapping[str, Any], image_dirs: Sequence[Path]) -> None:
     path = find_picture(image, image_dirs)
     if image['id'] in pictures or path is None:
         return

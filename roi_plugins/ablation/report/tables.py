@@ -111,9 +111,7 @@ def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFra
 def _errors(group: Group, digits: int) -> dict[str, str]:
     """The mean over the runs."""
     lost = sum(errors['ap50_lost'] for errors in group.errors) / len(group.errors)
-    return {
-        error.capitalize(): format_points(points, digits) for error, points in lost.items()
-    }
+    return {error.capitalize(): format_points(points, digits) for error, points in lost.items()}
 
 
 def _over_iou(estimates: Estimates, digits: int) -> dict[str, str]:
@@ -160,9 +158,7 @@ def _is_no_finding(estimate: pd.Series, digits: int) -> bool:
     return is_zero and estimate['p'] < 1 - CONFIDENCE
 
 
-def _certainty(
-    title: str, groups: Sequence[Group], attribute: str, digits: int
-) -> dict[str, pd.DataFrame]:
+def _certainty(title: str, groups: Sequence[Group], attribute: str, digits: int) -> dict[str, pd.DataFrame]:
     """The tables that say how sure those of ``title`` are, less those without a known value."""
 
     def interval(estimate: pd.Series) -> str:
@@ -188,8 +184,7 @@ def _certainty(
         ('standard error by images / by seeds', errors),
     ):
         rows = [
-            _labels(group)
-            | {metric: cell(estimates.metrics.loc[metric]) for metric in METRICS}
+            _labels(group) | {metric: cell(estimates.metrics.loc[metric]) for metric in METRICS}
             for group in groups
             if (estimates := getattr(group, attribute)) is not None
         ]
@@ -228,10 +223,7 @@ def to_latex(comparison: Comparison, digits: int = 1) -> str:
     for title, table in make_tables(comparison, digits).items():
         names = [column for column in table.columns if column in _TEXT_COLUMNS]
         rows = [
-            [
-                _escape_latex(cell) if column in names else _latex_number(cell)
-                for column, cell in row.items()
-            ]
+            [_escape_latex(cell) if column in names else _latex_number(cell) for column, cell in row.items()]
             for row in table.to_dict('records')
         ]
         header = [_LATEX_METRICS.get(column) or _escape_latex(column) for column in table.columns]
@@ -345,19 +337,14 @@ def _estimates(estimates: Estimates | None) -> dict[str, list[dict[str, Any]]] |
         return None
     return {
         name: [
-            {key: row.Index, **_without_nan(row._asdict())}
-            for row in getattr(estimates, name).itertuples()
+            {key: row.Index, **_without_nan(row._asdict())} for row in getattr(estimates, name).itertuples()
         ]
         for name, key in (('metrics', 'metric'), ('over_iou', 'iou'), ('per_class', 'class'))
     }
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, float | None]:
-    return {
-        column: None if np.isnan(value) else value
-        for column, value in row.items()
-        if column != 'Index'
-    }
+    return {column: None if np.isnan(value) else value for column, value in row.items() if column != 'Index'}
 
 
 def caption(comparison: Comparison, digits: int = 1) -> str:
@@ -368,7 +355,7 @@ def caption(comparison: Comparison, digits: int = 1) -> str:
     if comparison.max_dets != MAX_DETS:
         lines.append(
             f'max_dets {comparison.max_dets}: the best {comparison.max_dets} detections of each class in an '
-            f'image count, in place of COCO\'s {MAX_DETS}.'
+            f"image count, in place of COCO's {MAX_DETS}."
         )
     has_seeds = any(len(group.runs) > 1 for group in comparison.groups)
     if comparison.resamples:

@@ -160,9 +160,7 @@ class Predictions(DatasetEvaluator):
         }
 
 
-def describe(
-    cfg: CfgNode | DictConfig, device: str | None = None, max_dets: int | None = None
-) -> Run:
+def describe(cfg: CfgNode | DictConfig, device: str | None = None, max_dets: int | None = None) -> Run:
     """The run that a config says.
 
     COCO files that it names as datasets are registered, so that every process can read them.

@@ -93,9 +93,7 @@ class MMDetRoIExtractor(BaseModule):
                 'output_size=7, say, or the type alone over a config that has a roi_layer'
             )
         if not (isinstance(finest_scale, (int, float)) and finest_scale > 0):
-            raise ValueError(
-                f'finest_scale: got {finest_scale!r}, expected a positive number of pixels'
-            )
+            raise ValueError(f'finest_scale: got {finest_scale!r}, expected a positive number of pixels')
         parameters = inspect.signature(self.extractor_type).parameters
         if 'depth' in parameters:
             options['depth'] = out_channels
@@ -169,9 +167,7 @@ class MMDetRoIExtractor(BaseModule):
         half = (rois[:, 3:5] - rois[:, 1:3]) * scale_factor * 0.5
         return torch.cat([rois[:, :1], centre - half, centre + half], dim=1)
 
-    def forward(
-        self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None
-    ) -> Tensor:
+    def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
         """
         Args:
             feats: one ``(N, C, H, W)`` map a stride, finest first.
@@ -213,9 +209,7 @@ class _WithModules(MMDetRoIExtractor):
         pre_cfg, post_cfg: of a plugin layer of MMCV's, e.g. ``dict(type='ConvModule', ...)``.
     """
 
-    def __init__(
-        self, *args, pre_cfg: dict | None = None, post_cfg: dict | None = None, **options
-    ):
+    def __init__(self, *args, pre_cfg: dict | None = None, post_cfg: dict | None = None, **options):
         super().__init__(*args, **options)
         for name, cfg in (('pre_module', pre_cfg), ('post_module', post_cfg)):
             if cfg is not None:
