@@ -1,5 +1,6 @@
 # make demo   sets up what is missing, then trains and compares the extractors on generated images
 # make test   sets up what is missing, then runs all tests
+# make test-fast   the tests that need no framework, for the minutes in which one edits
 # make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
 # make sanitize   the op's tests with the address, undefined-behaviour and thread sanitizers
 # make kernels   compiles the CUDA kernels for all cards and looks at what came of it (docs/kernels.md); no card needed
@@ -22,7 +23,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test benchmark sanitize kernels gpu faults fuzz soak wheel matrix docs setup lint clean
+.PHONY: demo test test-fast benchmark sanitize kernels gpu faults fuzz soak wheel matrix docs setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -30,6 +31,14 @@ setup:
 demo: setup
 	@$(PY) tools/make_shapes.py data/shapes
 	@$(PY) tools/ablate.py $(PLAN) --work-dir $(WORK_DIR)
+
+# What needs no framework: for the minutes in which one edits.
+FAST := tests/evaluation tests/extractors tests/datasets tests/test_settings.py tests/test_docs.py \
+	tests/test_architecture.py tests/test_visualization.py tests/test_results_page.py \
+	$(patsubst %,tests/ops/test_%.py,bad_input levels oracle roi_extract threads)
+
+test-fast: setup
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -q $(FAST)
 
 # Two processes of one thread each: threads of two processes on the same cores wait for each other.
 test: setup
