@@ -1,7 +1,5 @@
 """Extractors that the tests build whatever their type, those with weights too."""
 
-import inspect
-
 import torch
 
 from roi_plugins.extractors import EXTRACTORS
@@ -14,7 +12,7 @@ WITH_WEIGHTS = (*STARTING_AS_ALIGN_AVG, 'PositionSensitive')
 def build_extractor(name, output_size, featmap_strides, channels=3, **options):
     """An extractor of the table, in evaluation; if it has weights, not those that it starts with."""
     extractor_type = EXTRACTORS[name]
-    if 'channels' in inspect.signature(extractor_type).parameters:
+    if extractor_type.needs_channels:
         options['channels'] = channels
     return learned(extractor_type(output_size, featmap_strides, **options))
 

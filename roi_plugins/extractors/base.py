@@ -20,8 +20,13 @@ class RoIExtractor(nn.Module):
     """Cuts features of one size out of the maps of a pyramid.
 
     A subclass states the method in its constructor; one that needs more than a call of the op overrides
-    :meth:`extract`. One that has weights takes the channels of the maps as the keyword ``channels``, which
-    the integrations know. All of it compiles in TorchScript, if the level rule is a function or a module.
+    :meth:`extract`. All of it compiles in TorchScript, if the level rule is a function or a module. What a
+    subclass needs of a detector, it declares; the integrations read no more than this:
+
+    - ``needs_channels``: it has weights for each channel of the maps, and takes their number as the keyword
+      ``channels``.
+    - ``changes_channels``: its output may have other channels than the maps, and it takes their number as
+      the keyword ``depth``.
 
     Args:
         output_size: bins ``(height, width)``, or one number for both.
@@ -41,6 +46,9 @@ class RoIExtractor(nn.Module):
     spatial_scales: List[float]  # noqa: UP006
     sampling_ratio: Optional[int]  # noqa: UP045
     max_samples: Optional[int]  # noqa: UP045
+
+    needs_channels = False
+    changes_channels = False
 
     __jit_unused_properties__ = ['method']
 

@@ -28,6 +28,8 @@ class ContentAdaptive(RoIExtractor):
     # exp(4) is 55: two cells may differ 3000-fold.
     LIMIT: Final[float] = 4.0
 
+    needs_channels = True
+
     def __init__(
         self,
         output_size,

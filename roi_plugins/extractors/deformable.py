@@ -32,6 +32,8 @@ class Deformable(RoIExtractor):
     GAMMA: Final[float] = 0.1
     FARTHEST: Final[float] = 6e4
 
+    needs_channels = True
+
     def __init__(
         self,
         output_size,

@@ -25,6 +25,9 @@ class PositionSensitive(RoIExtractor):
         level_rule: see :class:`RoIExtractor`.
     """
 
+    needs_channels = True
+    changes_channels = True
+
     def __init__(
         self,
         output_size,

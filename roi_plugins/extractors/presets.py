@@ -51,7 +51,7 @@ class Preset:
             others: what every extractor takes, such as ``level_rule``.
         """
         type_ = EXTRACTORS[self.type]
-        if 'channels' in inspect.signature(type_).parameters:
+        if type_.needs_channels:
             others['channels'] = channels
         return type_(output_size, featmap_strides, **self.options, **others)
 

@@ -325,6 +325,13 @@ def test_one_with_weights_leaves_the_random_numbers_alone(name):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize('name', EXTRACTORS)
+def test_what_a_type_declares_is_what_it_takes(name):
+    parameters = inspect.signature(EXTRACTORS[name]).parameters
+    assert EXTRACTORS[name].needs_channels == ('channels' in parameters) == (name in WITH_WEIGHTS)
+    assert EXTRACTORS[name].changes_channels == ('depth' in parameters)
+
+
 @pytest.mark.parametrize('name', WITH_WEIGHTS)
 def test_the_channels_are_asked_for(name):
     with pytest.raises(TypeError, match="'channels'"):

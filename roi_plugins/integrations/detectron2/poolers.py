@@ -244,6 +244,13 @@ def pooler_options(pooler_type: str) -> list[str]:
     return [name for name in _parameters(pooler_type) if name not in taken]
 
 
+def needs_channels(pooler_type: str) -> bool:
+    """Whether a type has weights for each channel of the maps, and takes their number as ``channels``."""
+    make = POOLER_TYPES.get(pooler_type, ROIPooler)
+    type_ = make.func if isinstance(make, functools.partial) else make
+    return issubclass(type_, RoIExtractor) and type_.needs_channels
+
+
 def _parameters(pooler_type: str) -> list[str]:
     if pooler_type not in POOLER_TYPES:
         return []

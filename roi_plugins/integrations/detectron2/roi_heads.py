@@ -19,7 +19,7 @@ from .poolers import (
     RoIPluginsPooler,
     check_options,
     check_pooler_type,
-    pooler_options,
+    needs_channels,
 )
 
 
@@ -164,7 +164,7 @@ def _replaced(pooler: ROIPooler, node: CfgNode, channels: int, name: str) -> nn.
     # A config that add_roi_plugins_config has not seen has no such node, and needs none.
     given = {k: v for k, v in node.get('POOLER_OPTIONS', {}).items() if v is not None}
     options = {key.lower(): value for key, value in given.items()}
-    if 'channels' in pooler_options(node.POOLER_TYPE):
+    if needs_channels(node.POOLER_TYPE):
         options.setdefault('channels', channels)
     try:
         check_options(node.POOLER_TYPE, options)

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..errors import RunError
 from .config import HEADS, is_on
-from .poolers import POOLER_TYPES, STOCK_POOLER_TYPES, build_pooler, pooler_options
+from .poolers import POOLER_TYPES, STOCK_POOLER_TYPES, build_pooler, needs_channels, pooler_options
 from .roi_heads import pooler_nodes, register_counterpart
 
 # Detectron2's name for the RoIAlign of Detectron1, which does not subtract half a cell.
@@ -175,7 +175,7 @@ def swap_lazy(cfg: DictConfig, taken: Sequence[str], before: Mapping[str, Any]) 
             continue
         known = pooler_options(type_)
         changes = ['build_pooler in place of ROIPooler'] * (where in taken)
-        if 'channels' in known and node.get('channels') is None:
+        if needs_channels(type_) and node.get('channels') is None:
             node.channels = _channels(cfg, where)
             if node.channels is None:
                 raise RunError(

@@ -8,7 +8,6 @@ or names them by their full path, ``roi_plugins.integrations.mmdet.AlignMaxRoIEx
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,10 +93,9 @@ class MMDetRoIExtractor(BaseModule):
             )
         if not (isinstance(finest_scale, (int, float)) and finest_scale > 0):
             raise ValueError(f'finest_scale: got {finest_scale!r}, expected a positive number of pixels')
-        parameters = inspect.signature(self.extractor_type).parameters
-        if 'depth' in parameters:
+        if self.extractor_type.changes_channels:
             options['depth'] = out_channels
-        if 'channels' in parameters:
+        if self.extractor_type.needs_channels:
             options['channels'] = options.pop('in_channels', out_channels)
         self.extractor = self.extractor_type(
             output_size,
