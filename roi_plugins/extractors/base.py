@@ -8,7 +8,7 @@ from typing import Any, List, Optional, Tuple  # noqa: UP035  TorchScript reads 
 import torch
 from torch import Tensor, nn
 
-from roi_plugins.ops.arguments import as_pair, as_whole
+from roi_plugins.ops.arguments import Options, as_pair, as_whole
 
 from ..ops import assign_levels_mmdet
 from ..ops.checks import check_indices, check_options, expect
@@ -85,14 +85,17 @@ class RoIExtractor(nn.Module):
         self.position_sensitive = position_sensitive
         self.spatial_scales = [1 / stride for stride in self.featmap_strides]
         check_options(
-            self.spatial_scales,
-            self.output_size,
-            region,
-            sampling_ratio,
-            reduction,
-            min_samples,
-            max_samples,
-            position_sensitive,
+            Options(
+                self.spatial_scales,
+                self.output_size,
+                region,
+                sampling_ratio,
+                reduction,
+                aligned,
+                min_samples,
+                max_samples,
+                position_sensitive,
+            )
         )
 
     @property

@@ -1,10 +1,25 @@
-"""Arguments of the op as it takes them: one map as a pyramid, one number as two, levels as integers."""
+"""Arguments of the op as it takes them: its options as one value, one map as a pyramid, one number as two."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Options(NamedTuple):
+    """How the op reads, in the order of its schema: see :func:`roi_plugins.ops.roi_extract`."""
+
+    spatial_scale: Sequence[float]
+    output_size: Sequence[int]
+    region: str
+    sampling_ratio: int | None
+    reduction: str
+    aligned: bool
+    min_samples: int
+    max_samples: int | None
+    position_sensitive: bool
 
 
 def as_pyramid(

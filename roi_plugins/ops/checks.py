@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .arguments import Options
+
 MAX_LEVELS = 16
 MAX_SAMPLES = 2**14  # a bin and axis, where the arguments ask for so many whatever the size of the RoI
 PAIRS = (
@@ -23,24 +25,16 @@ def expect(valid: object, name: str, got: object, expected: str, error=ValueErro
         raise error(f'{name}: got {got}, expected {expected}')
 
 
-def check_options(
-    spatial_scale: Sequence[float],
-    output_size: Sequence[int],
-    region: str,
-    sampling_ratio: int | None,
-    reduction: str,
-    min_samples: int,
-    max_samples: int | None,
-    position_sensitive: bool = False,
-) -> None:
+def check_options(options: Options) -> None:
     """Raises ValueError on an option that has no meaning, or on two that have none together."""
+    scales, output_size, region, sampling_ratio, reduction, _, min_samples, max_samples, grouped = options
     expect(
         len(output_size) == 2 and min(output_size) > 0,
         'output_size',
         tuple(output_size),
         'two positive sizes (height, width)',
     )
-    for scale in spatial_scale:
+    for scale in scales:
         expect(
             math.isfinite(scale) and scale > 0,
             'spatial_scale',
@@ -85,8 +79,7 @@ def check_options(
             f"region, sampling_ratio: region '{region}' does not go with {grid}; the valid pairs are {PAIRS}"
         )
     expect(
-        not position_sensitive
-        or (reduction != 'max' and (region == 'none' or (region == 'round' and cells))),
+        not grouped or (reduction != 'max' and (region == 'none' or (region == 'round' and cells))),
         'position_sensitive',
         f"True with region '{region}', sampling_ratio {sampling_ratio} and reduction '{reduction}'",
         "region 'none', or 'round' with sampling_ratio None, and reduction 'avg' or 'integral'",
@@ -99,20 +92,13 @@ def check_inputs(
     levels: Tensor | None,
     offsets: Tensor | None,
     seed: Tensor | None,
-    spatial_scale: Sequence[float],
-    output_size: Sequence[int],
-    region: str,
-    sampling_ratio: int | None,
-    reduction: str,
-    aligned: bool,
-    min_samples: int,
-    max_samples: int | None,
-    position_sensitive: bool,
+    options: Options,
 ) -> None:
     """Raises ValueError or TypeError on shapes, dtypes or devices that do not fit together, or with the
     options, which are taken to be valid.
     """
-    num_scales = len(spatial_scale)
+    scales, output_size, region, sampling_ratio, reduction, _, _, _, position_sensitive = options
+    num_scales = len(scales)
     expect(0 < len(features) <= MAX_LEVELS, 'features', f'{len(features)} maps', f'1 to {MAX_LEVELS}')
     expect(
         len(features) == num_scales,
@@ -187,7 +173,7 @@ def check_inputs(
         )
         expect(levels.device == rois.device, 'levels', levels.device, f'that of rois, {rois.device}')
     if offsets is not None:
-        options = f"region '{region}', sampling_ratio {sampling_ratio}, reduction '{reduction}'"
+        method = f"region '{region}', sampling_ratio {sampling_ratio}, reduction '{reduction}'"
         expect(
             region == 'none'
             and sampling_ratio is not None
@@ -195,7 +181,7 @@ def check_inputs(
             and not rotated
             and not position_sensitive,
             'offsets',
-            f'some with {options}, rois (K, {rois.shape[1]}) and position_sensitive {position_sensitive}',
+            f'some with {method}, rois (K, {rois.shape[1]}) and position_sensitive {position_sensitive}',
             "region 'none', a sampling_ratio, reduction 'avg', rois (K, 5) and no position_sensitive",
         )
         shape = (rois.shape[0], 2, *output_size)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import reference
+from .arguments import Options
 from .checks import check_gradient, check_inputs, check_options
 from .reference import is_channels_last, memory_format
 
@@ -159,17 +160,18 @@ def _reference_backward_rois(grad, winner, features, rois, *arguments):
     return reference.extract_backward_rois(grad, winner, features, rois, *arguments)
 
 
-def _fake_forward(features, rois, levels, offsets, seed, *options):
-    scales, output_size, region, sampling_ratio, reduction, _, least, most, position_sensitive = options
-    check_options(scales, output_size, region, sampling_ratio, reduction, least, most, position_sensitive)
-    check_inputs(features, rois, levels, offsets, seed, *options)
+def _fake_forward(features, rois, levels, offsets, seed, *arguments):
+    options = Options(*arguments)
+    check_options(options)
+    check_inputs(features, rois, levels, offsets, seed, options)
     first = features[0]
-    channels = first.shape[1] // (output_size[0] * output_size[1] if position_sensitive else 1)
-    size = (rois.shape[0], channels, *output_size)
+    height, width = options.output_size
+    channels = first.shape[1] // (height * width if options.position_sensitive else 1)
+    size = (rois.shape[0], channels, height, width)
     format_ = memory_format(is_channels_last(first))
     output = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=format_)
-    dtype = reference.winner_dtype(sampling_ratio, most)
-    if reduction != 'max':
+    dtype = reference.winner_dtype(options.sampling_ratio, options.max_samples)
+    if options.reduction != 'max':
         return output, torch.empty(0, dtype=dtype, device=first.device)
     return output, torch.empty(size, dtype=dtype, device=first.device, memory_format=format_)
 
@@ -196,8 +198,9 @@ def _fake_backward_rois(grad, winner, features, rois, levels, offsets, *_):
 
 
 def _setup_context(ctx, inputs, output):
-    features, rois, levels, offsets, seed, *options = inputs
-    check_gradient(rois, options[4])
+    features, rois, levels, offsets, seed, *arguments = inputs
+    options = Options(*arguments)
+    check_gradient(rois, options.reduction)
     # Shapes, not maps: the gradient to the features needs none of their values back, and only one to the
     # positions does.
     ctx.feature_shapes = list(features[0].shape[:2])

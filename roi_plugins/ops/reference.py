@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import as_pair, as_pyramid, as_seed
+from .arguments import Options, as_pair, as_pyramid, as_seed
 from .checks import check_gradient, check_inputs, check_options
 
 _INT_MAX = 2**31 - 1
@@ -38,7 +38,7 @@ def roi_extract(
 ):
     """:func:`roi_plugins.ops.roi_extract` in plain PyTorch, differentiable by PyTorch itself."""
     maps, scales, levels = as_pyramid(features, spatial_scale, levels)
-    options = (
+    options = Options(
         scales,
         as_pair(output_size),
         region,
@@ -50,7 +50,7 @@ def roi_extract(
         position_sensitive,
     )
     table = (rois, levels, offsets, as_seed(seed, rois))
-    _check(maps, *table, *options)  # before the cast, which integers would survive
+    _check(maps, *table, options)  # before the cast, which integers would survive
     if torch.is_grad_enabled():
         check_gradient(rois, reduction)
     # One cast for all RoIs: PyTorch adds up the gradients of half maps in float32, as the kernels do.
@@ -516,7 +516,7 @@ class _RoIs:
     """K RoIs over the maps of a pyramid: what to do with each, and where it reads."""
 
     def __init__(self, rois, levels, offsets, seed, shapes, images, dtype, options):
-        (self.scales, self.size, region, ratio, self.reduction, aligned, least, most, grouped) = options
+        self.scales, self.size, region, ratio, self.reduction, aligned, least, most, grouped = options
         self.groups = math.prod(self.size) if grouped else 1  # of channels, one for each bin
         self.shapes, self.seed = shapes, seed
         self.grid, self.aligned = (ratio, least, most), aligned
@@ -612,11 +612,10 @@ def _check(
     levels: Tensor | None,
     offsets: Tensor | None,
     seed: Tensor | None,
-    *options,
+    options: Options,
 ) -> None:
-    (scales, output_size, region, sampling_ratio, reduction, _, least, most, position_sensitive) = options
-    check_options(scales, output_size, region, sampling_ratio, reduction, least, most, position_sensitive)
-    check_inputs(features, rois, levels, offsets, seed, *options)
+    check_options(options)
+    check_inputs(features, rois, levels, offsets, seed, options)
 
 
 def extract(
@@ -625,24 +624,24 @@ def extract(
     levels: Tensor | None,
     offsets: Tensor | None,
     seed: Tensor | None,
-    *options,
+    *arguments,
 ) -> tuple[Tensor, Tensor]:
     """The forward op by the schema's positional arguments."""
-    _check(features, rois, levels, offsets, seed, *options)
-    (_, output_size, _, sampling_ratio, reduction, _, _, most, _) = options
+    options = Options(*arguments)
+    _check(features, rois, levels, offsets, seed, options)
     first = features[0]
     dtype = _accumulation(first.dtype)
     shapes = [map_.shape[2:] for map_ in features]
     table = _RoIs(rois, levels, offsets, seed, shapes, first.shape[0], dtype, options)
-    index_dtype = winner_dtype(sampling_ratio, most)
-    size = (first.shape[1] // table.groups, *output_size)
+    index_dtype = winner_dtype(options.sampling_ratio, options.max_samples)
+    size = (first.shape[1] // table.groups, *options.output_size)
     rows, winners = [], []
     for k, (read, invalid) in enumerate(zip(table.read, table.invalid.tolist(), strict=True)):
         winner = torch.full(size, -1, dtype=torch.int64, device=first.device)
         if read:
             samples = table.samples(k)
             values = _read(table.channels(k, features).to(dtype), samples)
-            if reduction == 'max':
+            if options.reduction == 'max':
                 row, winner = _maximum(values, samples)
             else:
                 row = values.sum(-1) / torch.clamp(samples.count, min=1)
@@ -654,7 +653,7 @@ def extract(
         winners.append(winner.to(index_dtype))
     format_ = memory_format(is_channels_last(first))
     output = torch.stack(rows) if rows else first.new_zeros(0, *size)
-    if reduction != 'max':
+    if options.reduction != 'max':
         winner = torch.empty(0, dtype=index_dtype, device=first.device)
     else:
         winner = torch.stack(winners) if rows else output.to(index_dtype)
@@ -672,13 +671,13 @@ def extract_backward(
     seed: Tensor | None,
     feature_shapes: Sequence[int],
     channels_last: bool,
-    *options,
+    *arguments,
 ) -> list[Tensor]:
     """The backward op to the features by the schema's positional arguments."""
     images, channels = feature_shapes[:2]
     shapes = list(zip(feature_shapes[2::2], feature_shapes[3::2], strict=True))
     dtype = _accumulation(grad.dtype)
-    table = _RoIs(rois, levels, offsets, seed, shapes, images, dtype, options)
+    table = _RoIs(rois, levels, offsets, seed, shapes, images, dtype, Options(*arguments))
     sums = [grad.new_zeros(images, channels, *shape, dtype=dtype) for shape in shapes]
     for k, read in enumerate(table.read):
         if not read:
@@ -707,17 +706,17 @@ def extract_backward_rois(
     levels: Tensor | None,
     offsets: Tensor | None,
     seed: Tensor | None,
-    *options,
+    *arguments,
 ) -> tuple[Tensor, Tensor]:
     """The backward op to what places the samples, by the schema's positional arguments. The winners are those
     of the features, which are at hand, so they are found again.
     """
-    check_gradient(rois.detach().requires_grad_(), options[4])
+    check_gradient(rois.detach().requires_grad_(), Options(*arguments).reduction)
     # A kernel runs where PyTorch records nothing; this makes it record again.
     with torch.inference_mode(False), torch.enable_grad():
         places = [x.detach().requires_grad_() for x in (rois, offsets) if x is not None]
         maps = [map_.detach() for map_ in features]
-        output, _ = extract(maps, places[0], levels, *(places[1:] or [None]), seed, *options)
+        output, _ = extract(maps, places[0], levels, *(places[1:] or [None]), seed, *arguments)
         grads = torch.autograd.grad(_attached(output, places), places, grad)
     return grads[0], grads[1] if offsets is not None else rois.new_empty(0)
 
