@@ -1,4 +1,4 @@
-"""How long what is left of a plan will take, by its own finished trials or by the model zoos."""
+"""How long what is left of a plan will take, by its own finished trials."""
 
 from __future__ import annotations
 
@@ -8,29 +8,24 @@ from statistics import fmean
 
 from roi_plugins.ablation.trial import Job
 
-HERE = 'the machine that ran the finished trials'
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one trial takes.
+    """What one trial takes on the machine that ran the finished ones.
 
     Attributes:
-        hours: None where nothing is known.
-        hardware: on which it takes this long; empty where nothing is known.
-        source: where the figure is from, or why there is none.
+        hours: None where none of its config is finished.
+        source: what the number is from.
     """
 
     hours: float | None
-    hardware: str
     source: str
 
 
 def estimate(job: Job, jobs: Sequence[Job]) -> Estimate:
     """What a trial takes, as a whole: one of the ``jobs`` of a plan.
 
-    That is what the finished trials of the same config took, those with the same extractor if there are
-    any; else the figure of the model zoo.
+    That is what the finished trials of the same config took, those with the same extractor if there are any.
     """
     trial = job.trial
     finished = [
@@ -45,19 +40,12 @@ def estimate(job: Job, jobs: Sequence[Job]) -> Estimate:
     ):
         if seconds:
             source = f'what {_trials(len(seconds))} of this config with {extractors} took'
-            return Estimate(fmean(seconds) / 3600, HERE, source)
-    zoo = trial.zoo_time
-    if isinstance(zoo, str):
-        return Estimate(None, '', zoo)
-    source = (
-        f'{zoo.seconds_per_iter} s x {zoo.iterations} iterations, the training alone, with the extractor '
-        f'of the model zoo: {zoo.source}'
-    )
-    return Estimate(zoo.hours, zoo.hardware, source)
+            return Estimate(fmean(seconds) / 3600, source)
+    return Estimate(None, 'no trial of this config is finished')
 
 
 def summarize(jobs: Sequence[Job]) -> list[str]:
-    """Lines on what is left of a plan: for each config, and in sum for each hardware."""
+    """Lines on what is left of a plan: for each config, and in sum."""
     left = [job for job in jobs if not job.finished]
     lines = [f'{_trials(len(jobs))}: {len(jobs) - len(left)} finished, {len(left)} to run']
     groups: dict[tuple[str, Estimate], int] = {}
@@ -65,22 +53,19 @@ def summarize(jobs: Sequence[Job]) -> list[str]:
         name = ', trained with '.join(filter(None, [job.trial.config_name, job.trial.trained_with]))
         key = name, estimate(job, jobs)
         groups[key] = groups.get(key, 0) + 1
-    sums: dict[str, float] = {}
-    unknown = 0
+    known, unknown = [], 0
     for (name, found), count in groups.items():
         if found.hours is None:
             unknown += count
             lines.append(f'  {name}: {_trials(count)}, unknown: {found.source}')
-            continue
-        hours = count * found.hours
-        sums[found.hardware] = sums.get(found.hardware, 0) + hours
-        lines.append(
-            f'  {name}: {_trials(count)} of {_hours(found.hours)} on {found.hardware}: {_hours(hours)}\n'
-            f'    {found.source}'
-        )
-    lines += [f'in sum {_hours(hours)} on {hardware}' for hardware, hours in sums.items()]
+        else:
+            known.append(count * found.hours)
+            each = f'{_trials(count)} of {_hours(found.hours)}'
+            lines.append(f'  {name}: {each}: {_hours(known[-1])}\n    {found.source}')
+    if known:
+        lines.append(f'in sum {_hours(sum(known))} on the machine that ran the finished trials')
     if unknown:
-        lines.append(f'and {_trials(unknown)} of which nothing is known' if sums else 'in sum unknown')
+        lines.append(f'and {_trials(unknown)} of which nothing is known' if known else 'in sum unknown')
     return lines
 
 

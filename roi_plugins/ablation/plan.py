@@ -44,15 +44,6 @@ win. Paths are relative to this file. ::
     max_dets: 300                            # for all trials only: how many detections of each class
                                              # count in an image, in place of COCO's 100
 
-A config may say what its training takes by the model zoo of its framework, for ``--dry-run``; the
-figure is that of the zoo's own extractor. Where the zoo has none, a text says so. ::
-
-        zoo_time:
-          seconds_per_iter: 0.453
-          iterations: 87960
-          hardware: 8 x NVIDIA V100
-          source: https://...
-
 A config with ``checkpoints`` is not trained: each of them is tested with each extractor. ::
 
       mask_rcnn_r18:
@@ -71,7 +62,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,28 +83,6 @@ class PlanError(ValueError):
 
 
 @dataclass(frozen=True)
-class ZooTime:
-    """What a training takes by the model zoo of its framework, with the zoo's own extractor.
-
-    Attributes:
-        seconds_per_iter: time of one iteration.
-        iterations: of the whole training.
-        hardware: what it was measured on.
-        source: the page that says so.
-    """
-
-    seconds_per_iter: float
-    iterations: int
-    hardware: str
-    source: str
-
-    @property
-    def hours(self) -> float:
-        """Of the training alone."""
-        return self.seconds_per_iter * self.iterations / 3600
-
-
-@dataclass(frozen=True)
 class Trial:
     """One detector to train and evaluate, or only to evaluate.
 
@@ -128,7 +97,6 @@ class Trial:
         checkpoint: what is evaluated without training: weights, or the run directory that they are
             from, absolute or relative to the work directory. None for a trial that is trained.
         trained_with: the plan's name for what ``checkpoint`` was trained with.
-        zoo_time: what the training takes by a model zoo, or why that is not known.
     """
 
     config_name: str
@@ -140,7 +108,6 @@ class Trial:
     inputs: Inputs = field(default_factory=Inputs)
     checkpoint: Path | None = None
     trained_with: str | None = None
-    zoo_time: ZooTime | str = 'the plan names no figure of a model zoo'
 
     @property
     def name(self) -> str:
@@ -288,7 +255,7 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
     if max_dets is not None and (not _is_count(max_dets) or max_dets < 1):
         raise PlanError(f'max_dets is {max_dets!r}; expected an integer >= 1')
     common_inputs = _inputs(tree, folder, '')
-    options, zoo_times, inputs, swaps, paths, framework_of = {}, {}, {}, {}, {}, {}
+    options, inputs, swaps, paths, framework_of = {}, {}, {}, {}, {}
     for name, config in tree['configs'].items():
         _check_config(name, config, seeds)
         _check_row_paths(config, rows, f'configs.{name}.row_paths')
@@ -298,7 +265,6 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
         paths[name] |= _row_paths(folder, config, framework_of[name], f'configs.{name}.row_paths')
         own = check_cfg_options(config.get('cfg_options', {}), f'configs.{name}.cfg_options')
         options[name] = {**common, **own}
-        zoo_times[name] = _zoo_time(config, f'configs.{name}')
         own = _inputs(config, folder, f'configs.{name}.')
         inputs[name] = Inputs(**{**common_inputs, **own}, max_dets=max_dets)
     frameworks = sorted(set(framework_of.values()))
@@ -319,7 +285,6 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
             checkpoint=checkpoint
             and expand_home(checkpoint.replace('{seed}', str(seed)), f'configs.{name}.checkpoints'),
             trained_with=trained_with,
-            zoo_time=zoo_times[name],
         )
         for seed in seeds
         for name, config in tree['configs'].items()
@@ -431,7 +396,7 @@ def _check_config(name: Any, config: Any, seeds: Sequence) -> None:
         config,
         where,
         required=('path',),
-        optional=('framework', 'heads', 'row_paths', 'cfg_options', 'checkpoints', 'zoo_time', *_INPUTS),
+        optional=('framework', 'heads', 'row_paths', 'cfg_options', 'checkpoints', *_INPUTS),
     )
     # What has no hash is none of them either.
     if 'framework' in config and config['framework'] not in list(FRAMEWORKS):
@@ -463,29 +428,6 @@ def _check_checkpoints(checkpoints: Any, where: str, seeds: Sequence) -> None:
                 f'{where}.{trained_with} is {path!r}, the same checkpoint for every seed, whose '
                 'results would all be one; put {seed} where their paths differ, or give one seed'
             )
-
-
-def _zoo_time(config: Mapping, where: str) -> ZooTime | str:
-    if 'checkpoints' in config:
-        if 'zoo_time' in config:
-            raise PlanError(
-                f'{where} has checkpoints, which are not trained, and zoo_time, which is that of a '
-                'training; leave one out'
-            )
-        return 'a test alone is not in the model zoos'
-    given = config.get('zoo_time', Trial.zoo_time)
-    if isinstance(given, str):
-        return given
-    where += '.zoo_time'
-    _check_keys(given, where, [field.name for field in fields(ZooTime)])
-    for key in ('seconds_per_iter', 'iterations'):
-        number = given[key]
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
-            raise PlanError(f'{where}.{key} is {number!r}; expected a number > 0')
-    for key in ('hardware', 'source'):
-        if not isinstance(given[key], str) or not given[key]:
-            raise PlanError(f'{where}.{key} is {given[key]!r}; expected a string')
-    return ZooTime(**given)
 
 
 def _inputs(tree: Mapping[str, Any], folder: Path, where: str) -> dict[str, tuple[str, ...]]:

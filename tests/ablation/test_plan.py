@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from roi_plugins.ablation.plan import PlanError, ZooTime, check_cfg_options, load_plan
+from roi_plugins.ablation.plan import PlanError, check_cfg_options, load_plan
 from roi_plugins.extractors.presets import parse_preset
 from roi_plugins.integrations.base import Inputs
 
@@ -221,17 +221,6 @@ def test_each_checkpoint_is_tested_with_each_extractor(write_plan):
     assert [trial.trained_with for trial in trials[:5]] == [*['align-avg'] * 2, *['stock'] * 2, None]
 
 
-ZOO_TIME = {'seconds_per_iter': 0.25, 'iterations': 90000, 'hardware': '8 x V100', 'source': 'zoo'}
-
-
-def test_what_a_config_takes_by_the_model_zoo(write_plan):
-    configs = {'mask': {**ONE_CONFIG, 'zoo_time': ZOO_TIME}, 'faster': {**FASTER, 'zoo_time': 'it has none'}}
-    mask, *_, faster = load_plan(write_plan(configs=configs, num_gpus=8)).trials
-    assert mask.zoo_time == ZooTime(**ZOO_TIME)
-    assert mask.zoo_time.hours == 6.25
-    assert faster.zoo_time == 'it has none'
-
-
 def test_the_number_of_gpus(write_plan):
     assert load_plan(write_plan()).num_gpus == 1
     assert load_plan(write_plan(num_gpus=8)).num_gpus == 8
@@ -280,14 +269,6 @@ def config(**changes):
         (checkpoints({'avg': 3}), r'checkpoints\.avg is 3; expected the path'),
         (checkpoints({'avg': 'https://a/{seed}.pth'}), r'expected the path .* on this machine'),
         (checkpoints({'avg': 'a.pth'}), r'the same checkpoint for every seed.*put {seed}'),
-        (
-            config(checkpoints={'avg': '{seed}.pth'}, zoo_time=ZOO_TIME),
-            r'configs\.a has checkpoints, .* and zoo_time',
-        ),
-        (config(zoo_time={'hours': 3}), r"zoo_time has the unknown key 'hours'; known are seconds_per_iter"),
-        (config(zoo_time={'iterations': 3}), r'zoo_time lacks seconds_per_iter'),
-        (config(zoo_time={**ZOO_TIME, 'iterations': '1'}), r"iterations is '1'; expected a number > 0"),
-        (config(zoo_time={**ZOO_TIME, 'source': None}), r'source is None; expected a string'),
         ({'num_gpus': 0}, 'num_gpus is 0; expected an integer >= 1'),
         ({'num_gpus': 'all'}, "num_gpus is 'all'; expected an integer >= 1"),
         ({'cfg_options': {'train_cfg': {'max_iters': 1}}}, r'e\.g\. train_cfg\.max_iters'),

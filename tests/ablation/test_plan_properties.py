@@ -18,7 +18,6 @@ PLAN = {
             'framework': 'mmdet',
             'path': '{extractor}.py',
             'cfg_options': {'train_cfg.max_iters': 100},
-            'zoo_time': {'seconds_per_iter': 0.4, 'iterations': 90, 'hardware': 'a GPU', 'source': 'here'},
         },
         'faster': {
             'framework': 'mmdet',

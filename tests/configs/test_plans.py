@@ -14,7 +14,7 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 from mmengine.config import Config
 
 from roi_plugins.ablation import dry_run
-from roi_plugins.ablation.plan import ZooTime, load_plan
+from roi_plugins.ablation.plan import load_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANS = sorted((ROOT / 'configs/ablations').glob('*.yaml'))
@@ -54,20 +54,14 @@ def test_a_dry_run_prints_the_whole_plan_and_writes_nothing(path, ablate, tmp_pa
     for trial in plan.trials:
         own = [command for command in commands if str(plan.work_dir / trial.name) in ' '.join(command)]
         assert own and all(str(trial.config) in command for command in own), trial.name
-    hours = sum(trial.zoo_time.hours for trial in plan.trials if isinstance(trial.zoo_time, ZooTime))
     assert f'{len(plan.trials)} trials: 0 finished' in summary
-    assert (f'in sum {hours:.1f} h on 8 x NVIDIA V100' in summary) == (hours > 0)
-    assert ('unknown' in summary) == any(isinstance(trial.zoo_time, str) for trial in plan.trials)
+    assert summary.rstrip().endswith('in sum unknown')
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('path', PLANS, ids=lambda path: path.stem)
-def test_what_is_on_coco_says_what_it_takes_or_why_that_is_not_known(path):
+def test_what_is_on_coco_is_for_the_gpus_of_its_schedule(path):
     plan = load_plan(path)
     on_coco = [trial for trial in plan.trials if trial.config.stem.endswith('_coco')]
-    for trial in on_coco:
+    if on_coco:
         assert plan.num_gpus == 8  # the schedules are for 16 images a step, 2 on each of 8 GPUs
-        assert trial.zoo_time != type(trial).zoo_time
-        if isinstance(trial.zoo_time, ZooTime):
-            assert trial.zoo_time.source.startswith('https://github.com/')
-            assert trial.zoo_time.source.endswith('/MODEL_ZOO.md')
