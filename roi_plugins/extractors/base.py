@@ -8,9 +8,8 @@ from typing import Any, List, Optional, Tuple  # noqa: UP035  TorchScript reads 
 import torch
 from torch import Tensor, nn
 
-from roi_plugins.ops.arguments import Options, as_pair, as_whole
-
 from ..ops import assign_levels_mmdet
+from ..ops.arguments import Options, as_pair, as_whole
 from ..ops.checks import check_indices, check_options, expect
 
 LevelRule = Callable[[Tensor, int], Tensor]

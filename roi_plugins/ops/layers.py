@@ -17,9 +17,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from roi_plugins.ops.arguments import as_pair, rows_of_image, widened
-
 from . import library  # noqa: F401  registers torch.ops.roi_plugins
+from .arguments import as_pair, rows_of_image, widened
 from .checks import check_indices
 
 __all__ = [

@@ -13,11 +13,10 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torchvision.ops import RoIPool
 
-from roi_plugins.ops.arguments import rows_of_image
-
 from ...extractors import EXTRACTORS, RoIExtractor, RoIWarp
 from ...extractors.presets import describe
 from ...ops import assign_levels_detectron2
+from ...ops.arguments import rows_of_image
 from ..errors import ask_for_near
 
 POOLER_TYPES: dict[str, Callable[..., RoIExtractor]] = {

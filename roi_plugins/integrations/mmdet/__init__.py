@@ -17,11 +17,10 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from roi_plugins.ops.arguments import as_pair, widened
-
 from ...extractors import EXTRACTORS, AllLevels, RoIExtractor
 from ...extractors.presets import extractor_options
 from ...ops import assign_levels_mmdet
+from ...ops.arguments import as_pair, widened
 from ...ops.checks import check_indices
 from .roi_layer import inherited_options
 
