@@ -23,7 +23,7 @@ EXTRACTOR, CHANNELS, SEED, PLACE, CONFOUNDED = 'extractor', 'channels', 'seed', 
 """Kinds of differences: only the last one is of something that a comparison of extractors holds equal."""
 
 # MMDetection's extractors; Detectron2's poolers in a LazyConfig, and in YAML.
-_EXTRACTOR = re.compile(r'\.(\w+_roi_extractor|(\w+_)?pooler)\.|\.POOLER_(TYPE|SAMPLING_RATIO|OPTIONS)\b')
+_EXTRACTOR = re.compile(r'\.(\w+_)?(roi_extractor|pooler)\.|\.POOLER_(TYPE|SAMPLING_RATIO|OPTIONS)\b')
 # What an extractor is given rather than what it does.
 _GEOMETRY = {
     *('output_size', 'featmap_strides', 'finest_scale'),  # MMDetection's names
@@ -156,7 +156,7 @@ def _with_sizes(settings: Mapping[str, Any]) -> dict[str, Any]:
     """With the output size of each of MMDetection's extractors at one place, and as a pair everywhere."""
     found = {}
     for key, value in settings.items():
-        key = key.replace('_roi_extractor.roi_layer.output_size', '_roi_extractor.output_size')
+        key = key.replace('roi_extractor.roi_layer.output_size', 'roi_extractor.output_size')
         if key.endswith('.output_size') and isinstance(value, int):
             value = [value, value]
         if value is not None or key not in found:
@@ -172,7 +172,10 @@ def _kind(key: str, base: Any, other: Any) -> str:
     # Ours stand in for the framework's where a pooler of ours is asked for.
     if key == 'MODEL.ROI_HEADS.NAME' and _stock_name(base) == _stock_name(other):
         return EXTRACTOR
-    if key.startswith('custom_imports.') and _foreign_modules(base) == _foreign_modules(other):
+    # Which modules are imported, and the flag that goes with them.
+    if key == 'custom_imports.imports' and _foreign_modules(base) == _foreign_modules(other):
+        return EXTRACTOR
+    if key == 'custom_imports.allow_failed_imports':
         return EXTRACTOR
     if key in _SEEDS:
         return SEED
@@ -184,6 +187,6 @@ def _stock_name(heads: Any) -> str:
 
 
 def _foreign_modules(imports: Any) -> list[str]:
-    """Of ``custom_imports.imports``, or of the flag beside it: the modules that are not this package's."""
+    """Of ``custom_imports.imports``: the modules that are not this package's."""
     modules = [imports] if isinstance(imports, str) else imports or []
     return [module for module in modules if not module.startswith(__package__)]

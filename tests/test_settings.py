@@ -109,6 +109,10 @@ def changed(config, key, value):
         ('load_from', 'other.pth', CONFOUNDED),
         ('custom_imports.imports', ['roi_plugins.integrations.mmdet'], EXTRACTOR),
         ('custom_imports.imports', ['roi_plugins.integrations.mmdet', 'mine'], CONFOUNDED),
+        ('custom_imports.allow_failed_imports', False, EXTRACTOR),
+        ('custom_imports.allow_failed_imports', True, EXTRACTOR),
+        ('model.track_head.roi_extractor.type', 'AlignMaxRoIExtractor', EXTRACTOR),
+        ('model.track_head.roi_extractor.roi_layer.output_size', 14, CONFOUNDED),
     ],
 )
 def test_what_a_difference_in_mmdetection_is_of(key, value, kind):

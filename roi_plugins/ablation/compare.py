@@ -200,7 +200,8 @@ def compare(
     if baseline is not None:
         baseline = _as_labelled(baseline, [run.extractor for run in evaluated])
         notes += _check_baseline(baseline, evaluated, problems)
-    notes += find_confounded(evaluated, baseline, lambda run: read_settings(run.name))
+    settings = {run.name: read_settings(run.name) for run in evaluated}
+    notes += find_confounded(evaluated, baseline, lambda run: settings[run.name])
     if resamples:
         notes += _doubts(coco, evaluated)
     categories = _categories(coco)

@@ -15,10 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from roi_plugins.ablation.plan import Trial
-from roi_plugins.ablation.trial import (
-    AblationError,
-    now,
-)
+from roi_plugins.ablation.trial import AblationError, now
 
 LOCKS = '.locks'
 
