@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 
 import pytest
+import row_table
 import torch
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
@@ -29,37 +30,23 @@ from roi_plugins.integrations.zoo import find_config
 ROOT = Path(__file__).parents[2] / 'configs'
 FOLDER = ROOT / 'detectron2'
 
-# What a row gives the poolers, whatever the detector: their type as the config has it, and options.
 ROWS = {
+    **row_table.ROWS,
     'stock': ('ROIAlignV2', {}),
-    'quantized-pool': ('QuantizedPool', dict(region='round', reduction='max')),
-    'roi-warp-max': ('RoIWarpMax', dict(region='round', reduction='max', sampling_ratio=2)),
-    'roi-warp-avg': ('RoIWarpAvg', dict(region='round', reduction='avg', sampling_ratio=2)),
-    'align-max': ('AlignMax', dict(sampling_ratio=2, aligned=True)),
-    'align-avg': ('AlignAvg', dict(sampling_ratio=2, aligned=True)),
-    'align-avg-unaligned': ('AlignAvg', dict(sampling_ratio=2, aligned=False)),
-    'adaptive': ('AdaptiveSampling', dict(reduction='avg', min_samples=1, max_samples=None, aligned=True)),
-    'precise': ('Precise', dict(aligned=False)),
-    'precise-aligned': ('Precise', dict(aligned=True)),
-    'random-sampling': ('RandomSampling', dict(sampling_ratio=2, reduction='avg', aligned=True)),
-    'deformable': ('Deformable', dict(sampling_ratio=2, aligned=True)),
-    'content-adaptive': ('ContentAdaptive', dict(sampling_ratio=2, aligned=True)),
-    'all-levels': ('AllLevels', dict(aggregation='sum', sampling_ratio=2, aligned=True)),
+    'roi-warp-max': ('RoIWarpMax', row_table.ROWS['roi-warp-max'][1]),
+    'roi-warp-avg': ('RoIWarpAvg', row_table.ROWS['roi-warp-avg'][1]),
 }
-FPN_ROWS = ('stock', 'quantized-pool', 'align-max', 'align-avg', 'adaptive')
-TABLE_ROWS = ('stock', 'quantized-pool', 'roi-warp-max', 'roi-warp-avg', 'align-max', 'align-avg')
-TABLE_ROWS += ('align-avg-unaligned',)
 OF_ONE_MAP = ROWS.keys() - {'all-levels'}  # it is align-avg
 # The LazyConfig of Mask R-CNN R-50-FPN is the model zoo's.
 LAZY_FPN = 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py'
 DETECTORS = {
-    'faster_rcnn/faster-rcnn_r50-fpn_1x_coco.yaml': FPN_ROWS,
-    'cascade_rcnn/cascade-rcnn_r50-fpn_1x_coco.yaml': FPN_ROWS,
-    'cascade_rcnn/cascade-mask-rcnn_r50-fpn_1x_coco.yaml': FPN_ROWS,
+    'faster_rcnn/faster-rcnn_r50-fpn_1x_coco.yaml': row_table.FPN_ROWS,
+    'cascade_rcnn/cascade-rcnn_r50-fpn_1x_coco.yaml': row_table.FPN_ROWS,
+    'cascade_rcnn/cascade-mask-rcnn_r50-fpn_1x_coco.yaml': row_table.FPN_ROWS,
     'mask_rcnn/mask-rcnn_r50-fpn_1x_coco.yaml': ROWS.keys(),
     LAZY_FPN: ROWS.keys(),
-    'mask_rcnn/mask-rcnn_r50-c4_1x_coco.yaml': TABLE_ROWS,
-    'mask_rcnn/mask-rcnn_r50-c5_1x_coco.yaml': TABLE_ROWS,
+    'mask_rcnn/mask-rcnn_r50-c4_1x_coco.yaml': row_table.TABLE_ROWS,
+    'mask_rcnn/mask-rcnn_r50-c5_1x_coco.yaml': row_table.TABLE_ROWS,
     'shapes/mask-rcnn_r50w16-c4_shapes.yaml': OF_ONE_MAP,
     'shapes/mask-rcnn_r18-c4_shapes.py': OF_ONE_MAP,
 }
@@ -69,16 +56,6 @@ EXAMPLE = 'mask_rcnn/mask-rcnn_r50-fpn_1x_align-max_coco.yaml'
 POSITION_SENSITIVE = (
     'faster_rcnn/faster-rcnn_r50-fpn_1x_position-sensitive_coco.yaml',
     'shapes/mask-rcnn_r18-c4_position-sensitive_shapes.py',
-)
-# Those of which every config is trained a step; the others differ from them in options of the op alone.
-LEARNING = (
-    'stock',
-    'align-max',
-    'precise-aligned',
-    'random-sampling',
-    'deformable',
-    'content-adaptive',
-    'all-levels',
 )
 ZOO = {
     'faster-rcnn_r50-fpn_1x': 'COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml',
@@ -277,7 +254,10 @@ def test_predicts(path, row):
 
 @pytest.mark.parametrize(
     ('path', 'row'),
-    [*(swap for swap in SWAPS if swap[1] in LEARNING), *((path, None) for path in POSITION_SENSITIVE)],
+    [
+        *(swap for swap in SWAPS if swap[1] in row_table.LEARNING),
+        *((path, None) for path in POSITION_SENSITIVE),
+    ],
 )
 def test_learns(path, row):
     model = build(path, row).train()

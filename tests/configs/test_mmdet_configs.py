@@ -8,6 +8,7 @@ import functools
 from pathlib import Path
 
 import pytest
+import row_table
 import torch
 
 pytest.importorskip('mmdet', reason='MMDetection is not installed')
@@ -28,36 +29,17 @@ PLANS = sorted(
     if not path.stem.endswith('_detectron2')  # see test_detectron2_configs.py
 )
 
-# What a row gives the extractors, whatever the detector.
-ROWS = {
-    'stock': ('SingleRoIExtractor', {}),
-    'quantized-pool': ('QuantizedPool', dict(region='round', reduction='max')),
-    'roi-warp-max': ('RoIWarp', dict(region='round', reduction='max', sampling_ratio=2)),
-    'roi-warp-avg': ('RoIWarp', dict(region='round', reduction='avg', sampling_ratio=2)),
-    'align-max': ('AlignMax', dict(sampling_ratio=2, aligned=True)),
-    'align-avg': ('AlignAvg', dict(sampling_ratio=2, aligned=True)),
-    'align-avg-unaligned': ('AlignAvg', dict(sampling_ratio=2, aligned=False)),
-    'adaptive': ('AdaptiveSampling', dict(reduction='avg', min_samples=1, max_samples=None, aligned=True)),
-    'precise': ('Precise', dict(aligned=False)),
-    'precise-aligned': ('Precise', dict(aligned=True)),
-    'random-sampling': ('RandomSampling', dict(sampling_ratio=2, reduction='avg', aligned=True)),
-    'deformable': ('Deformable', dict(sampling_ratio=2, aligned=True)),
-    'content-adaptive': ('ContentAdaptive', dict(sampling_ratio=2, aligned=True)),
-    'all-levels': ('AllLevels', dict(aggregation='sum', sampling_ratio=2, aligned=True)),
-}
-FPN_ROWS = ('stock', 'quantized-pool', 'align-max', 'align-avg', 'adaptive')
-TABLE_ROWS = ('stock', 'quantized-pool', 'roi-warp-max', 'roi-warp-avg', 'align-max', 'align-avg')
-TABLE_ROWS += ('align-avg-unaligned',)
+ROWS = {**row_table.ROWS, 'stock': ('SingleRoIExtractor', {})}
 DETECTORS = {
-    'mmdet/faster_rcnn/faster-rcnn_r50-fpn_1x_coco.py': FPN_ROWS,
-    'mmdet/cascade_rcnn/cascade-rcnn_r50-fpn_1x_coco.py': FPN_ROWS,
-    'mmdet/cascade_rcnn/cascade-mask-rcnn_r50-fpn_1x_coco.py': FPN_ROWS,
+    'mmdet/faster_rcnn/faster-rcnn_r50-fpn_1x_coco.py': row_table.FPN_ROWS,
+    'mmdet/cascade_rcnn/cascade-rcnn_r50-fpn_1x_coco.py': row_table.FPN_ROWS,
+    'mmdet/cascade_rcnn/cascade-mask-rcnn_r50-fpn_1x_coco.py': row_table.FPN_ROWS,
     'mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_coco.py': ROWS.keys(),
-    'mmdet/mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py': TABLE_ROWS,
-    'mmdet/mask_rcnn/mask-rcnn_r50-caffe-c5_1x_coco.py': TABLE_ROWS,
+    'mmdet/mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py': row_table.TABLE_ROWS,
+    'mmdet/mask_rcnn/mask-rcnn_r50-caffe-c5_1x_coco.py': row_table.TABLE_ROWS,
     'mmdet/shapes/mask-rcnn_r18-c4_shapes.py': ROWS.keys() - {'all-levels'},  # one map: it is align-avg
     'mmdet/shapes/mask-rcnn_r18-c5_shapes.py': (
-        *TABLE_ROWS,
+        *row_table.TABLE_ROWS,
         'adaptive',
         'precise-aligned',
         'content-adaptive',
@@ -69,17 +51,6 @@ EXAMPLE = 'mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_align-max_coco.py'
 POSITION_SENSITIVE = (
     'mmdet/faster_rcnn/faster-rcnn_r50-fpn_1x_position-sensitive_coco.py',
     'mmdet/shapes/mask-rcnn_r18-c4_position-sensitive_shapes.py',
-)
-
-# Those of which every config is trained a step; the others differ from them in options of the op alone.
-LEARNING = (
-    'stock',
-    'align-max',
-    'precise-aligned',
-    'random-sampling',
-    'deformable',
-    'content-adaptive',
-    'all-levels',
 )
 
 
@@ -233,7 +204,10 @@ def test_predicts(path, row):
 
 @pytest.mark.parametrize(
     ('path', 'row'),
-    [*(swap for swap in SWAPS if swap[1] in LEARNING), *((path, None) for path in POSITION_SENSITIVE)],
+    [
+        *(swap for swap in SWAPS if swap[1] in row_table.LEARNING),
+        *((path, None) for path in POSITION_SENSITIVE),
+    ],
 )
 def test_learns(path, row):
     model = build(path, row)
