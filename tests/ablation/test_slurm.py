@@ -109,6 +109,7 @@ def test_a_trial_resumes_after_a_job_of_a_higher_partition(sweep):
     sweep.write(a={'steps': 2, 'hold': str(go)})
     command = sweep.start(*SLURM)
     wait_for(lambda: sweep.steps(trial) == [1])
+    seen = read_until(command, f'running {trial}')  # or it will not say interrupted
     urgent = ('sbatch', '--partition=urgent', '--nodes=2', '--exclusive', '--output=/dev/null', '--parsable')
     (urgent_id,) = sweep.slurm(*urgent, '--wrap', f'while [ ! -e {go} ]; do sleep 0.1; done')
     queue = ('squeue', '--noheader', '--array', '--format=%i=%T')
@@ -116,7 +117,7 @@ def test_a_trial_resumes_after_a_job_of_a_higher_partition(sweep):
     assert sweep.state(trial) == 'running'
     assert not sweep.trainings()
     go.touch()
-    output = command.communicate(timeout=60)[0]
+    output = seen + command.stdout.read()
     assert output.index(f'interrupted {trial}') < output.index(f'finished {trial}')
     assert sweep.steps(trial) == [1, 2]
 
