@@ -1,6 +1,6 @@
-"""The op side by side with its peers: time, memory, and how far it is from what the memory allows.
+"""Measures the op beside its peers: time, memory, and how close it is to the limit of the memory bandwidth.
 
-``cases`` says what is measured, ``peers`` how the others are called, ``measure`` measures, ``cuda_graph``
-times a GPU without its host, and ``train_step`` measures whole detectors. ``record`` keeps the results, and
-``report`` makes tables and the figure of them.
+``cases`` defines what is measured, and ``peers`` how the peers are called. ``measure`` measures,
+``cuda_graph`` times a GPU without its host, and ``train_step`` measures whole detectors. ``record`` saves the
+results, and ``report`` makes tables and a figure from them.
 """

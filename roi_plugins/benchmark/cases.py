@@ -1,4 +1,4 @@
-"""What is measured: the cases of each device, their inputs, and the ratios that are aimed at."""
+"""The cases that are measured on each device, their inputs, and the ratios that the op aims for."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ LAYOUTS = ('channels_last', 'NCHW')
 
 @dataclass(frozen=True)
 class Case:
-    """One row of work that the op and its peers do on the same numbers.
+    """Work that the op and its peers do on the same inputs.
 
     Attributes:
+        name: the name of the case.
+        output_size: bins per side of the output.
         step: ``FORWARD`` with gradients off, ``BACKWARD`` alone as autograd runs it, or ``BOTH``.
         method: options of :func:`roi_plugins.ops.roi_extract`.
-        strides: input pixels per cell of each map; several make a pyramid.
+        strides: input pixels per cell of each map. Several strides make a pyramid.
         peers: keys of :data:`roi_plugins.benchmark.peers.PEERS`.
-        targets: how many times faster than a peer is aimed at, by (peer, layout, dtype of the op).
+        targets: how many times faster than a peer the op aims to be, by (peer, layout, dtype of the op).
+        num_rois: the number of boxes, over all images.
+        channels: the channels of the maps.
+        images: the number of images.
         image_size: (height, width) of the input images, pixels.
-        dtypes: of the op's features. Peers run in every dtype that they take.
+        dtypes: the dtypes of the op's features. Peers run in every dtype that they support.
     """
 
     name: str
@@ -45,21 +50,22 @@ class Case:
 
     @property
     def scales(self) -> list[float]:
+        """The spatial scale of each map: cells per input pixel."""
         return [1 / stride for stride in self.strides]
 
     @property
     def map_shapes(self) -> list[tuple[int, int, int, int]]:
         """(N, C, H, W) of each map."""
+        height, width = self.image_size
         return [
-            (self.images, self.channels, *(-(-side // stride) for side in self.image_size))
-            for stride in self.strides
+            (self.images, self.channels, -(-height // stride), -(-width // stride)) for stride in self.strides
         ]
 
     def make_rois(self) -> Tensor:
-        """``(K, 5)`` boxes inside the images, those of an image together, as detectors give them.
+        """Makes ``(K, 5)`` boxes inside the images, sorted by image, as detectors give them.
 
-        The side sqrt(area) is spread evenly over the octaves from 16 px to 0.64 of the shorter image
-        side (512 px of 800), height to width from 1/2 to 2. Always the same.
+        The side sqrt(area) is distributed evenly over the octaves from 16 px to 0.64 of the shorter image
+        side (512 px of 800). The ratio of height to width is from 1/2 to 2. The boxes are always the same.
         """
         generator = torch.Generator().manual_seed(0)
         octave, ratio, left, top = torch.rand(4, self.num_rois, generator=generator)
@@ -72,7 +78,13 @@ class Case:
         return torch.stack([image.float(), x, y, x + w, y + h], dim=1)
 
     def make_features(self, layout: str, dtype: str, device: torch.device) -> list[Tensor]:
-        """Maps of standard normal numbers, the same in every layout and dtype."""
+        """Makes maps of standard normal numbers, the same numbers in every layout and dtype.
+
+        Args:
+            layout: one of ``LAYOUTS``.
+            dtype: the name of a torch dtype, e.g. ``'float32'``.
+            device: the device of the maps.
+        """
         generator = torch.Generator().manual_seed(1)
         return [
             torch.randn(shape, generator=generator)
@@ -82,7 +94,13 @@ class Case:
         ]
 
     def extract(self, features: list[Tensor], rois: Tensor, levels: Tensor | None = None) -> Tensor:
-        """The op on this case. Finding the levels of a pyramid is part of the work, unless given."""
+        """Runs the op on this case.
+
+        Args:
+            features: the maps.
+            rois: ``(K, 5)`` boxes.
+            levels: ``(K,)`` the map of each box. If None, finding them is part of the work.
+        """
         if len(features) == 1:
             return roi_extract(features[0], rois, self.output_size, self.scales, **self.method)
         if levels is None:
@@ -90,7 +108,13 @@ class Case:
         return roi_extract(features, rois, self.output_size, self.scales, levels=levels, **self.method)
 
     def count_touched_cells(self, rois: Tensor) -> int:
-        """Cells that some sample reads, over all images and maps: those that an average depends on."""
+        """Counts the cells that some sample reads, over all images and maps.
+
+        These are the cells that the gradient of an average reaches.
+
+        Args:
+            rois: ``(K, 5)`` boxes.
+        """
         maps = [torch.zeros(shape[0], 1, *shape[2:], requires_grad=True) for shape in self.map_shapes]
         average = replace(self, method={**self.method, 'reduction': 'avg'})
         output = average.extract(maps, rois.cpu())
@@ -98,10 +122,14 @@ class Case:
         return sum(int(grad.count_nonzero()) for grad in grads if grad is not None)
 
     def floor_bytes(self, rois: Tensor, itemsize: int) -> int:
-        """Bytes that cannot be avoided.
+        """Counts the bytes that any implementation has to read and write.
 
-        Forward: the touched features read once, the output written once. Backward: the gradient of the
-        output read once, that of every map written once, zeros included.
+        A forward pass reads the touched features once and writes the output once. A backward pass reads the
+        gradient of the output once and writes the gradient of every map once, zeros included.
+
+        Args:
+            rois: ``(K, 5)`` boxes.
+            itemsize: bytes of a feature.
         """
         elements = self.num_rois * self.channels * self.output_size**2
         forward = self.count_touched_cells(rois) * self.channels + elements
@@ -133,18 +161,23 @@ def _cpu_targets(channels_last: float, nchw: float, *peers: str) -> dict[tuple[s
     }
 
 
-_CUDA = dict(
-    method=ALIGN_AVG,
-    strides=FPN,
-    peers=PYRAMID_PEERS,
-    targets={
-        (peer, layout, dtype): ratio
-        for peer in PYRAMID_PEERS
-        for layout, dtype, ratio in (('NCHW', 'float32', 3), ('channels_last', 'bfloat16', 6))
-    },
-    num_rois=1024,
-    dtypes=('float32', 'bfloat16'),
-)
+def _cuda_case(name: str, output_size: int, step: str) -> Case:
+    return Case(
+        name,
+        output_size,
+        step,
+        method=ALIGN_AVG,
+        strides=FPN,
+        peers=PYRAMID_PEERS,
+        targets={
+            (peer, layout, dtype): ratio
+            for peer in PYRAMID_PEERS
+            for layout, dtype, ratio in (('NCHW', 'float32', 3), ('channels_last', 'bfloat16', 6))
+        },
+        num_rois=1024,
+        dtypes=('float32', 'bfloat16'),
+    )
+
 
 CASES = {
     'cpu': (
@@ -167,16 +200,16 @@ CASES = {
              | _cpu_targets(11, 6, 'detectron2 ROIPooler')),
     ),
     'cuda': (
-        Case('pyramid-7x7-forward', 7, FORWARD, **_CUDA),
-        Case('pyramid-7x7-backward', 7, BACKWARD, **_CUDA),
-        Case('pyramid-14x14-forward', 14, FORWARD, **_CUDA),
-        Case('pyramid-14x14-backward', 14, BACKWARD, **_CUDA),
+        _cuda_case('pyramid-7x7-forward', 7, FORWARD),
+        _cuda_case('pyramid-7x7-backward', 7, BACKWARD),
+        _cuda_case('pyramid-14x14-forward', 14, FORWARD),
+        _cuda_case('pyramid-14x14-backward', 14, BACKWARD),
     ),
 }  # fmt: skip
-"""The cases of each device type, in the order in which they run."""
+"""The cases by the type of device, in the order in which they run."""
 
 MAX_FLOOR_RATIO = 1.6
-"""Aim of the forward replayed from a CUDA graph, channels_last: at most this many times the floor."""
+"""Aim: a forward pass replayed from a CUDA graph, channels_last, takes at most this many times the floor."""
 
 MAX_DETERMINISTIC_RATIO = 4.0
-"""Aim of the deterministic CUDA backward: at most this many times the atomic one."""
+"""Aim: the deterministic CUDA backward takes at most this many times as long as the atomic one."""

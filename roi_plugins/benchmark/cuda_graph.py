@@ -1,4 +1,4 @@
-"""GPU time of a call without its launches: replayed from a CUDA graph, with a cold second-level cache."""
+"""Measures the GPU time of a call without its launches, by replaying a CUDA graph with a cold L2 cache."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ import torch
 
 SAMPLES = 100
 _HEAD_START = 20  # replays that are not timed
-_LEAST_CACHE = 2**26  # bytes, where the driver reports less or nothing
+_LEAST_CACHE = 2**26  # bytes, if the driver reports less or nothing
 
 
 @dataclass(frozen=True)
 class CapturedCall:
+    """A call as a CUDA graph.
+
+    Attributes:
+        graph: the graph.
+        call: the call. It keeps the tensors alive that the graph reads.
+    """
+
     graph: torch.cuda.CUDAGraph
-    call: Callable[[], object]  # holds the tensors that the graph reads
+    call: Callable[[], object]
 
     def replay(self) -> None:
+        """Does the work of the call once."""
         self.graph.replay()
 
 
 def capture(make_call: Callable[[], Callable[[], object]], device: torch.device) -> CapturedCall:
-    """A call as a CUDA graph.
+    """Captures a call as a CUDA graph.
 
     Args:
         make_call: prepares the call. It runs on the stream of the capture, because autograd runs a backward
             pass on the stream of its forward pass, and a capture cannot wait for another stream.
+        device: the GPU.
 
     Raises:
         RuntimeError: the call cannot be captured.
@@ -35,7 +44,7 @@ def capture(make_call: Callable[[], Callable[[], object]], device: torch.device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         call = make_call()
-        for _ in range(3):  # the first calls load kernels, which a capture cannot
+        for _ in range(3):  # the first calls load kernels, which is not possible during a capture
             call()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
@@ -44,13 +53,21 @@ def capture(make_call: Callable[[], Callable[[], object]], device: torch.device)
 
 
 def cold_seconds(replay: Callable[[], object], flush: Callable[[], object]) -> list[float]:
-    """GPU seconds of ``SAMPLES`` calls of ``replay``, each after a ``flush`` that is not timed."""
+    """Measures ``SAMPLES`` calls of ``replay``, each after a ``flush`` that is not timed.
+
+    Args:
+        replay: queues the work on the GPU.
+        flush: queues work that fills the cache with other data, see :func:`reading_flush`.
+
+    Returns:
+        The GPU time of each call, in seconds.
+    """
     events = [
         (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(SAMPLES)
     ]
-    # The GPU must find a replay queued when it has recorded the start, or it would time the host. So the
-    # host never waits: it gets ahead by these calls, and stays ahead, since a flush takes longer than the
-    # launches of a sample.
+    # When the GPU has recorded the start, the replay must already be queued, or the host would be timed. So
+    # the host never waits. It gets ahead by these calls, and it stays ahead, because a flush takes longer
+    # than the launches of a sample.
     for _ in range(_HEAD_START):
         flush()
         replay()
@@ -64,9 +81,12 @@ def cold_seconds(replay: Callable[[], object], flush: Callable[[], object]) -> l
 
 
 def reading_flush(device: torch.device) -> Callable[[], object]:
-    """What fills the second-level cache with other data by reading four times its size.
+    """Makes a call that fills the L2 cache with other data by reading four times its size.
 
-    Writing, as ``triton.testing.do_bench`` does, leaves lines whose write-back falls into the timed call.
+    ``triton.testing.do_bench`` writes instead. Then the lines are written back during the timed call.
+
+    Args:
+        device: the GPU.
     """
     size = 4 * max(torch.cuda.get_device_properties(device).L2_cache_size, _LEAST_CACHE)
     return torch.zeros(size // torch.float32.itemsize, device=device).sum

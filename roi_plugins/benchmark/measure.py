@@ -1,4 +1,4 @@
-"""Times and memory of the op and its peers, taken side by side in one process."""
+"""Measures time and memory of the op and its peers, side by side in one process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import torch
 
 from roi_plugins.benchmark.cases import BACKWARD, FORWARD, LAYOUTS, Case
 from roi_plugins.benchmark.cuda_graph import capture, cold_seconds, reading_flush
-from roi_plugins.benchmark.peers import PEERS
+from roi_plugins.benchmark.peers import PEERS, Extract
 from roi_plugins.ops import assign_levels_mmdet
 
 OURS = 'roi_plugins'
-_TURN = 0.1  # seconds, about, before the next contender runs
+_TURN = 0.1  # roughly how many seconds a contender runs before the next one does
 DETERMINISTIC, GRAPH = 'deterministic', 'cuda graph'
 GRAPH_DETERMINISTIC = f'{GRAPH}, {DETERMINISTIC}'
 PEER_DTYPES = {'cpu': ('float32',), 'cuda': ('float32', 'float16', 'bfloat16')}
@@ -28,7 +28,12 @@ PEER_DTYPES = {'cpu': ('float32',), 'cuda': ('float32', 'float16', 'bfloat16')}
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: rounds, in each of which every contender runs, until both are reached."""
+    """How long to measure. In each round every contender runs. Rounds repeat until both limits are reached.
+
+    Attributes:
+        seconds: the least time.
+        min_rounds: the least number of rounds.
+    """
 
     seconds: float
     min_rounds: int
@@ -43,10 +48,13 @@ class Contender:
     """One way of doing a case's work.
 
     Attributes:
-        variant: '' as a user calls it; ``DETERMINISTIC``, under the deterministic algorithms of torch;
-            ``GRAPH``, the op alone (levels given) replayed from a CUDA graph with a cold second-level
-            cache; or ``GRAPH_DETERMINISTIC``.
+        name: ``OURS``, or the name of a peer.
+        layout: one of :data:`~roi_plugins.benchmark.cases.LAYOUTS`.
+        dtype: the name of the torch dtype of the features.
         call: does the work once.
+        variant: ``''`` as a user calls it; ``DETERMINISTIC`` with the deterministic algorithms of torch;
+            ``GRAPH`` for the op alone, with given levels, replayed from a CUDA graph with a cold L2 cache; or
+            ``GRAPH_DETERMINISTIC`` for both.
     """
 
     name: str
@@ -59,12 +67,17 @@ class Contender:
 def measure_case(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
     """Measures a case.
 
+    Args:
+        case: the case.
+        device: where to measure.
+        effort: how long to measure.
+
     Returns:
-        A record for JSON: under ``'measurements'`` a record a contender, with ``'seconds'`` (a list of
-        samples), ``'floor_seconds'``, ``'peak_bytes'`` (of memory beyond the inputs, while it runs
-        once; None where it cannot be had) and ``'synchronises'`` (the host with the GPU; None on the
-        CPU); under ``'left_out'`` the reasons why peers were not measured; under ``'targets'`` the
-        case's, as (peer, layout, dtype, ratio).
+        A record for JSON. Under ``'measurements'`` there is a record for each contender, with ``'seconds'``
+        (a list of samples), ``'floor_seconds'``, ``'peak_bytes'`` (memory beyond the inputs while it runs
+        once; None if it cannot be measured) and ``'synchronises'`` (whether the host waits for the GPU; None
+        on the CPU). Under ``'left_out'`` there are the reasons why peers were not measured, and under
+        ``'targets'`` those of the case, as (peer, layout, dtype, ratio).
     """
     rois = case.make_rois().to(device)
     left_out: dict[str, str] = {}
@@ -98,7 +111,7 @@ def measurement(
     peak_bytes: int | None = None,
     synchronises: bool | None = None,
 ) -> dict[str, Any]:
-    """One of the ``'measurements'`` that :func:`measure_case` returns."""
+    """Makes one of the ``'measurements'`` that :func:`measure_case` returns."""
     return {
         'name': contender.name,
         'layout': contender.layout,
@@ -120,30 +133,41 @@ def _inspect(contender: Contender, device: torch.device) -> dict[str, Any]:
 
 
 def interleave(contenders: list[Contender], device: torch.device, effort: Effort) -> list[list[float]]:
-    """Seconds a call, by contender. They take turns, so that noise on the machine hits all of them."""
+    """Times contenders, which take turns so that noise on the machine affects all of them.
+
+    Args:
+        contenders: what to time.
+        device: where they run.
+        effort: how long to measure.
+
+    Returns:
+        For each contender the samples, in seconds per call.
+    """
     numbers, repeats = [], []
     for contender in contenders:
         with _algorithms(contender.variant):
-            seconds = time_calls(contender.call, 1, device)  # warms up too
-            if seconds < _TURN or device.type == 'cuda':  # there a first call also loads kernels
+            seconds = time_calls(contender.call, 1, device)  # this also warms up
+            if seconds < _TURN or device.type == 'cuda':  # a first call on a GPU also loads kernels
                 seconds = time_calls(contender.call, 1, device)
-        # One call on the CPU is long enough for its clock; on a GPU launches run ahead of the work.
+        # On the CPU one call is long enough for the clock. On a GPU, a sample needs several calls in a row,
+        # because the launches run ahead of the work.
         numbers.append(1 if device.type == 'cpu' else min(max(int(_TURN / seconds), 1), 20))
         repeats.append(min(max(int(_TURN / (numbers[-1] * seconds)), 1), 20))
     samples: list[list[float]] = [[] for _ in contenders]
     rounds, start = 0, time.perf_counter()
     while rounds < effort.min_rounds or time.perf_counter() - start < effort.seconds:
         rounds += 1
-        for contender, number, repeat, seconds in zip(contenders, numbers, repeats, samples, strict=True):
-            # The first call of a turn finds the caches and the threads as another contender left them.
+        for contender, number, repeat, taken in zip(contenders, numbers, repeats, samples, strict=True):
+            # The first call of a turn is left out: another contender has used the caches and threads before
+            # it.
             with _algorithms(contender.variant):
                 turn = [time_calls(contender.call, number, device) for _ in range(repeat + 1)]
-            seconds += turn[1:]
+            taken += turn[1:]
     return samples
 
 
 def time_calls(call: Callable[[], object], number: int, device: torch.device) -> float:
-    """Seconds a call, over ``number`` calls in a row."""
+    """Times ``number`` calls in a row, in seconds per call."""
     _synchronize(device)
     start = time.perf_counter()
     for _ in range(number):
@@ -154,7 +178,11 @@ def time_calls(call: Callable[[], object], number: int, device: torch.device) ->
 
 @functools.cache
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes read and written a second by a copy that fits no cache, into memory that is there already."""
+    """Measures the bandwidth of a copy that is larger than any cache, into memory that is already mapped.
+
+    Returns:
+        Bytes per second, read and written together.
+    """
     source = torch.ones(2**26 if device.type == 'cpu' else 2**28, device=device)
     target = torch.ones_like(source)
     seconds = sorted(time_calls(lambda: target.copy_(source), 1, device) for _ in range(11))
@@ -162,10 +190,17 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """The most memory that one call holds beyond what was held before; its result is included.
+    """Measures the peak memory of one call, without what was allocated before it, but with its result.
 
-    On a GPU what torch's allocator gave out; on Linux the growth of the resident set, which catches
-    every allocation; elsewhere None.
+    On a GPU this is the memory that torch's allocator gave out. On Linux it is the growth of the resident
+    set, which includes every allocation.
+
+    Args:
+        call: does the work once.
+        device: where it runs.
+
+    Returns:
+        Bytes; None on other systems.
     """
     gc.collect()
     if device.type == 'cuda':
@@ -174,10 +209,10 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | 
         call()
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        # Without this, memory that malloc kept from earlier calls would be used and not be seen.
+        # Otherwise the call could use memory that malloc kept from earlier calls, which would not be counted.
         ctypes.CDLL(None).malloc_trim(0)
         with open('/proc/self/clear_refs', 'w') as file:
-            file.write('5')  # the peak is now the present size
+            file.write('5')  # resets the peak to the present size
         before = _status_bytes('VmRSS')
         result = call()
         peak = _status_bytes('VmHWM')
@@ -188,7 +223,7 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | 
 
 
 def synchronises(call: Callable[[], object]) -> bool:
-    """Whether a call makes the host wait for the GPU."""
+    """Tells whether a call makes the host wait for the GPU."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode('error')
     try:
@@ -205,7 +240,11 @@ def synchronises(call: Callable[[], object]) -> bool:
 def _replay(
     case: Case, rois: torch.Tensor, left_out: dict[str, str]
 ) -> Iterator[tuple[Contender, list[float]]]:
-    """The op alone, levels given, with its GPU seconds; what cannot be captured goes to ``left_out``."""
+    """Times the op alone, with given levels. What cannot be captured goes to ``left_out``.
+
+    Yields:
+        A contender with its GPU seconds.
+    """
     levels = assign_levels_mmdet(rois, len(case.strides))
     flush = reading_flush(rois.device)
     variants = (GRAPH, GRAPH_DETERMINISTIC) if case.step == BACKWARD else (GRAPH,)
@@ -218,7 +257,7 @@ def _replay(
             with _algorithms(variant):
                 captured = capture(make_call, rois.device)
         except RuntimeError as error:
-            cause = error.__context__ or error  # the end of a failed capture fails as well
+            cause = error.__context__ or error  # ending a failed capture raises an error of its own
             left_out[f'{OURS} {layout} {dtype}, {variant}'] = str(cause).partition('\n')[0]
         else:
             contender = Contender(OURS, layout, dtype, captured.replay, variant)
@@ -259,16 +298,20 @@ def _peer_contenders(
 
 
 def prepare(
-    extract, features: list[torch.Tensor], step: str, weights: Sequence[torch.Tensor] = ()
+    extract: Extract, features: list[torch.Tensor], step: str, weights: Sequence[torch.Tensor] = ()
 ) -> Callable[[], object]:
-    """A call that does ``step`` of ``extract(features)``; a forward pass on the features as they are.
+    """Makes a call that does ``step`` of ``extract(features)``.
 
     Args:
-        weights: what else gets a gradient.
+        extract: maps features to the output.
+        features: the maps. A forward pass uses them as they are; the other steps use copies that need
+            gradients.
+        step: ``FORWARD``, ``BACKWARD`` or ``BOTH``.
+        weights: tensors that get a gradient besides the features.
     """
     if step == FORWARD:
         return lambda: extract(features)
-    # A level that no RoI reads has no gradient in some peers.
+    # In some peers, a level that no RoI reads has no gradient.
     grad_of = functools.partial(torch.autograd.grad, allow_unused=True)
     features = [map_.detach().requires_grad_() for map_ in features]
     output = extract(features)
@@ -280,10 +323,10 @@ def prepare(
 
 
 def _algorithms(variant: str) -> contextlib.AbstractContextManager[None]:
-    """The algorithms of a variant. Entered outside of what is timed: the switch costs the host some time."""
+    """Switches to the algorithms of a variant. Enter it outside of what is timed: switching takes time."""
     if variant in (DETERMINISTIC, GRAPH_DETERMINISTIC):
         return _deterministic()
-    return contextlib.nullcontext()  # and no call of the switch, which imports torch's compiler
+    return contextlib.nullcontext()  # without a call of the switch, which would import torch's compiler
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
-"""How the peers are called: their fastest way that gives the same work, on NCHW maps.
+"""Calls the peers in the fastest way that does the same work, on NCHW maps.
 
-Everything that does not depend on the features (modules, box lists) is made beforehand and not timed.
+Everything that does not depend on the features, such as modules and lists of boxes, is made beforehand and
+not timed.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ def _torchvision_roi_pool(case: Case, rois: Tensor) -> Extract:
 
 
 def _torchvision_multi_scale(case: Case, rois: Tensor) -> Extract:
-    # It has no option `aligned` and always samples as with False: as much work, half a cell elsewhere.
+    # It has no option `aligned` and always samples as with False: the work is the same, half a cell away.
     from torchvision.ops import MultiScaleRoIAlign
 
     names = [str(level) for level in range(len(case.strides))]
     pooler = MultiScaleRoIAlign(names, case.output_size, case.method['sampling_ratio'])
     sizes = [case.image_size] * case.images
-    # It takes boxes in the dtype of the maps alone.
+    # It only takes boxes in the dtype of the maps.
     boxes = {
         dtype: _boxes_by_image(case, rois.to(dtype))
         for dtype in (torch.float32, torch.float16, torch.bfloat16)
@@ -94,7 +95,7 @@ PEERS: dict[str, Callable[[Case, Tensor], Extract]] = {
     'mmdet SingleRoIExtractor': _mmdet_single_roi_extractor,
     'detectron2 ROIPooler': _detectron2_roi_pooler,
 }
-"""By name: ``(case, rois) -> (features -> output)``. An ImportError says that it is not installed."""
+"""The peers by name: ``(case, rois) -> (features -> output)``. They raise ImportError if not installed."""
 
 
 def _boxes_by_image(case: Case, rois: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The main kernels once each, forward and backward in both layouts and dtypes, for a profiler:
+"""Runs each of the main kernels once, forward and backward in both layouts and dtypes, for a profiler:
 `ncu --kernel-name regex:work_kernel python -m roi_plugins.benchmark.profile`.
 """
 

@@ -1,6 +1,6 @@
-"""Results of a benchmark as JSON: where they were measured, kept case by case.
+"""Saves the results of a benchmark as JSON, case by case, with the machine that they were measured on.
 
-Needs torch alone, so that a benchmark runs on a bare machine; ``report`` makes the pages.
+This module only needs torch, so a benchmark runs on a machine with little else. ``report`` makes the pages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ JSON, MARKDOWN, FIGURE = 'benchmark.json', 'benchmark.md', 'benchmark.png'
 
 
 def start_record(device: torch.device, quick: bool) -> dict[str, Any]:
-    """A record without cases: where and with what the cases will be measured."""
+    """Makes a record without cases, of the machine and the versions that the cases will be measured with.
+
+    Args:
+        device: where to measure.
+        quick: whether the medians are rough.
+    """
     extension = Path(roi_plugins.__file__).parent / 'ops' / '_C.so'
     kernels = 'none: the PyTorch reference runs'
     if extension_is_loaded():
@@ -33,7 +38,7 @@ def start_record(device: torch.device, quick: bool) -> dict[str, Any]:
     for name in ('torch', 'torchvision', 'mmcv', 'mmdet'):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    # Builds of detectron2 go by several names.
+    # Builds of detectron2 have several names.
     for name in metadata.packages_distributions().get('detectron2', []):
         versions[name] = metadata.version(name)
     machine = {
@@ -61,10 +66,18 @@ def start_record(device: torch.device, quick: bool) -> dict[str, Any]:
 
 
 def resume_record(record: dict[str, Any], out: str | Path) -> dict[str, Any]:
-    """The record in the directory ``out`` to which cases can be added; ``record`` itself if none is there.
+    """Reads the record in a directory, so that cases can be added to it.
+
+    Args:
+        record: a record without cases, of this machine.
+        out: the directory.
+
+    Returns:
+        The record in the directory; ``record`` itself if there is none.
 
     Raises:
-        DataError: the results there were measured elsewhere or otherwise, or are not ours.
+        DataError: the results there are from another machine, other versions or other options, or are not
+            results of this benchmark.
     """
     path = Path(out) / JSON
     if not path.exists():
@@ -76,16 +89,19 @@ def resume_record(record: dict[str, Any], out: str | Path) -> dict[str, Any]:
         if key != 'cases' and kept.get(key) != value:
             raise DataError(
                 f'{out}: holds results with another {key} ({kept.get(key)}; now {value}), '
-                'with which new ones do not belong in one table; name another directory'
+                'which do not belong in one table with new ones; name another directory'
             )
     return kept
 
 
 def read_record(out: str | Path) -> dict[str, Any]:
-    """Returns the record in the directory ``out``.
+    """Reads the record in a directory.
+
+    Args:
+        out: the directory.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no record.
     """
     path = Path(out) / JSON
     record = read_json(path, 'benchmark')
@@ -95,7 +111,12 @@ def read_record(out: str | Path) -> dict[str, Any]:
 
 
 def write_record(record: dict[str, Any], out: str | Path) -> None:
-    """Writes ``benchmark.json`` in the directory ``out``; the file is replaced as a whole."""
+    """Writes ``benchmark.json``. The file is replaced atomically.
+
+    Args:
+        record: the record.
+        out: the directory to write to; made if need be.
+    """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / JSON, record)

@@ -1,4 +1,4 @@
-"""The results of a benchmark as Markdown and as a figure. Needs matplotlib and tabulate."""
+"""Shows the results of a benchmark as Markdown and as a figure. Needs matplotlib and tabulate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 
 
 def write_pages(record: dict[str, Any], out: str | Path) -> None:
-    """Writes ``benchmark.md`` and ``.png`` in the directory ``out``; each file is replaced as a whole."""
+    """Writes ``benchmark.md`` and ``benchmark.png``. Each file is replaced atomically.
+
+    Args:
+        record: see :mod:`roi_plugins.benchmark.record`.
+        out: the directory to write to.
+    """
     picture = f'\n![How many times faster than each peer]({FIGURE})\n'
     with written_aside(Path(out) / MARKDOWN) as aside:
         aside.write_text(to_markdown(record) + picture, encoding='utf-8')
@@ -29,7 +34,11 @@ def write_pages(record: dict[str, Any], out: str | Path) -> None:
 
 
 def to_markdown(record: dict[str, Any]) -> str:
-    """Where it was measured, the ratios to the peers, and every measurement."""
+    """Makes a page of the machine, the ratios to the peers, and every measurement.
+
+    Args:
+        record: see :mod:`roi_plugins.benchmark.record`.
+    """
     parts = ['\n'.join(_headline(record))]
     if ratios := [row for case in record['cases'] for row in _ratio_rows(case)]:
         columns = dict.fromkeys(row['ours'] for row in ratios)
@@ -59,7 +68,11 @@ def to_markdown(record: dict[str, Any]) -> str:
 
 
 def plot_ratios(record: dict[str, Any]) -> Figure:
-    """How many times faster than each peer, a bar for each layout and dtype of the op; aims as marks."""
+    """Plots how many times faster than each peer the op is: a bar for each layout and dtype, aims as marks.
+
+    Args:
+        record: see :mod:`roi_plugins.benchmark.record`.
+    """
     ratios = [row for case in record['cases'] for row in _ratio_rows(case)]
     labels = list(dict.fromkeys((row['case'], row['peer']) for row in ratios))
     ours = list(dict.fromkeys(row['ours'] for row in ratios))
@@ -72,7 +85,7 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
         y = y + (index - (len(ours) - 1) / 2) * height
         color = _COLORS[index % len(_COLORS)]
         axes.barh(y, [row['ratio'] for row in rows], height, color=color, label=variant)
-        for at, row in zip(y, rows, strict=True):  # beside the panel, where no mark is
+        for at, row in zip(y, rows, strict=True):  # beside the panel, where the texts cover no mark
             axes.text(
                 1.01, at, f'{row["ratio"]:.1f}', transform=axes.get_yaxis_transform(), va='center',
                 fontsize=7, color=color,
@@ -118,9 +131,10 @@ def _headline(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _ratio_rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """For each peer and each way to call the op: how many times slower the peer is.
+    """Computes how many times slower each peer is than each layout and dtype of the op.
 
-    The peer runs in the op's dtype if that is float32, otherwise in the fastest that it supports.
+    If the op runs in float32, so does the peer. Otherwise the peer runs in the fastest dtype that it
+    supports.
     """
     targets = {tuple(key): ratio for *key, ratio in case['targets']}
     plain = [m for m in case['measurements'] if not m['variant']]

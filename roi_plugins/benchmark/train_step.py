@@ -1,6 +1,6 @@
-"""Training steps of whole detectors: forward, losses, backward and optimiser, with the op and without it.
+"""Measures whole training steps of detectors (forward, losses, backward, optimiser) with and without the op.
 
-Every contender has a model of its own, from the same initial weights and on the same images.
+Every contender has a model of its own, with the same initial weights and the same images.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ import contextlib
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from roi_plugins.benchmark.cases import ALIGN_AVG, BOTH, FPN, Case
 from roi_plugins.benchmark.measure import OURS, Contender, Effort, interleave, measurement
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 MMDET, DETECTRON2 = 'train-step', 'detectron2-train-step'
 TARGET = 1.7
@@ -28,10 +31,14 @@ _DETECTRON2_CONFIG = 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml'
 
 
 def measure_mmdet_step(device: torch.device, effort: Effort) -> dict[str, Any]:
-    """Measures a step of MMDetection's Mask R-CNN that learns the shapes.
+    """Measures a training step of MMDetection's Mask R-CNN on the dataset of shapes.
 
-    The extractor is that of the row align-avg. The peer is the stock extractor with MMCV's op on the same 2x2
-    points a bin; beside it the stock config as it is, with an adaptive grid, which reads other points.
+    Our extractor is that of the row align-avg. The peer is the stock extractor with MMCV's op on the same 2x2
+    points per bin. The unchanged stock config is measured too. It reads other points, in an adaptive grid.
+
+    Args:
+        device: where to measure.
+        effort: how long to measure.
 
     Returns:
         A record as :func:`~roi_plugins.benchmark.measure.measure_case` gives, without floor and memory.
@@ -51,10 +58,12 @@ def measure_detectron2_step(
 ) -> dict[str, Any]:
     """Measures a step of Detectron2's Mask R-CNN R-50-FPN, in float32 and under autocast to float16.
 
-    Two random images a step, with 20 boxes and polygons each. AlignAvg reads the points that the stock
+    A step has two random images with 20 boxes and polygons each. AlignAvg reads the points that the stock
     ROIAlignV2 reads.
 
     Args:
+        device: where to measure.
+        effort: how long to measure.
         image_size: (height, width) of the images, pixels.
         options: changes of the config, as Detectron2's command line takes them: ``KEY VALUE ...``.
 
@@ -110,7 +119,7 @@ def _mmdet_contenders(device: torch.device) -> list[Contender]:
         return build_step(config, device, num_batches=4)[1]
 
     points = {f'model.roi_head.{head}_roi_extractor.roi_layer.sampling_ratio': 2 for head in ('bbox', 'mask')}
-    # A line for each weight, and COCO's greetings, would hide the table.
+    # MMEngine's line for each weight and pycocotools' progress would hide the table.
     MMLogger.get_current_instance().setLevel('WARNING')
     with contextlib.redirect_stdout(io.StringIO()):
         data_root = generate_shapes(_ROOT / 'data' / 'shapes')
@@ -134,8 +143,8 @@ def _detectron2_contenders(
     stock = model_zoo.get_config(_DETECTRON2_CONFIG)
     add_roi_plugins_config(stock)
     stock.MODEL.DEVICE = str(device)
-    stock.MODEL.PIXEL_STD = [57.375, 57.12, 58.395]  # no trained weights, which would hold it
-    stock.SOLVER.BASE_LR = 0.0  # the weights stay, and with them the proposals
+    stock.MODEL.PIXEL_STD = [57.375, 57.12, 58.395]  # trained weights would include this scale
+    stock.SOLVER.BASE_LR = 0.0  # the weights do not change, and so the proposals do not either
     stock.merge_from_list(list(options))
     ours = stock.clone()
     ours.MODEL.ROI_HEADS.NAME = 'RoIPluginsStandardROIHeads'
@@ -149,7 +158,7 @@ def _detectron2_contenders(
     ]
 
 
-def _detectron2_step(cfg, data: list[dict[str, Any]], amp: bool) -> Callable[[], torch.Tensor]:
+def _detectron2_step(cfg: CfgNode, data: list[dict[str, Any]], amp: bool) -> Callable[[], torch.Tensor]:
     from detectron2.modeling import build_model
     from detectron2.modeling.backbone.resnet import BottleneckBlock
     from detectron2.solver import build_optimizer
@@ -157,8 +166,9 @@ def _detectron2_step(cfg, data: list[dict[str, Any]], amp: bool) -> Callable[[],
 
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    # Untrained, the frozen normalisation does not normalise: maps would grow from block to block, and the
-    # proposals would leave their anchors. So the residual branches start at zero; the work is the same.
+    # Without trained statistics, the frozen normalisation does not normalise: the maps would grow from block
+    # to block, and the proposals would leave their anchors. So the residual branches start at zero. The work
+    # is the same.
     for module in model.backbone.modules():
         if isinstance(module, BottleneckBlock):
             module.conv3.norm.weight.zero_()
@@ -178,7 +188,7 @@ def _detectron2_step(cfg, data: list[dict[str, Any]], amp: bool) -> Callable[[],
 
 
 def _detectron2_inputs(image_size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Two random images, each with 20 octagons of mixed sizes as its objects."""
+    """Makes two random images, each with 20 octagons of mixed sizes as its objects."""
     from detectron2.structures import Boxes, Instances, PolygonMasks
 
     objects = Case(DETECTRON2, 7, BOTH, ALIGN_AVG, FPN, (), num_rois=40, image_size=image_size)
@@ -199,7 +209,7 @@ def _detectron2_inputs(image_size: tuple[int, int]) -> list[dict[str, Any]]:
 
 
 def _octagon(left: float, top: float, right: float, bottom: float) -> list[float]:
-    """The corners, x and y in turn, of the box with its own corners cut off."""
+    """Makes the octagon that is left of a box without its corners, as a list of x and y in turn."""
     x, y = (right - left) / 4, (bottom - top) / 4
     return [
         left + x, top, right - x, top, right, top + y, right, bottom - y,

@@ -480,7 +480,7 @@ def test_tool_keeps_results_case_by_case(tool, tmp_path, capsys):
     capsys.readouterr()
     assert tool('--cases', 'one', 'two', '--out', str(out)) == 0
     printed = capsys.readouterr()
-    assert 'one: is there already' in printed.err
+    assert 'one: already measured' in printed.err
     second = json.loads((out / 'benchmark.json').read_text())
     assert second['cases'][0] == first['cases'][0]
     assert [case['name'] for case in second['cases']] == ['one', 'two']
