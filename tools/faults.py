@@ -1,9 +1,9 @@
 """Kill an ablation at random moments and check that nothing is lost: `make faults`.
 
-Trials of both frameworks, shortened, run twice without a disturbance and once with one. A kill (SIGKILL)
-hits all processes, as when a machine goes down, or the runner alone, or the training alone. After each,
-no file that has the name of a whole one may be half of one, and no finished trial may have changed. At the
-end the predictions are set against those of the undisturbed runs.
+Short trials of both frameworks run twice undisturbed, and once with kills (SIGKILL). A kill hits all
+processes, as when a machine goes down, or only the runner, or only the training. After each kill, no file may
+be half written, unless it has the name of a temporary file, and no finished trial may have changed. At the
+end, the predictions are compared with those of the undisturbed runs.
 """
 
 import argparse
@@ -39,9 +39,9 @@ STEPS = 200
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('--work-dir', type=Path, required=True, help='a directory that is not there yet')
+    parser.add_argument('--work-dir', type=Path, required=True, help='a directory that does not exist yet')
     parser.add_argument('--kills', type=int, default=20)
-    parser.add_argument('--seed', type=int, default=0, help='of the moments and of the victims')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the moments and of the victims')
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True)
     plan = write_plan(args.work_dir.resolve())
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def write_plan(folder: Path) -> Path:
-    """A plan of two extractors in each framework, on images of its own."""
+    """Writes a plan with two extractors in each framework, and generates its images."""
     data = folder / 'shapes'
     generate_shapes(data, ShapesSpec(num_train=64, num_val=16, image_size=96))
     options = {
@@ -117,15 +117,17 @@ def write_plan(folder: Path) -> Path:
 def disturb(
     make: Callable[[int], tuple[list[str], Path]], kills: int, rng: random.Random, longest_wait: float
 ) -> dict:
-    """Runs ablations and kills them ``kills`` times; the last one comes to its end.
+    """Runs ablations and kills them, ``kills`` times in all. The last ablation runs to its end.
 
     Args:
-        make: ``(number) -> (command, work_dir)`` of an ablation; where one comes to its end before it was
-            killed often enough, another one starts.
-        longest_wait: seconds from one kill to the next, or to the one after the start.
+        make: ``(number) -> (command, work_dir)`` of an ablation. If one ends before there were enough kills,
+            another one starts.
+        kills: how many kills there are.
+        rng: draws the moments and the victims.
+        longest_wait: the longest time from a start or a kill to the next kill, seconds.
 
     Returns:
-        Counts for JSON; ``violations`` names what must not have been.
+        Counts for JSON. ``violations`` lists what must not happen and did.
     """
     counts, violations = Counter(), []
     number = 0
@@ -160,7 +162,7 @@ def disturb(
 
 
 def kill(runner: psutil.Popen, victim: str) -> str | None:
-    """Kills the runner with all below it, or one of them; what was killed, if it was there."""
+    """Kills the runner, its training, or all processes. Returns the victim; None if there was none."""
     try:
         below = runner.children(recursive=True)
     except psutil.NoSuchProcess:
@@ -176,7 +178,7 @@ def kill(runner: psutil.Popen, victim: str) -> str | None:
 
 
 def check(work_dir: Path, finished: dict[Path, dict[str, str]], violations: list[str]) -> None:
-    """Looks at all files that have the name of a whole one; remembers the trials that are finished."""
+    """Checks that no file is half written, and that no finished trial has changed. Adds to ``finished``."""
     for run_dir in (path for path in work_dir.glob('*') if path.is_dir() and path.name[0] != '.'):
         for path in run_dir.glob('*.pth'):
             if path.name[0] != '.' and not is_whole(path) and path.exists():
@@ -200,7 +202,7 @@ def check(work_dir: Path, finished: dict[Path, dict[str, str]], violations: list
 
 
 def differences(first: Path, second: Path) -> dict[str, str]:
-    """How far the results of each trial are apart in two work directories."""
+    """Describes how much the results of each trial differ between two work directories."""
     found = {}
     for run_dir in sorted(path.parent for path in first.glob('*/metrics.json')):
         pair: Sequence[Path] = (run_dir, second / run_dir.name)
@@ -209,7 +211,7 @@ def differences(first: Path, second: Path) -> dict[str, str]:
         apart = max(abs(metrics[0][t][m] - metrics[1][t][m]) for t in metrics[0] for m in METRICS)
         same = 'the same predictions' if predictions[0] == predictions[1] else 'other predictions'
         of = ', '.join(f'{t} AP {format_points(metrics[0][t]["AP"], 1)}' for t in metrics[0])
-        found[run_dir.name] = f'{same}; figures apart by at most {100 * apart:.2f} ({of})'
+        found[run_dir.name] = f'{same}; APs differ by at most {100 * apart:.2f} ({of})'
     return found
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Compiles the CUDA kernels for every card of a wheel, without one, and looks at what came of it:
+"""Compiles the CUDA kernels for every GPU architecture of a wheel, and checks the result without a GPU:
 `python tools/kernels.py`.
 
-- Every backward kernel that adds by atomics has them, in the code of every card.
-- Registers, spills and occupancy of each kernel, beside those that docs/kernels.md has: what became worse is
-  printed, and `--write` puts the new table there.
+- Every backward kernel that should add by atomics has atomics in the code for every architecture.
+- Registers, spills and occupancy of each kernel are compared with the table in docs/kernels.md. What became
+  worse is printed. `--write` puts the new table there.
 
-Needs nvcc, and cuobjdump of the toolkit or of triton. About five minutes on two cores.
+It needs nvcc, and cuobjdump of the toolkit or of triton. It takes about five minutes on two cores.
 """
 
 import argparse
@@ -27,19 +27,32 @@ TABLE = re.compile(r'(?<=<!-- begin: make kernels -->\n).*(?=<!-- end -->)', re.
 
 @dataclass(frozen=True)
 class Processor:
-    """A streaming multiprocessor: the limits of what is resident (CUDA C++ Programming Guide, Compute
-    Capabilities; register file and granularity are those of all of these).
+    """The limits of a streaming multiprocessor (CUDA C++ Programming Guide, Compute Capabilities).
+
+    The register file and its granularity are the same for all of the architectures here.
+
+    Attributes:
+        warps: how many can be resident.
+        blocks: how many can be resident.
+        shared: shared memory, KiB.
+        reserved: shared memory that the system takes of each block, KiB.
     """
 
     warps: int
     blocks: int
-    shared: int  # KiB
-    reserved: int = 1  # KiB a block
+    shared: int
+    reserved: int = 1
 
     def occupancy(self, registers: int, shared: int, threads: int) -> int:
-        """Resident warps of a kernel: from its registers a thread, and a block's shared bytes and threads."""
+        """Computes how many warps of a kernel can be resident.
+
+        Args:
+            registers: of a thread.
+            shared: bytes of shared memory of a block.
+            threads: of a block.
+        """
         warps = -(-threads // 32)
-        # Registers go to warps, 256 at a time; a warp lives in one of four parts of the register file.
+        # Warps get registers 256 at a time. A warp is in one of the four parts of the register file.
         of_warp = -(-registers * 32 // 256) * 256
         by_registers = (65536 // 4 // of_warp) * 4 // warps
         by_shared = self.shared * 1024 // (-(-shared // 128) * 128 + self.reserved * 1024 or 1)
@@ -58,7 +71,7 @@ PROCESSORS = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas gave a kernel; bytes but for the registers."""
+    """What a kernel uses according to ptxas: the number of registers, and the other resources in bytes."""
 
     registers: int
     stack: int
@@ -71,7 +84,7 @@ def sentence(text):
 
 
 def build(folder: Path) -> tuple[Path, str]:
-    """The library with all cards, and what ptxas said."""
+    """Compiles the library for all architectures. Returns its path and the output of ptxas."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     copy_sources(folder)
@@ -89,7 +102,7 @@ def build(folder: Path) -> tuple[Path, str]:
 
 
 def demangled(names: list[str]) -> dict[str, str]:
-    """Kernels' names as one reads them: `work_kernel<AverageForward<float, true>>`."""
+    """Makes the names of kernels readable: `work_kernel<AverageForward<float, true>>`."""
     run = subprocess.run(['c++filt'], input='\n'.join(names), capture_output=True, text=True, check=True)
     readable = {}
     for name, text in zip(names, run.stdout.splitlines(), strict=True):
@@ -99,7 +112,7 @@ def demangled(names: list[str]) -> dict[str, str]:
 
 
 def resources(log: str) -> dict[str, dict[str, Resources]]:
-    """What ptxas says of each kernel, by architecture: the output of `-Xptxas -v`."""
+    """Reads the resources of each kernel, by architecture, from the output of `-Xptxas -v`."""
     found = re.findall(
         r"Compiling entry function '(\w+)' for '(sm_\d+)'\n.*\n"
         r' *(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n'
@@ -134,7 +147,7 @@ def cuobjdump() -> str:
 
 
 def atomics(assembly: str) -> dict[str, int]:
-    """Atomic additions to global memory in the code of each kernel, which `cuobjdump -sass` prints."""
+    """Counts the atomic additions to global memory in each kernel, from the output of `cuobjdump -sass`."""
     parts = re.split(r'^\s*Function : (\w+)$', assembly, flags=re.MULTILINE)
     names = demangled(parts[1::2]) if len(parts) > 1 else {}
     return {
@@ -144,7 +157,7 @@ def atomics(assembly: str) -> dict[str, int]:
 
 
 def without_atomics(arch: str, counts: dict[str, int]) -> list[str]:
-    """What is wrong with the kernels of an architecture that add to sums (cuda/atomics.h)."""
+    """Lists the kernels of an architecture that add to sums (cuda/atomics.h) and have no atomics."""
     adding = {kernel: count for kernel, count in counts.items() if 'Sum<' in kernel}
     if not adding:
         return [f'{arch}: no kernel adds by atomics, and the sources have some']
@@ -168,7 +181,7 @@ def format_table(table: dict[str, dict[str, Resources]]) -> str:
 
 
 def worse(table: str, earlier: str) -> list[str]:
-    """What has more registers, stack or spills than in an earlier table, or fewer warps."""
+    """Lists what has more registers, stack or spills, or fewer warps, than in an earlier table."""
 
     def rows(text):
         return {cells[1]: cells[2:-1] for cells in (line.split('|') for line in text.splitlines()[2:])}

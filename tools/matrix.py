@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Builds and tests the package under many torches, Pythons and frameworks: `python tools/matrix.py`.
+"""Builds and tests the package with many torches, Pythons and frameworks: `python tools/matrix.py`.
 
-Each combination gets an environment of its own, which is deleted after it. One wheel is built for each torch,
-by the first combination that has it, and serves all others. What came of it goes into docs/matrix/: a line
-for each run in `runs.jsonl`, the newest of each combination in `README.md`; in short it goes into
-docs/install.md. Needs uv (`pip install uv`), about 6 GB of disk for each torch, and the Pythons; those of
-pyenv with PYENV_VERSION=3.10.13:3.11.7 and the like. Arguments that it does not know go to pytest.
+Each combination gets an environment of its own, which is deleted afterwards. The first combination with a
+torch builds the wheel for it, and all others use this wheel. The results go to docs/matrix/: `runs.jsonl` has
+a line for each run, `README.md` the newest run of each combination, and docs/install.md a short table.
+
+It needs uv (`pip install uv`), about 6 GB of disk for each torch, and the Pythons;
+PYENV_VERSION=3.10.13:3.11.7 and the like select those of pyenv. Unknown arguments go to pytest.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from wheels import ROOT, SETUPTOOLS, build_wheel, environment, install
 
 RESULTS = ROOT / 'docs' / 'matrix'
 OPERATORS = Path(os.environ.get('ROI_PLUGINS_WHEELS', Path.home() / '.cache/roi_plugins/wheels'))
-"""Where the compiled operators of MMCV are kept, as tools/setup.sh does."""
+"""The folder of MMCV wheels with compiled operators, which tools/setup.sh uses too."""
 
 _MMDET_NEEDS = ['addict', 'opencv-python-headless', 'six', 'terminaltables', 'yapf']
 _MMDET_TESTS = 'tests/integrations/test_mmdet.py tests/tools/test_mmdet_tools.py'
@@ -50,7 +51,7 @@ FRAMEWORKS = {
         _DETECTRON2_TESTS,
     ),
 }
-"""Packages, what they need beyond the `detectron2` extra, and the tests of what is written for them."""
+"""By name: the packages, what they need beyond the `detectron2` extra, and the tests to run with them."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,13 @@ COMBINATIONS = [
 
 
 def install_framework(folder, wheel, packages, needs):
-    """Their own lists would bring the OpenCV that needs system libraries, and MMCV without its operators."""
+    """Installs the packages of a framework without their own requirements.
+
+    These would bring an OpenCV that needs system libraries, and an MMCV without its operators.
+    """
     install(folder, f'{wheel}[detectron2]', *needs)
     for package in packages:
-        if package.startswith('sal-detectron2'):  # tagged for Python 3.10; its Python code runs on later ones
+        if package.startswith('sal-detectron2'):  # tagged for Python 3.10, but it runs on later ones
             (site,) = Path(folder).glob('lib/python*/site-packages')
             install(
                 *(folder, '--no-deps', '--only-binary', ':all:', '--python-version', '3.10'),
@@ -91,7 +95,7 @@ def install_framework(folder, wheel, packages, needs):
 
 
 def mmcv_with_operators(folder, package):
-    """Its wheel, compiled for this torch and Python unless it was before."""
+    """Returns a wheel of MMCV for this torch and Python, and compiles it if there is none yet."""
     python = Path(folder) / 'bin' / 'python'
     code = (
         'import platform, sys, torch; v = sys.version_info; '
@@ -116,14 +120,14 @@ def mmcv_with_operators(folder, package):
 
 
 def versions(folder):
-    """Of all packages; of one from a repository its commit."""
+    """Returns the version of each package; the commit of one that was installed from a repository."""
     listing = subprocess.check_output(['uv', 'pip', 'freeze', '--quiet', '--python', folder], text=True)
     found = re.findall(r'^(\S+)(?:==| @ \S*[@/])(\S+)$', listing, re.MULTILINE)
     return {name: end.split('-')[1] if '.whl' in end else end for name, end in found}
 
 
 def check(combination, wheels, folder, arguments):
-    """Runs the tests of a combination in a folder of its own; what is known of it, as a record."""
+    """Runs the tests of a combination in a folder of its own, and returns the record of the run."""
     packages, needs, tests = FRAMEWORKS[combination.framework]
     record = {'combination': str(combination), 'date': datetime.date.today().isoformat()}
     began = time.monotonic()
@@ -149,7 +153,7 @@ def check(combination, wheels, folder, arguments):
         'platform': f'{platform.system()} {platform.machine()}',
     }
 
-    # The tests stand beside the package out of the wheel; its sources are of use to those of the kernels.
+    # The tests are copied beside the package from the wheel. The tests of the kernels need its sources too.
     tree = folder / 'tree'
     ignored = shutil.ignore_patterns('__pycache__')
     for name in ('tests', 'configs', 'tools'):
@@ -178,7 +182,7 @@ def check(combination, wheels, folder, arguments):
 
 
 def write(record):
-    """Appends a record, and writes the tables of the newest of each combination anew."""
+    """Appends a record, and updates the tables of the newest record of each combination."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     runs = RESULTS / 'runs.jsonl'
     with runs.open('a') as file:
@@ -210,7 +214,7 @@ def long_table(records):
     yield '| torch | Python | with | wheel | built under | tests | result | date |'
     yield '|---|---|---|---|---|---|---|---|'
     for r in records:
-        if 'torch' not in r:  # it did not come as far as the tests
+        if 'torch' not in r:  # it failed before the tests
             yield f'| {r["combination"]} | | | | | | {r["result"]}: {r["summary"]} | {r["date"]} |'
             continue
         yield (
@@ -220,7 +224,7 @@ def long_table(records):
 
 
 def short_table(records):
-    """A line for each torch and framework, with its Pythons and how many tests passed."""
+    """Yields a table with a line for each torch and framework: its Pythons and how many tests passed."""
     lines = {}
     for r in records:
         key = (r['torch'], others(r) or "the op's tests") if 'torch' in r else (r['combination'], '')

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Builds the wheel of one torch, and uses it where nothing else is installed: `python tools/wheels.py`.
+"""Builds the wheel for one torch, and tries it in an empty environment: `python tools/wheels.py`.
 
-The wheel serves every Python, so it is built under one and tried under another where there are two. Needs uv
-(`pip install uv`), which finds the Pythons; those of pyenv with `PYENV_VERSION=3.11.7:3.12.1` and the like.
+The wheel works with every Python, so `--python` builds it and `--use-python` may be another one that tries
+it. It needs uv (`pip install uv`), which finds the Pythons; `PYENV_VERSION=3.11.7:3.12.1` and the like select
+those of pyenv.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def run(*command, **options):
 
 
 def environment(path, python, *requirements):
-    """A new virtual environment with what is required, and its interpreter."""
+    """Makes a virtual environment with these requirements, and returns its interpreter."""
     run('uv', 'venv', '--quiet', '--clear', '--python', python, path)
     install(path, *requirements)
     return Path(path) / 'bin' / 'python'
@@ -44,7 +45,7 @@ def install(path, *arguments):
 
 
 def copy_sources(folder):
-    """All that a build needs, and nothing of an earlier one, which may be another torch's."""
+    """Copies what a build needs, without the library of an earlier build, which may be for another torch."""
     for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, folder)
     ignored = shutil.ignore_patterns('*.so', '__pycache__')
@@ -53,7 +54,7 @@ def copy_sources(folder):
 
 
 def build_wheel(interpreter, out):
-    """The wheel for the torch that an interpreter has, in a folder that may hold those of others."""
+    """Builds the wheel for the torch of an interpreter, and returns its path in the folder ``out``."""
     with tempfile.TemporaryDirectory(prefix='roi_plugins_wheel_') as folder:
         source, built = Path(folder) / 'source', Path(folder) / 'built'
         source.mkdir()
@@ -61,7 +62,7 @@ def build_wheel(interpreter, out):
         run(
             *('uv', 'build', '--quiet', '--wheel', '--no-build-isolation', '--python', interpreter),
             *('--out-dir', built, source),
-            # ninja is beside the interpreter
+            # ninja is in the folder of the interpreter
             env={
                 **os.environ,
                 'ROI_PLUGINS_REQUIRE_EXTENSION': '1',
@@ -87,7 +88,7 @@ def main(argv=None):
                 f'{folder}/build', args.python, f'torch=={args.torch}', 'numpy', SETUPTOOLS, 'ninja'
             )
             wheel = build_wheel(interpreter, args.out)
-            # Its requirement on torch is its own affair.
+            # The wheel requires its torch itself.
             interpreter = environment(f'{folder}/use', args.use_python, wheel, 'numpy')
             run(interpreter, '-W', 'error', '-c', USE, cwd=folder)
     except FileNotFoundError as error:

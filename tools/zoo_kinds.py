@@ -1,4 +1,4 @@
-"""What tools/zoo_swap.py and its two parts, of MMDetection and of Detectron2, have in common."""
+"""Shared by tools/zoo_swap.py and its parts for MMDetection and Detectron2."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Kind:
 
     Attributes:
         framework: ``'mmdet'`` or ``'detectron2'``.
-        config: the one that is run, as a path in the zoo.
-        alike: how many there are.
-        heads: of the model.
+        config: the config that is run, as a path in the zoo.
+        alike: how many configs are of this kind.
+        heads: the types of the model and its heads.
         stock: the framework's own extractors.
-        same: options of the config, for a type of ours that computes what the stock one does.
-        different: options for a type that does not.
-        is_exact: whether ``same`` is meant to compute exactly what the stock one does.
-        problem: why it cannot be read.
+        same: config options for a type of ours that computes the same as the stock extractor.
+        different: config options for a type of ours that does not.
+        is_exact: whether ``same`` is meant to compute exactly the same.
+        problem: why the config cannot be read; empty if it can.
     """
 
     framework: str
@@ -43,9 +43,10 @@ class Computed:
     """What a model of fixed weights computes.
 
     Attributes:
-        losses: of a training step, by name.
-        gradient: norm of the gradient of all weights.
-        detections: ``(N, D)``: label, score, box as a share of the image, share of the image that is mask.
+        losses: the losses of a training step, by name.
+        gradient: the norm of the gradient of all weights.
+        detections: ``(N, D)``: label, score, box as a share of the image, and the share of the image that the
+            mask covers.
     """
 
     losses: dict[str, float]
@@ -54,32 +55,32 @@ class Computed:
 
 
 def image_size(num_maps: int) -> int:
-    """Width and height of images in which boxes have more than one sample a bin, whose maximum differs.
+    """Returns a size of images, in pixels, at which bins have several samples, so that the maximum differs.
 
     Args:
-        num_maps: how many the RoIs read; a single map is a coarse one.
+        num_maps: how many maps the RoIs read. A single map is a coarse one, and needs larger images.
     """
     return 128 if num_maps > 1 else 256
 
 
 def seed_everything() -> None:
-    """Samplers draw from any of the three."""
+    """Seeds the three generators that samplers draw from."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
 
 
 def losses_apart(found: Mapping[str, float], expected: Mapping[str, float]) -> float:
-    """The largest relative difference of two models' losses; infinity, where one is no number."""
+    """Returns the largest relative difference of two models' losses; infinity if a loss is not finite."""
     if found.keys() != expected.keys() or not np.isfinite([*found.values(), *expected.values()]).all():
         return float('inf')
     return max(abs(found[name] - loss) / max(abs(loss), 1e-6) for name, loss in expected.items())
 
 
 def detections_apart(found: Tensor, expected: Tensor) -> float:
-    """How far the detection is that is farthest from any of the other model, in either direction.
+    """Returns the largest distance from a detection of one model to the nearest detection of the other.
 
-    So neither the order nor one more of two equal detections matters, which rounding decides.
+    So the order of the detections does not matter, nor does a duplicate. Rounding decides both.
     """
     if len(found) == 0 or len(expected) == 0:
         return 0.0 if len(found) == len(expected) else float('inf')

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
 """Swaps the RoI extractors of both frameworks' model zoos by their type alone: `python tools/zoo_swap.py`.
 
-Configs with the same heads and extractors are of one kind (in MMDetection, in each folder). One config of
-each kind is run, on a CPU, with random weights: the stock model, one with extractors of ours that compute
-the same (AlignAvg; AllLevels for MMDetection's GenericRoIExtractor), and one with AlignMax. Each makes a
-training step and a prediction. The second model's losses and detections have to be the stock ones, the
-third's losses must not.
+Configs with the same heads and extractors are of one kind; in MMDetection they are also in one folder. One
+config of each kind runs on the CPU with random weights, as three models: the stock model, one with extractors
+of ours that compute the same (AlignAvg; AllLevels for MMDetection's GenericRoIExtractor), and one with
+AlignMax. Each makes a training step and a prediction. The second model must have the losses and detections of
+the stock model. The third must have other losses.
 
-Each config has a process of its own. What came of it is a line of `work_dirs/zoo_swap.jsonl`, so that the
-next call goes on where one was interrupted, and tries again what has failed. `docs/zoo.md` is the table; it
-is written when both frameworks have been run. The exit status is 1 where a config fails.
+Each config runs in a process of its own. Its result is a line of `work_dirs/zoo_swap.jsonl`, so an
+interrupted command goes on where it was, and tries again what failed. `docs/zoo.md` is the table. It is
+written when both frameworks have run. The exit status is 1 if a config fails.
 """
 
 import argparse
@@ -38,12 +38,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'zoo.md'
 FRAMEWORKS = {'mmdet': 'MMDetection', 'detectron2': 'Detectron2'}
 SAME = 1e-5
-"""The largest relative difference of losses that are the same."""
+"""Losses are the same up to this relative difference."""
 TRAINED = 1e-4
-"""The largest relative difference of norms of gradients that are the same."""
+"""Norms of gradients are the same up to this relative difference."""
 FOUND = 1e-3
-"""The largest difference of detections that are the same: in the score, or as a share of the image."""
-SECONDS = 600  # for a config, which takes 10 to 60
+"""Detections are the same up to this difference, in the score or as a share of the image."""
+SECONDS = 600  # time limit of a config, which usually takes 10 to 60
 
 
 TEXT = """\
@@ -107,19 +107,19 @@ def main() -> int:
 
 
 def zoo(framework: str) -> ModuleType:
-    """What knows the model zoo of a framework, which need not be installed for the other's."""
+    """Imports the part for one framework, so that the other need not be installed."""
     return importlib.import_module(f'zoo_{framework}')
 
 
 def read(path: Path) -> dict[tuple[str, str], dict]:
-    """The newest row of each config."""
+    """Reads the newest row of each config."""
     lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines]
     return {(row['kind']['framework'], row['kind']['config']): row for row in rows}
 
 
 def prove_apart(kind: Kind) -> dict:
-    """:func:`prove` in a process of its own, which may crash, hang or take all memory."""
+    """Calls :func:`prove` in a process of its own, because it may crash, hang or take all memory."""
     start = time.monotonic()
     context = multiprocessing.get_context('fork')  # importing the frameworks takes longer than a config
     receiver, sender = context.Pipe(duplex=False)
@@ -144,12 +144,12 @@ def _send(sender: Connection, kind: Kind) -> None:
 
 
 def prove(kind: Kind) -> dict:
-    """What came of a kind, in numbers and words.
+    """Runs the three models of a kind and compares them.
 
     Returns:
-        ``losses``, ``gradient``, ``detections`` and ``different``: how far ours are from the stock ones, and
-        ``number``: of detections; or ``reason``: why the stock model does not run here, and ``ours``: whether
-        ours does. ``failure``: what was to hold and does not.
+        ``losses``, ``gradient``, ``detections`` and ``different``: the differences from the stock model, and
+        ``number``: how many detections there are. If the stock model does not run here, ``reason``: why, and
+        ``ours``: whether our model does. In both cases ``failure``: what should hold and does not.
     """
     if kind.problem:
         return {'reason': described(kind.problem), 'ours': False, 'failure': ''}
@@ -158,7 +158,7 @@ def prove(kind: Kind) -> dict:
     try:
         weights = module.random_weights(kind, {})
         stock = compute(kind, {}, weights)
-    except Exception as error:  # whatever it is, it is not of ours
+    except Exception as error:  # only stock code has run until here
         return {'reason': described(error), 'ours': runs(kind), 'failure': ''}
     try:
         same = compute(kind, kind.same, weights)
@@ -176,7 +176,7 @@ def prove(kind: Kind) -> dict:
 
 
 def runs(kind: Kind) -> bool:
-    """Whether ours makes a training step and a prediction, where the stock model does not."""
+    """Tells whether our model makes a training step and a prediction, for a stock model that does not."""
     module = zoo(kind.framework)
     try:
         module.compute(kind, kind.same, module.random_weights(kind, kind.same))
@@ -186,7 +186,7 @@ def runs(kind: Kind) -> bool:
 
 
 def failure(row: Mapping[str, float]) -> str:
-    """Which claims do not hold."""
+    """Lists the claims that do not hold."""
     claims = {
         f'the losses differ by {row["losses"]:.1e}': row['losses'] <= SAME,
         f'the gradients differ by {row["gradient"]:.1e}': row['gradient'] <= TRAINED,
@@ -198,7 +198,7 @@ def failure(row: Mapping[str, float]) -> str:
 
 
 def described(error: Exception | str) -> str:
-    """The first line of an error, with the paths of configs from the zoo on."""
+    """Returns the first line of an error, with paths shortened to what follows the zoo."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return re.sub(r'/\S*/(?=configs/)', '', first)
 
@@ -212,7 +212,7 @@ def outcome(row: Mapping) -> str:
 
 
 def page(rows: Sequence[Mapping]) -> str:
-    """docs/zoo.md."""
+    """Makes docs/zoo.md."""
     packages = map(importlib.import_module, ('torch', 'mmengine', 'mmcv', 'mmdet', 'detectron2'))
     parts = [
         TEXT.format(
@@ -245,7 +245,7 @@ def table(lines: Iterable[Mapping[str, object]]) -> str:
 
 
 def entry(row: Mapping) -> dict[str, object]:
-    """The line of a config that was run."""
+    """Makes the line of a config that was run."""
     kind = row['kind']
     types = dict.fromkeys(type_.strip('"').removesuffix('RoIExtractor') for type_ in kind['same'].values())
     losses, gradient, detections, maximum = (
@@ -264,7 +264,7 @@ def entry(row: Mapping) -> dict[str, object]:
 
 
 def left_out(row: Mapping) -> dict[str, object]:
-    """The line of a config whose stock model does not run here."""
+    """Makes the line of a config whose stock model does not run here."""
     return {
         **named(row['kind']),
         'error of the stock model': row['reason'],
