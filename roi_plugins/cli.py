@@ -1,6 +1,6 @@
-"""``roi-plugins COMMAND``: the tools of the package, without a checkout.
+"""``roi-plugins COMMAND``: the tools of the package. They need no checkout of the repository.
 
-It imports neither torch nor a framework: each command imports what it needs when it is called.
+This module imports neither torch nor a framework. Each command imports what it needs when it is called.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from roi_plugins import __version__
 from roi_plugins.needs import explain_missing
 
 COMMANDS = {
-    'train': ('train', 'train a detector of MMDetection or Detectron2, as their own tools do'),
-    'test': ('train', 'evaluate one, and leave predictions and metrics.json'),
+    'train': ('train', 'train a detector of MMDetection or Detectron2, as its own tools do'),
+    'test': ('train', 'evaluate a detector, and write its predictions and metrics.json'),
     'ablate': ('ablate', 'train and evaluate a detector with several extractors, and compare them'),
     'compare': ('compare', 'print the table of AP of finished runs, with intervals'),
     'visualize': ('visualize', 'draw where the extractors of a config read a box'),
@@ -23,30 +23,30 @@ COMMANDS = {
     'shapes': ('shapes', 'generate the small COCO-format dataset that the shapes configs are for'),
     'configs': ('configs', 'print the folder of the configs and plans of the package'),
 }
-"""By name: the module in ``roi_plugins.commands``, and what it does."""
+"""The commands by name: the module in ``roi_plugins.commands``, and what the command does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line.
 
     Args:
-        arguments: by default those of the process.
+        arguments: the arguments; by default those of the process.
 
     Returns:
-        The exit status of the command; 2 where it could not be run as asked.
+        The exit status of the command; 2 if it could not run.
     """
     parser = argparse.ArgumentParser(
         prog='roi-plugins',
         description='RoI feature extractors in MMDetection and Detectron2: train, evaluate, compare.',
         epilog='commands:\n'
         + '\n'.join(f'  {name:<10} {what}' for name, (_, what) in COMMANDS.items())
-        + '\n\nroi-plugins COMMAND --help says how each is used.',
+        + '\n\nroi-plugins COMMAND --help shows how to use each of them.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--version', action='version', version=f'roi_plugins {__version__}')
-    parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help='one of those below')
+    parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help='one of the commands below')
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # The rest is the command's own, its --help too.
+    # The other arguments, also --help, are for the command.
     args = parser.parse_args(given[:1])
     return run(args.command, given[1:])
 
@@ -56,12 +56,12 @@ def run(command: str, arguments: Sequence[str] | None = None, prog: str | None =
 
     Args:
         command: a name in ``COMMANDS``.
-        arguments: what follows it; by default those of the process.
-        prog: what it was called as, for its help and for the command line that it records; by default
-            ``roi-plugins COMMAND``.
+        arguments: the arguments of the command; by default those of the process.
+        prog: the name that the command was called by, for its help and for the command lines that it records;
+            by default ``roi-plugins COMMAND``.
 
     Returns:
-        Its exit status; 2 where a package that it needs is not installed.
+        The exit status of the command; 2 if a package that it needs is not installed.
     """
     prog = prog or f'roi-plugins {command}'
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""The output of the commands."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sys
 
 
 def print_anything() -> None:
-    """Lets stdout and stderr show a ``?`` for what their encoding lacks, such as ± in ASCII.
+    """Makes stdout and stderr show a ``?`` for a character that their encoding lacks, such as ± in ASCII.
 
-    A long comparison must not end in a UnicodeError for how a terminal is set up.
+    Otherwise a long comparison could end with a UnicodeError, because of the settings of a terminal.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):  # a notebook's stream is no file
+        if hasattr(stream, 'reconfigure'):  # the streams of a notebook lack it
             stream.reconfigure(errors='replace')

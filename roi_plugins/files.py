@@ -1,4 +1,4 @@
-"""Read and write JSON, and replace files as a whole: what everybody needs of a disk."""
+"""Reads and writes JSON, and replaces files atomically."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from typing import Any
 
 
 class DataError(ValueError):
-    """Data that is missing or cannot be used; the message names the file and the cause."""
+    """Data is missing or cannot be used. The message names the file and the cause."""
 
 
 def read_json(path: str | Path, what: str) -> Any:
     """Reads a JSON file.
 
     Args:
+        path: the file.
         what: the kind of file, for errors, e.g. ``'prediction file'``.
+
+    Returns:
+        The content of the file.
 
     Raises:
         DataError: the file is missing, cannot be read or is not JSON.
@@ -34,13 +38,17 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 class Folders:
-    """Tells which files are there, and lists each folder once: a data set has many files in few folders."""
+    """Tells which files exist. It lists each folder once, as a data set has many files in few folders."""
 
     def __init__(self) -> None:
         self._names: dict[str, set[str]] = {}
 
     def has(self, path: str) -> bool:
-        """Whether the folder of a path has an entry of its name."""
+        """Tells whether a path exists.
+
+        Args:
+            path: the path of a file.
+        """
         folder, name = os.path.split(path)
         if folder not in self._names:
             try:
@@ -51,7 +59,12 @@ class Folders:
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """Writes strict JSON aside and renames it: a reader finds the old file or the whole new one."""
+    """Writes strict JSON atomically: a reader finds the old file or the whole new one.
+
+    Args:
+        path: the file.
+        obj: what to write. NaN and infinity are not allowed.
+    """
     text = json.dumps(obj, indent=2, allow_nan=False) + '\n'
     with written_aside(path) as aside:
         aside.write_text(text, encoding='utf-8')
@@ -59,13 +72,21 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 @contextlib.contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """Yields a path to write to, which replaces ``path`` if the block ends without an error."""
+    """Replaces a file atomically.
+
+    Args:
+        path: the file to replace.
+
+    Yields:
+        The path of a temporary file to write to. It replaces ``path`` if the block ends without an error.
+    """
     path = Path(path)
     aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         yield aside
         with open(aside, 'rb') as file:
-            os.fsync(file.fileno())  # a full disk or quota may show only here, and only this outlives a crash
+            # Without it, a crash could lose the data. A full disk or quota may raise an error only here.
+            os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -24,13 +24,15 @@ METRICS_FILE = 'metrics.json'
 TRIAL_FILE = 'trial.json'
 
 ANNOTATIONS_FILE = 'annotations.json'
-"""In a run, the annotations of the evaluated categories, where these are not all of the file."""
+"""The annotations of the evaluated categories, written to a run that does not evaluate all categories."""
 
 PREDICTION_FILES = {'bbox': 'predictions.bbox.json', 'segm': 'predictions.segm.json'}
 
 
 def trial_file(run_dir: Path) -> Path:
-    """What an ablation has recorded of a run: ``trial.json``, or ``cell.json`` of an earlier version.
+    """Returns the path of what an ablation records of a run, ``trial.json``.
+
+    Earlier versions named it ``cell.json``. That path is returned if only this file exists.
 
     Args:
         run_dir: the folder of the run.
@@ -52,24 +54,26 @@ def write_run(
     image_dir: str | Path | None = None,
     extractors: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Evaluates the predictions in ``run_dir`` and writes ``metrics.json``: the run is finished.
+    """Evaluates the predictions of a run and writes ``metrics.json``, which makes the run finished.
 
     Args:
-        run_dir: holds ``predictions.bbox.json``, and ``predictions.segm.json`` if there are masks.
+        run_dir: the folder of the run. It has ``predictions.bbox.json``, and ``predictions.segm.json`` if the
+            model predicts masks.
         framework: the package that made the predictions, e.g. ``'mmdet'``.
-        config: path as given by the user.
-        checkpoint: path of the evaluated weights.
-        ann_file: COCO annotations of the evaluated images.
-        command: what was run, as a list of arguments.
-        category_ids: of the categories that AP is the mean over; by default all of the file. Where it
-            is some, ``run_dir`` gets a copy of the annotations with these alone, and the run is one on
-            this copy.
-        max_dets: see :func:`~roi_plugins.evaluation.coco.evaluate`.
-        image_dir: the folder of the images, for pages with pictures; None where it is not known.
-        extractors: type and options of each RoI extractor of the evaluated model, by where it is in it.
+        config: the path of the config, as the user gave it.
+        checkpoint: the path of the evaluated weights.
+        ann_file: the COCO annotations of the evaluated images.
+        command: the command that made the predictions, as a list of arguments.
+        category_ids: the ids of the categories that AP is the mean over; by default all categories of the
+            annotations. If they are not all, ``run_dir`` gets a copy of the annotations with only these
+            categories, and the record names this copy.
+        max_dets: how many detections of each class count in an image, see
+            :func:`~roi_plugins.evaluation.coco.evaluate`.
+        image_dir: the folder of the images, for reports with pictures; None if it is not known.
+        extractors: type and options of each RoI extractor of the evaluated model, by its place in the model.
 
     Returns:
-        What was written.
+        The content of ``metrics.json``.
 
     Raises:
         DataError: there are no predictions, or they cannot be evaluated. Nothing is written.
@@ -79,7 +83,7 @@ def write_run(
     if not predictions:
         raise DataError(f'{run_dir}: no {" or ".join(PREDICTION_FILES.values())} to evaluate')
     coco = load_annotations(ann_file)
-    (run_dir / ANNOTATIONS_FILE).unlink(missing_ok=True)  # of an earlier test
+    (run_dir / ANNOTATIONS_FILE).unlink(missing_ok=True)  # left by an earlier test
     if category_ids is not None and (wanted := set(category_ids)) != set(coco.cats):
         ann_file = run_dir / ANNOTATIONS_FILE
         with written_aside(ann_file) as aside:
@@ -119,7 +123,7 @@ def _of_categories(dataset: dict, category_ids: set[int]) -> dict:
 
 def _versions(framework: str) -> dict[str, str]:
     versions = {'python': platform.python_version(), 'roi_plugins': __version__}
-    # The distribution of a package may have another name, as builds of detectron2 have.
+    # The distribution of a package may have another name: some builds of detectron2 do.
     distributions = metadata.packages_distributions().get(framework, [framework])
     for name in (*distributions, 'mmengine', 'mmcv', 'torch', 'torchvision', 'numpy', 'pycocotools'):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -128,7 +132,7 @@ def _versions(framework: str) -> dict[str, str]:
 
 
 def _hardware() -> str:
-    import torch  # here only: reading results does not need it
+    import torch  # here, because reading results does not need it
 
     if torch.cuda.is_available():
         return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'

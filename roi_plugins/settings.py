@@ -1,9 +1,9 @@
-"""What a run was configured with, and which differences between two runs are not those of their extractors.
+"""The settings of a run, and the differences between two runs that are not differences of their extractors.
 
-The tools of each framework leave ``settings.json`` in the folder of a run: every value of the config, with
-all that it inherits, the options, the swapped extractors and the data, by its dotted key. A comparison reads
-them to say what differs between its runs. Whatever is not the extractor's may be the cause of a difference
-in AP just as well: such runs are confounded.
+The tools of each framework write ``settings.json`` to the folder of a run. It has every value of the config
+by its dotted key, with the files that the config inherits from, the options, the swapped extractors and the
+data. A comparison reads it to tell what differs between its runs. If something other than the extractor
+differs, it may be the cause of a difference in AP just as well: the runs are confounded.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from roi_plugins.files import DataError, read_json, write_json
 SETTINGS_FILE = 'settings.json'
 
 EXTRACTOR, CHANNELS, SEED, PLACE, CONFOUNDED = 'extractor', 'channels', 'seed', 'place', 'confounded'
-"""Kinds of differences: only the last one is of something that a comparison of extractors holds equal."""
+"""Kinds of differences. Only a ``CONFOUNDED`` one makes a comparison of extractors unfair."""
 
-# MMDetection's extractors; Detectron2's poolers in a LazyConfig, and in YAML.
+# Extractors in MMDetection's configs, and poolers in Detectron2's LazyConfigs and YAML configs.
 _EXTRACTOR = re.compile(r'\.(\w+_)?(roi_extractor|pooler)\.|\.POOLER_(TYPE|SAMPLING_RATIO|OPTIONS)\b')
-# What an extractor is given rather than what it does.
+# Options that the detector decides, not the extractor.
 _GEOMETRY = {
     *('output_size', 'featmap_strides', 'finest_scale'),  # MMDetection's names
     *('scales', 'canonical_box_size', 'canonical_level'),  # Detectron2's
@@ -34,21 +34,21 @@ _CHANNELS = re.compile(
 )
 _SEEDS = {'randomness.seed', 'SEED', 'train.seed'}
 _PLACES = {'work_dir', 'OUTPUT_DIR', 'train.output_dir'}
-# A mere test leaves these out, which name what it tests.
+# They name the weights to start from. A run that only tests leaves them out.
 _WEIGHTS = {'MODEL.WEIGHTS', 'train.init_checkpoint'}
 _PREFIX_OF_OUR_HEADS = 'RoIPlugins'
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that two runs have not in common.
+    """A setting that differs between two runs.
 
     Attributes:
-        key: dotted.
-        base: its value in the first run; None where it is not set.
-        other: its value in the second run, likewise.
-        kind: ``EXTRACTOR``, ``CHANNELS`` (those that an extractor dictates), ``SEED``, ``PLACE`` (where a run
-            writes to) or ``CONFOUNDED``.
+        key: the dotted key.
+        base: the value in the first run; None if it is not set.
+        other: the value in the second run; None if it is not set.
+        kind: ``EXTRACTOR``, ``CHANNELS`` (channels that an extractor dictates), ``SEED``, ``PLACE`` (the
+            folder that a run writes to) or ``CONFOUNDED``.
     """
 
     key: str
@@ -62,12 +62,12 @@ class Difference:
 
 
 def write_settings(run_dir: str | Path, config: Mapping[str, Any], trains: bool) -> None:
-    """Leaves the settings of a run in its folder.
+    """Writes the settings of a run to its folder.
 
     Args:
         run_dir: the folder of the run; made if need be.
-        config: nested as the framework has it, or by dotted keys, with everything resolved.
-        trains: whether it is a training. Its settings stay when its result is tested in the same folder.
+        config: the resolved config, nested as the framework has it or by dotted keys.
+        trains: whether the run is a training. A later test in the same folder does not replace its settings.
     """
     path = Path(run_dir, SETTINGS_FILE)
     if not trains and (recorded := _read(path)) and recorded['trains']:
@@ -77,10 +77,13 @@ def write_settings(run_dir: str | Path, config: Mapping[str, Any], trains: bool)
 
 
 def read_settings(run_dir: str | Path) -> dict[str, Any] | None:
-    """The settings of a run by their dotted keys; None where its folder has none.
+    """Reads the settings of a run.
 
     Args:
         run_dir: the folder of the run.
+
+    Returns:
+        The settings by their dotted keys; None if the folder has none.
 
     Raises:
         DataError: they cannot be read.
@@ -99,13 +102,16 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
-    """The values of a nested config by their dotted keys, as JSON can hold them.
+    """Flattens a nested config.
 
-    Lists of plain values are values; the items of others have their index for a key.
+    A list of plain values is one value. In a list of lists or mappings, the key of an item is its index.
 
     Args:
         config: a mapping, list, dataclass or value.
         prefix: the dotted key of the config itself.
+
+    Returns:
+        The values by their dotted keys, as JSON can hold them.
     """
     items: Mapping[str, Any]
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -131,17 +137,20 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if value == value and abs(value) != float('inf') else str(value)
-    name = getattr(value, '__qualname__', None)  # of a class or function
-    # The address of an object is another one in each process.
+    name = getattr(value, '__qualname__', None)  # a class or function has one
+    # The address of an object differs in each process.
     return f'{value.__module__}.{name}' if name else re.sub(r' at 0x[0-9a-f]+', '', str(value))
 
 
 def differences(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
-    """What differs between two runs, by :func:`read_settings`; the confounded ones first.
+    """Finds the settings that differ between two runs.
 
     Args:
-        base: the settings of the first run.
-        other: those of the second.
+        base: the settings of the first run, as :func:`read_settings` gives them.
+        other: the settings of the second run.
+
+    Returns:
+        The differences, with the confounded ones first.
     """
     base, other = _with_sizes(base), _with_sizes(other)
     found = [
@@ -153,7 +162,7 @@ def differences(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Diffe
 
 
 def _with_sizes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """With the output size of each of MMDetection's extractors at one place, and as a pair everywhere."""
+    """Moves the output size of MMDetection's extractors to one place, and makes it a pair."""
     found = {}
     for key, value in settings.items():
         key = key.replace('roi_extractor.roi_layer.output_size', 'roi_extractor.output_size')
@@ -169,10 +178,10 @@ def _kind(key: str, base: Any, other: Any) -> str:
         return CHANNELS
     if _EXTRACTOR.search(key) and key.rpartition('.')[2] not in _GEOMETRY:
         return EXTRACTOR
-    # Ours stand in for the framework's where a pooler of ours is asked for.
+    # Our poolers need our RoI heads, which otherwise do what the heads of the framework do.
     if key == 'MODEL.ROI_HEADS.NAME' and _stock_name(base) == _stock_name(other):
         return EXTRACTOR
-    # Which modules are imported, and the flag that goes with them.
+    # A config that uses our extractors has to import this package.
     if key == 'custom_imports.imports' and _foreign_modules(base) == _foreign_modules(other):
         return EXTRACTOR
     if key == 'custom_imports.allow_failed_imports':
@@ -187,6 +196,6 @@ def _stock_name(heads: Any) -> str:
 
 
 def _foreign_modules(imports: Any) -> list[str]:
-    """Of ``custom_imports.imports``: the modules that are not this package's."""
+    """Picks the modules of ``custom_imports.imports`` that are not from this package."""
     modules = [imports] if isinstance(imports, str) else imports or []
     return [module for module in modules if not module.startswith(__package__)]

@@ -174,7 +174,7 @@ def test_the_framework_is_seen_from_the_config(called, arguments, framework, pas
     [
         (['train'], 'no config is given'),
         (['train', '--framework', 'jax', 'mm.py'], "invalid choice: 'jax'"),
-        (['train', 'either.py'], 'either.py may be a config of mmdet or detectron2; say which by --'),
+        (['train', 'either.py'], 'either.py may be a config of mmdet or detectron2; say which with --'),
         (['test', 'gone.py', 'a.pth'], 'the config gone.py does not exist: it is neither a file, nor in /'),
         (['ablate', 'gone.yaml'], 'the plan gone.yaml does not exist: it is neither a file, nor in /'),
         (['ablate', 'mmdet::gone.py', '--extractors', 'stock'], 'it is none of the configs of mmdet'),

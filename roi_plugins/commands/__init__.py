@@ -1,10 +1,14 @@
-"""The commands of ``roi-plugins``, a module each, which :mod:`roi_plugins.cli` calls.
+"""The commands of ``roi-plugins``, each in a module. :mod:`roi_plugins.cli` and ``tools/*.py`` call them.
 
-``tools/*.py`` call them too. A module has ``main(arguments, prog)``, which returns the exit status; it is
-imported when its command is called, for its needs are an extra of the package, ``roi_plugins[tools]``.
+A module has ``main(arguments, prog)``, which returns the exit status. It is imported only when its command is
+called, because it needs packages of the extra ``roi_plugins[tools]``.
 """
 
 
 def called_as(prog: str) -> list[str]:
-    """The start of a command line that calls ``tools/compare.py`` or ``roi-plugins compare`` again."""
+    """Returns the start of a command line that calls a tool again.
+
+    Args:
+        prog: what the tool was called as: ``tools/compare.py`` or ``roi-plugins compare``.
+    """
     return ['python', prog] if prog.endswith('.py') else prog.split()

@@ -2,7 +2,7 @@
 
     roi-plugins compare work_dirs/embedded --baseline align-avg --output docs/results
 
-Exit status: 0, or 1 where a run could not be compared, which is said on stderr.
+The exit status is 0, or 1 if a run could not be compared; stderr says why.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
         'runs',
         nargs='+',
         metavar='RUN',
-        help="a run directory (with metrics.json, or Detectron2's inference/coco_instances_results.json), a "
-        'directory of such, e.g. the work directory of an ablation, or a file of COCO results (with '
-        '--ann-file); LABEL=PATH names it in the tables',
+        help="a run directory (with metrics.json, or Detectron2's inference/coco_instances_results.json); a "
+        'directory of run directories, such as the work directory of an ablation; or a file of COCO results, '
+        'with --ann-file. LABEL=PATH names the run in the tables',
     )
     parser.add_argument(
-        '--ann-file', metavar='FILE', help='COCO annotations, in place of those the runs name'
+        '--ann-file', metavar='FILE', help='COCO annotations to use instead of those that the runs name'
     )
-    parser.add_argument('--baseline', metavar='EXTRACTOR', help='show differences to it, within each config')
+    parser.add_argument('--baseline', metavar='EXTRACTOR', help='show the differences to this extractor')
     parser.add_argument(
         '--bootstrap',
         type=whole_number(0),
         default=1000,
         metavar='N',
-        help='resamples of the images, for intervals and p-values; 0 for none (default: 1000)',
+        help='resamples of the images for intervals and p-values; 0 for none (default: 1000)',
     )
     parser.add_argument(
         '--bootstrap-seed',
@@ -56,40 +56,40 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
     parser.add_argument(
         '--details',
         action='store_true',
-        help='also what moved: Boundary AP of masks, the errors by kind, the AP of each class',
+        help='also show where AP differs: Boundary AP of masks, the errors by kind, the AP of each class',
     )
     parser.add_argument(
         '--max-dets',
         type=whole_number(1),
         metavar='N',
-        help="how many detections of each class count in an image, in place of what the runs name (COCO's "
-        '100 where they name nothing)',
+        help='how many detections of each class count in an image (default: what the runs name, else 100 as '
+        'in COCO)',
     )
     parser.add_argument(
-        '--digits', type=whole_number(0, 15), default=1, help='decimals of the points (default: 1)'
+        '--digits', type=whole_number(0, 15), default=1, help='decimals of AP in the tables (default: 1)'
     )
     parser.add_argument(
         '--output',
         metavar='DIR',
-        help='write compare.md, .csv, .tex and .json, ap_over_iou.png and .svg there',
+        help='write compare.md, .csv, .tex and .json, and ap_over_iou.png and .svg to DIR',
     )
     parser.add_argument(
         '--cost',
         action='store_true',
-        help='measure here what each extractor costs in a training step of its run, which needs the '
-        'training data; with --output also into cost.md and .json',
+        help='also measure, on this machine, what each extractor costs in a training step of its run; this '
+        'needs the training data. With --output, cost.md and .json are written too',
     )
     parser.add_argument(
         '--html',
         type=Path,
         metavar='FILE',
-        help='write one page that needs nothing else: the tables, the curves, the images on which runs '
-        'differ most, and what each run was made with',
+        help='write a self-contained page of HTML: the tables, the curves, the images on which runs differ '
+        'most, and how each run was made',
     )
     add_import_option(parser)
     args = parser.parse_args(arguments)
     if args.imports and not args.cost:
-        parser.error('--import: a comparison reads predictions and needs no module; it is for --cost')
+        parser.error('--import: only --cost needs modules; a comparison just reads predictions')
     print_anything()
     try:
         import_modules(args.imports)
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
     except (ComparisonError, DataError, OSError, RunError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    # Files before output: a pipe that is closed early loses none of them.
+    # The files come before the output, so that a pipe that is closed early does not lose them.
     problems = list(comparison.problems)
     if args.output:
         problems += _try('--output', lambda: write_comparison(comparison, args.output, args.digits))
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
 
 
 def _try(option: str, write: Callable[[], None]) -> list[str]:
-    """Writes what an option asks for; returns the problem, if there is one."""
+    """Writes what an option asks for. Returns the problem, if there is one."""
     try:
         write()
     except (DataError, OSError) as error:

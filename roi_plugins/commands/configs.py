@@ -12,8 +12,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins config
     """The command line."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description='Prints the folder of the configs and plans of the package. The other commands find what '
-        'is in it by name, such as ablations/demo.yaml. The _base_ of a config of your own takes the path.',
+        description='Prints the folder of the configs and plans of the package. The other commands find its '
+        'files by name, such as ablations/demo.yaml. Use the path in the _base_ of a config of your own.',
     )
     parser.parse_args(arguments)
     print(configs_folder())

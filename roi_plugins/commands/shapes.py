@@ -1,4 +1,4 @@
-"""Generates the COCO-format dataset of shapes, which the shapes configs find in data/shapes.
+"""Generates the COCO-format dataset of shapes. The shapes configs look for it in data/shapes.
 
 roi-plugins shapes data/shapes
 """
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins shapes
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('root', help='folder to write; one that holds this dataset is left as is')
+    parser.add_argument('root', help='folder to write; if it has this dataset already, nothing is written')
     for field in fields(ShapesSpec):
         flag = '--' + field.name.replace('_', '-')
         parser.add_argument(flag, type=int, default=field.default, help='default: %(default)s')

@@ -1,4 +1,4 @@
-"""``train`` and ``test``: the tools of the framework that a config is of, with their own options."""
+"""``train`` and ``test``: call the tools of the framework of a config, with their own options."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ def _main(phase: str, arguments: Sequence[str] | None, prog: str) -> int:
     asks_for_help = '-h' in rest or '--help' in rest
     positional = next((text for text in rest if not text.startswith('-')), None)
     if args.resume and args.resume.endswith(('.py', '.yaml', '.yml')):
-        positional = args.resume  # Detectron2's --resume takes no value: what follows it is the config
+        positional = args.resume  # Detectron2's --resume takes no value, so the config follows it
     config = args.config_file or positional
     if config is None and args.framework is None:
         if not asks_for_help:
             parser.error('no config is given')
         parser.print_help()
         return 0
+    framework = args.framework
     try:
         if config is not None:
             config = str(locate_config(config))
-        framework = args.framework or _framework_of(config)
+            framework = framework or _framework_of(config)
     except (RunError, InspectionError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -50,19 +51,21 @@ def _main(phase: str, arguments: Sequence[str] | None, prog: str) -> int:
     if args.config_file is None and positional is not None:
         left.remove(positional)
     described = FRAMEWORKS[framework]
+    assert described.module and described.tool_arguments  # only the framework of the tests has none
     return _call(import_module(described.module).main, described.tool_arguments(phase, config, left), prog)
 
 
 def _parser(phase: str, prog: str) -> argparse.ArgumentParser:
-    """A parser that finds the config among the arguments.
+    """Makes the parser that finds the config among the arguments.
 
-    It knows the options with a value of both frameworks' tools, which parse the arguments themselves.
+    The tool of the framework parses the arguments itself. This parser only has to know which options of both
+    frameworks take a value.
     """
     verb = {'train': 'Train', 'test': 'Evaluate'}[phase]
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f'{prog} [--framework NAME] CONFIG [OPTION ...]',
-        description=f'{verb} a detector. The options are those of the framework that the config is of; '
+        description=f'{verb} a detector. The options depend on the framework of the config; '
         f'{prog} --framework NAME --help shows them.',
         add_help=False,
         allow_abbrev=False,
@@ -76,8 +79,8 @@ def _parser(phase: str, prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--config-file',
         metavar='CONFIG',
-        help="a file, a name in the folder that `roi-plugins configs` prints, or one of a framework's model "
-        'zoo; the option may be left out, and then the config comes first',
+        help='the config: a file, a name in the folder that `roi-plugins configs` prints, or a name in a '
+        'model zoo; without this option, it is the first argument',
     )
     hidden = parser.add_argument_group()
     for name in ('work-dir', 'launcher', 'num-gpus', 'num-machines', 'machine-rank', 'dist-url'):
@@ -93,13 +96,13 @@ def _framework_of(config: str) -> str:
     frameworks = guess_frameworks(Path(config))
     if len(frameworks) > 1:
         raise RunError(
-            f'{config} may be a config of {" or ".join(frameworks)}; say which by --framework NAME'
+            f'{config} may be a config of {" or ".join(frameworks)}; say which with --framework NAME'
         )
     return frameworks[0]
 
 
 def _without(arguments: Sequence[str], *options: str) -> list[str]:
-    """The arguments without these options and their values."""
+    """Removes options and their values from arguments."""
     left = []
     given = iter(arguments)
     for argument in given:

@@ -3,9 +3,10 @@
     roi-plugins visualize mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py \\
         street.jpg --box 120,80,785,745 --extractors all --output reads.png
 
-IMAGE and the box are taken as what the detector is given: they are not resized as the config's
-pipeline would. A misalignment is positive where an extractor reads beyond the box, and negative where part
-of the box is not read: of the region that the box becomes, then of its bins. No weights are needed.
+IMAGE and the box are used as the input of the detector; the pipeline of the config does not resize them.
+The table shows the misalignment of the region that the box becomes, and then that of its bins. A misalignment
+is positive where an extractor reads beyond the box, and negative where it does not read a part of the box. No
+weights are needed.
 """
 
 from __future__ import annotations
@@ -44,26 +45,26 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins visual
     )
     parser.add_argument(
         'config',
-        help='of MMDetection or Detectron2 (YAML or LazyConfig): a file, a name in the folder that '
-        '`roi-plugins configs` prints, or one of a model zoo',
+        help='a config of MMDetection or Detectron2 (YAML or LazyConfig): a file, a name in the folder that '
+        '`roi-plugins configs` prints, or a name in a model zoo',
     )
-    parser.add_argument('image')
+    parser.add_argument('image', help='the image to draw on')
     parser.add_argument(
-        '--box', type=_box, required=True, metavar='X1,Y1,X2,Y2', help='in pixels of the image'
+        '--box', type=_box, required=True, metavar='X1,Y1,X2,Y2', help='the box, in pixels of the image'
     )
     parser.add_argument(
         '--extractors',
         nargs='+',
         metavar='NAME',
-        help="draw these in place of the config's own, with the output size, the strides and the level "
-        f'rule of its first: all, or of {", ".join(METHODS)}',
+        help="draw these extractors instead of the config's, with the output size, strides and level rule of "
+        f'its first extractor: all, or some of {", ".join(METHODS)}',
     )
     parser.add_argument(
         '--output',
         type=_picture,
         default=Path('where_it_reads.png'),
         metavar='FILE',
-        help='the picture, .png, .svg or .pdf (default: %(default)s)',
+        help='the picture to write, .png, .svg or .pdf (default: %(default)s)',
     )
     add_import_option(parser)
     args = parser.parse_args(arguments)
