@@ -1,4 +1,4 @@
-"""The weights that a trial evaluates without training any: where they lie, and which they are."""
+"""The weights of a trial that only evaluates: finds the file and hashes it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from roi_plugins.ablation.plan import Trial, short_path
 from roi_plugins.ablation.records import evaluated_checkpoint
+from roi_plugins.ablation.trial import Trial
 from roi_plugins.files import DataError, read_json
 from roi_plugins.run_record import METRICS_FILE, trial_file
 
 
 class CheckpointError(ValueError):
-    """Weights that cannot be evaluated; the message names them and the cause."""
+    """Weights cannot be evaluated. The message names them and the cause."""
 
 
 @dataclass(frozen=True)
@@ -21,33 +21,31 @@ class Checkpoint:
     """Weights on this machine.
 
     Attributes:
-        path: of the file.
-        sha256: of its content: another file at the same path is another checkpoint.
+        path: the file.
+        sha256: the hash of its content. Another file at the same path is another checkpoint.
     """
 
     path: Path
     sha256: str
 
 
-def find_checkpoint(trial: Trial, work_dir: Path) -> Checkpoint:
-    """The weights that a trial names, itself or by the run directory that evaluated them last.
+def find_checkpoint(path: Path, trial: Trial) -> Checkpoint:
+    """Finds the weights that a trial evaluates.
+
+    Args:
+        path: a file of weights, or a run directory. Of a run directory, the weights that it evaluated last.
+        trial: the trial that evaluates them.
 
     Raises:
-        CheckpointError: they are not there, or the run is not finished or not the one that the plan
+        CheckpointError: there are no weights, or the run is not finished, or it is another run than the plan
             says.
     """
-    path = checkpoint_path(trial, work_dir)
     if path.is_dir():
         path = _of_run(path, trial)
     try:
         return Checkpoint(path, _sha256(path))
     except FileNotFoundError:
         raise CheckpointError(f'there is no checkpoint or finished run {path}') from None
-
-
-def checkpoint_path(trial: Trial, work_dir: Path) -> Path:
-    """What a trial names; without ``..``, which needs a work directory that is there."""
-    return short_path(work_dir / trial.checkpoint)
 
 
 def _of_run(run_dir: Path, trial: Trial) -> Path:
@@ -71,7 +69,10 @@ def _of_run(run_dir: Path, trial: Trial) -> Path:
 
 
 def _check_trial(run_dir: Path, trial: Trial) -> None:
-    """A trial of a plan says what it is: a slip in a path must not become a wrong label in a table."""
+    """Checks that a run is of the extractor and seed that the plan names.
+
+    A wrong path in a plan would otherwise become a wrong label in a table.
+    """
     if not trial_file(run_dir).is_file():
         return
     record = read_json(trial_file(run_dir), 'record')

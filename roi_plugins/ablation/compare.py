@@ -1,7 +1,7 @@
-"""Tables of average precision: extractors side by side, over seeds, against a baseline.
+"""Compares the average precision of extractors, over seeds and with a baseline.
 
-All figures are computed anew from the predictions, as by :func:`roi_plugins.evaluation.coco.evaluate`,
-and stay in full precision here; ``tables`` rounds them.
+All numbers are computed from the predictions, as :func:`roi_plugins.evaluation.coco.evaluate` does. They have
+full precision here; ``report/tables.py`` rounds them.
 """
 
 from __future__ import annotations
@@ -32,32 +32,33 @@ from roi_plugins.names import plain_name
 from roi_plugins.settings import read_settings
 
 MIN_IMAGES = 20
-"""Resamples of fewer images than this are too much alike. There is a note where an interval is from them."""
+"""Intervals from fewer images are too narrow, because the resamples differ too little. A note says so."""
 
 
 class ComparisonError(ValueError):
-    """Runs that cannot be compared with each other; the message says which and why."""
+    """Runs cannot be compared with each other. The message says which and why."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one extractor with one config, which differ in their seeds.
+    """The runs of one extractor with one config. They differ only in their seeds.
 
     Attributes:
-        config_name: as the runs have it.
-        extractor: as the runs have it.
+        config_name: the config of the runs.
+        extractor: the extractor of the runs.
         iou_type: one of :data:`~roi_plugins.evaluation.matching.EVALUATIONS`.
-        runs: metrics by run, as fractions; NaN where there is no ground truth. Index: the seeds.
-            Columns: ``METRICS``.
-        curves: AP, (runs, IoU thresholds).
-        difference: to the baseline, of the means; None for the baseline itself and without one.
-        difference_std: of the differences of equal seeds; NaN for one seed, and where the two do
-            not have the same seeds.
-        estimates: the means once more, with those of each IoU threshold and each class, and how
-            sure they are.
-        difference_estimates: the same of the difference to the baseline; None as ``difference``.
-        errors: what :func:`~roi_plugins.evaluation.tide.break_down_errors` gives of each run; empty
-            where it was not asked for, and for Boundary AP.
+        runs: the metrics of each run, as fractions; NaN where there is no ground truth. The index is the
+            seeds, the columns are ``METRICS``.
+        curves: AP at each IoU threshold, of shape (runs, IoU thresholds).
+        difference: the mean metrics minus those of the baseline; None for the baseline itself, and if there
+            is no baseline.
+        difference_std: the sample standard deviation of the differences between runs of the same seed; NaN
+            for one seed, and if the two extractors have different seeds.
+        estimates: the means, also at each IoU threshold and of each class, with intervals and standard
+            errors.
+        difference_estimates: the same for the difference to the baseline; None where ``difference`` is.
+        errors: what :func:`~roi_plugins.evaluation.tide.break_down_errors` gives for each run; empty if it
+            was not asked for, and for Boundary AP.
     """
 
     iou_type: str
@@ -73,11 +74,12 @@ class Group:
 
     @property
     def mean(self) -> pd.Series:
+        """The mean of each metric over the runs."""
         return self.runs.mean()
 
     @property
     def std(self) -> pd.Series:
-        """Sample standard deviation; NaN for one run."""
+        """The sample standard deviation of each metric; NaN for one run."""
         return self.runs.std()
 
 
@@ -89,16 +91,16 @@ class Comparison:
         ann_file: the annotations of all runs.
         num_images: how many images they have.
         max_dets: how many detections of each class count in an image.
-        categories: the classes by rising id, with index ``name`` and columns ``objects``, ``images``:
-            how many objects there are, without crowds, and how many images that have one.
-        baseline: the extractor that the others are compared with, if any.
-        resamples: of the images, from which the intervals are; 0 for none.
-        seed: of the resampling.
-        details: whether Boundary AP and errors were asked for.
-        metrics: what :func:`~roi_plugins.evaluation.coco.evaluate` gives, by IoU type, for each run.
-        groups: by IoU type, then in the order of the runs.
-        problems: runs that were asked for and are not in the comparison, and why.
-        notes: what else the user should know.
+        categories: the classes by ascending id. The index is ``name``. The columns are ``objects``, the
+            number of objects without crowds, and ``images``, the number of images with such an object.
+        baseline: the extractor that the others are compared with; None without one.
+        resamples: how many resamples of the images the intervals come from; 0 for no intervals.
+        seed: the seed of the resampling.
+        details: whether Boundary AP and the errors by kind were asked for.
+        metrics: each run with what :func:`~roi_plugins.evaluation.coco.evaluate` gives, by IoU type.
+        groups: the groups, sorted by IoU type, then in the order of the runs.
+        problems: a message for each run that was asked for and is not in the comparison.
+        notes: other messages for the user.
     """
 
     ann_file: Path
@@ -129,20 +131,20 @@ def compare(
     A run that cannot be read or evaluated is left out and reported in ``problems``.
 
     Args:
-        paths: see :func:`~roi_plugins.ablation.results.find_runs`.
-        ann_file: COCO annotations to use in place of those that the runs name.
-        baseline: label of the extractor to which differences are taken, within each config.
-        resamples: of the images, for intervals and p-values; the same images for all runs. 0 for
-            none of these.
-        seed: of the resampling: the same seed gives the same intervals.
-        details: also Boundary AP of masks, and the errors by kind.
-        max_dets: how many detections of each class count in an image, in place of what the runs name.
+        paths: the runs, see :func:`~roi_plugins.ablation.results.find_runs`.
+        ann_file: COCO annotations to use instead of those that the runs name.
+        baseline: the label of the extractor that the others are compared with, within each config.
+        resamples: how many resamples of the images to draw for intervals and p-values. All runs use the same
+            resamples. With 0 there are no intervals and p-values.
+        seed: the seed of the resampling. The same seed gives the same intervals.
+        details: whether to compute Boundary AP of masks and the errors by kind as well.
+        max_dets: how many detections of each class count in an image, instead of what the runs name.
 
     Returns:
         The AP of every run and of every group of seeds, with the differences to the baseline.
 
     Raises:
-        ComparisonError: there is no run to compare, two are the same trial, or none is of the
+        ComparisonError: there is no run to compare, two runs are the same trial, or no run is of the
             baseline.
         DataError: the annotations cannot be read.
     """
@@ -157,10 +159,10 @@ def compare(
     if not coco.cats:
         raise DataError(f'{runs[0].ann_file}: has no categories')
     if resamples and len(coco.imgs) == 1:
-        resamples = 0  # each would be the image itself, and every difference certain
+        resamples = 0  # every resample would be that image, and every difference would look certain
         notes.append('one image cannot be resampled: no intervals and p-values')
     counts = resample_images(len(coco.imgs), resamples, seed)
-    evaluations = IOU_TYPES
+    evaluations: Sequence[str] = IOU_TYPES
     if details and any('segm' in run.predictions for run in runs):
         try:
             boundary_of_masks()
@@ -222,19 +224,19 @@ def compare(
 
 
 def _comparable(runs: Sequence[Run], problems: list[str], notes: Sequence[str]) -> list[Run]:
-    """The runs over the annotations of the first, at its limit of detections; the others become problems."""
+    """Picks the runs with the annotations and ``max_dets`` of the first run. The others become problems."""
     comparable = []
     for run in runs:
         first = runs[0]
         if run.ann_file != first.ann_file and not _have_equal_content(run.ann_file, first.ann_file):
             problems.append(
                 f'{run.name}: was evaluated on {run.ann_file}, {first.name} on {first.ann_file}, '
-                'which differ: they cannot be compared; see --ann-file, or compare them apart'
+                'which differ: they cannot be compared; see --ann-file, or compare them separately'
             )
         elif run.max_dets != first.max_dets:
             problems.append(
                 f'{run.name}: was evaluated with max_dets {run.max_dets}, {first.name} with '
-                f'{first.max_dets}: give --max-dets for all, or compare them apart'
+                f'{first.max_dets}: give --max-dets for all, or compare them separately'
             )
         else:
             comparable.append(run)
@@ -252,7 +254,7 @@ def _comparable(runs: Sequence[Run], problems: list[str], notes: Sequence[str]) 
 
 
 def _doubts(coco: COCO, runs: Sequence[Run]) -> list[str]:
-    """Notes on the intervals that rest on few images or few seeds."""
+    """Writes notes about intervals that come from few images or few seeds."""
     notes = []
     areas = dict(zip(AREAS, COCOeval(iouType='bbox').params.areaRng, strict=True))
     ranges = {quantity.name: areas[quantity.area] for quantity in QUANTITIES if quantity.iou is None}
@@ -277,7 +279,7 @@ def _doubts(coco: COCO, runs: Sequence[Run]) -> list[str]:
 
 def _categories(coco: COCO) -> pd.DataFrame:
     ids = sorted(coco.cats)
-    images = {category_id: [] for category_id in ids}
+    images: dict[int, list[int]] = {category_id: [] for category_id in ids}
     for annotation in coco.anns.values():
         if not annotation['iscrowd']:
             images[annotation['category_id']].append(annotation['image_id'])
@@ -298,13 +300,13 @@ def _have_equal_content(first: Path, second: Path) -> bool:
 
 
 def _as_labelled(name: str, labels: Sequence[str]) -> str:
-    """The one label that a name stands for in another spelling, e.g. ``align-avg`` for ``AlignAvg``."""
+    """Finds the label that a name is another spelling of, such as ``AlignAvg`` for ``align-avg``."""
     found = {label for label in labels if plain_name(label) == plain_name(name)}
     return found.pop() if name not in labels and len(found) == 1 else name
 
 
 def _check_baseline(baseline: str, runs: Sequence[Run], problems: Sequence[str]) -> list[str]:
-    """Returns notes on the configs for which there are no differences."""
+    """Checks that there are runs of the baseline. Returns notes on the configs for which there are none."""
     extractors = dict.fromkeys(run.extractor for run in runs)
     if baseline not in extractors:
         message = f'there is no run of the baseline {baseline!r}; the extractors are: {", ".join(extractors)}'

@@ -1,18 +1,18 @@
-"""Runs that differ in more than their extractor: a warning, for their AP tells nothing of it alone."""
+"""Warns of runs that differ in more than their extractor, because then it alone does not explain their AP."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from roi_plugins.ablation.plan import Trial
 from roi_plugins.ablation.results import Run
+from roi_plugins.ablation.trial import Trial
 from roi_plugins.settings import CONFOUNDED, differences
 
 AnyRun = TypeVar('AnyRun', Trial, Run)
 
 SHOWN = 5
-"""How many settings a warning names."""
+"""How many differing settings a warning shows."""
 
 
 def find_confounded(
@@ -20,13 +20,16 @@ def find_confounded(
     baseline: str | None,
     settings_of: Callable[[AnyRun], Mapping[str, Any] | None],
 ) -> list[str]:
-    """A warning for each extractor whose runs differ from the reference in other settings too.
+    """Finds the extractors whose runs differ from the reference in other settings too.
 
     Args:
-        runs: those of a comparison, or the trials of a plan.
-        baseline: the extractor whose runs are the reference within each config; by default the first one.
-        settings_of: the settings of a run by their dotted keys, see :mod:`roi_plugins.settings`. Of a run
-            that has none, nothing is said.
+        runs: the runs of a comparison, or the trials of a plan.
+        baseline: the extractor whose runs are the reference within each config. If None, the first extractor.
+        settings_of: gives the settings of a run by their dotted keys, see :mod:`roi_plugins.settings`. Runs
+            for which it gives None are not looked at.
+
+    Returns:
+        A warning for each of these extractors.
 
     Raises:
         DataError: recorded settings cannot be read.
@@ -48,7 +51,16 @@ def find_confounded(
 
 
 def reference_run(run: AnyRun, runs: Sequence[AnyRun], baseline: str | None) -> AnyRun:
-    """What a run is held against: of its config, the baseline's run of its seed, or else its first one."""
+    """Picks the run that a run is compared with: the baseline's run with the same config and seed.
+
+    If the baseline has no run of this seed, it is the baseline's first run with this config. If it has no run
+    with this config at all, the first extractor takes its place.
+
+    Args:
+        run: the run.
+        runs: all runs, ``run`` included.
+        baseline: the extractor that the others are compared with.
+    """
     of_config = [other for other in runs if other.config_name == run.config_name]
     of_baseline = [other for other in of_config if other.extractor == baseline]
     if not of_baseline:

@@ -1,4 +1,4 @@
-"""How long what is left of a plan will take, by its own finished trials."""
+"""Estimates how long the rest of a plan will take, from its own finished trials."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from roi_plugins.ablation.trial import Job
+from roi_plugins.ablation.job import Job
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one trial takes on the machine that ran the finished ones.
+    """How long one trial takes on the machine that ran the finished ones.
 
     Attributes:
-        hours: None where none of its config is finished.
-        source: what the number is from.
+        hours: the estimate; None if no trial of its config is finished.
+        source: where the number comes from, in words.
     """
 
     hours: float | None
@@ -23,9 +23,13 @@ class Estimate:
 
 
 def estimate(job: Job, jobs: Sequence[Job]) -> Estimate:
-    """What a trial takes, as a whole: one of the ``jobs`` of a plan.
+    """Estimates how long a whole trial takes, from the finished trials with the same config.
 
-    That is what the finished trials of the same config took, those with the same extractor if there are any.
+    If there are any with the same extractor too, only these count.
+
+    Args:
+        job: the trial.
+        jobs: all trials of the plan.
     """
     trial = job.trial
     finished = [
@@ -45,7 +49,11 @@ def estimate(job: Job, jobs: Sequence[Job]) -> Estimate:
 
 
 def summarize(jobs: Sequence[Job]) -> list[str]:
-    """Lines on what is left of a plan: for each config, and in sum."""
+    """Says in lines of text how long the rest of a plan will take, for each config and in sum.
+
+    Args:
+        jobs: all trials of the plan.
+    """
     left = [job for job in jobs if not job.finished]
     lines = [f'{_trials(len(jobs))}: {len(jobs) - len(left)} finished, {len(left)} to run']
     groups: dict[tuple[str, Estimate], int] = {}

@@ -1,4 +1,4 @@
-"""What the trials of a plan lack: data, weights, room for checkpoints, as the tools that run them see it."""
+"""Finds what the trials of a plan lack, such as data or disk space, by asking the tools that run them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from roi_plugins.ablation.plan import Trial
-from roi_plugins.ablation.trial import Job
+from roi_plugins.ablation.job import Job
+from roi_plugins.ablation.trial import Trial
 from roi_plugins.integrations.registry import FRAMEWORKS
 
 
 def find_problems(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs, each with its ``problem``, if it has one.
+    """Checks data, evaluator, model, weights, output folder and disk space of trials before they run.
 
-    A trial that is finished has none. Of trials that differ in their seeds alone, the first is looked at, for
-    all of them: data, annotations, evaluator, model, weights to start from, output folder, disk.
+    Finished trials are not checked. Of trials that differ only in their seeds, the first is checked for all.
+
+    Args:
+        jobs: all trials of the plan.
+
+    Returns:
+        The same jobs, with ``problem`` set where something is missing.
     """
     questions: dict[str, dict[Trial, Job]] = {}
     for job in jobs:
-        if FRAMEWORKS[job.trial.framework].module and not job.finished and not job.problem:
-            questions.setdefault(job.trial.framework, {}).setdefault(_without_seed(job), job)
+        module = FRAMEWORKS[job.trial.framework].module
+        if module and not job.finished and not job.problem:
+            questions.setdefault(module, {}).setdefault(_without_seed(job), job)
     problems: dict[Trial, str] = {}
-    for framework, asked in questions.items():
-        answers = _ask(FRAMEWORKS[framework].module, list(asked.values()))
+    for module, asked in questions.items():
+        answers = _ask(module, list(asked.values()))
         problems |= dict(zip(asked, answers, strict=True))
     return [
         job if job.problem or job.finished else replace(job, problem=problems.get(_without_seed(job), ''))
@@ -34,7 +40,7 @@ def find_problems(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _without_seed(job: Job) -> Trial:
-    # A checkpoint stays, which may be of the seed.
+    # The checkpoint stays in the key: each seed may have another one.
     return replace(job.trial, seed=0)
 
 

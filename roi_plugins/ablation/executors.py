@@ -1,12 +1,12 @@
 """Runs trials of a plan side by side, on this machine or on a Slurm cluster, through submitit.
 
-A job runs one trial as :func:`roi_plugins.ablation.runner.run` does, and claims it in the same way, so that
-jobs of several commands on one plan share its trials. All that the progress view needs is in the files of
-the trials. Beside those are::
+Each job runs one trial. It claims the trial as :func:`roi_plugins.ablation.runner.run` does, so several
+commands can work on one plan at the same time. The progress is read from the files of the trials. There are
+two more kinds of files::
 
     WORK_DIR/.submitit/
-      {id}_0_log.out    what a job has printed
-      {trial}.job        the id of the Slurm job that was submitted last for a trial
+      {id}_0_log.out    the output of a job
+      {trial}.job        the id of the Slurm job that was last submitted for a trial
 """
 
 from __future__ import annotations
@@ -31,44 +31,73 @@ from submitit.core.utils import FailedJobError, JobPaths
 from submitit.helpers import DelayedSubmission
 
 from roi_plugins.ablation import runner
+from roi_plugins.ablation.job import (
+    AblationError,
+    Job,
+    prepare,
+    read_trial_file,
+    recorded,
+    warn_of_confounded,
+)
 from roi_plugins.ablation.locks import holder
 from roi_plugins.ablation.plan import Plan
 from roi_plugins.ablation.progress import Display
-from roi_plugins.ablation.trial import AblationError, Job, prepare, read_record, recorded, warn_of_confounded
 from roi_plugins.files import written_aside
 
 FOLDER = '.submitit'
 
-_TIMEOUTS = 100  # of one trial: enough for any training, and an end for one that never gets on
-_YEAR = 366 * 24 * 60  # minutes; submitit's local jobs have a time limit
+_TIMEOUTS = 100  # how often a trial may run out of time: enough for any training, but not for ever
+_YEAR = 366 * 24 * 60  # minutes: submitit's local jobs must have a time limit, and ours need none
 
 
 class Executor(Protocol):
-    """Where the jobs run."""
+    """Runs trials, each as a job.
+
+    Attributes:
+        poll_seconds: how long to wait before :meth:`alive` is called again.
+    """
 
     poll_seconds: float
 
     def submit(self, tasks: Mapping[str, Sequence[Any]]) -> None:
-        """Takes the arguments of a :class:`TrialTask` for each trial, by its name."""
+        """Submits a job for each trial.
+
+        Args:
+            tasks: the arguments of a :class:`TrialTask`, without the devices, by the name of the trial.
+        """
 
     def alive(self) -> set[str]:
-        """The names of the trials whose jobs run or wait."""
+        """Returns the names of the trials whose jobs are running or waiting."""
 
     def leave(self) -> str:
-        """Called when this process is to end before its jobs; says what becomes of them."""
+        """Prepares for the end of this process before its jobs have ended.
+
+        Returns:
+            What happens to the jobs, as a sentence for the user.
+        """
 
     def logs(self, trial: str) -> str:
-        """Where a trial's job has left what it had to say."""
+        """Returns the path of the output of a trial's job."""
 
 
 class TrialTask:
-    """What a job runs: one trial, as on one machine."""
+    """The function that a job runs: it runs one trial."""
 
     def __call__(
         self, plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], devices: str | None
     ) -> int:
-        """Returns the number of failed trials. ``devices`` are the GPUs to use; None: all that are there."""
-        # submitit ignores it; the trial is to stop its own processes first.
+        """Runs the trial.
+
+        Args:
+            plan: a plan of this one trial.
+            work_dir: the folder of the run directories.
+            cfg_options: config options; they win over those of the plan.
+            devices: ``CUDA_VISIBLE_DEVICES``; None to use all GPUs of the job.
+
+        Returns:
+            The number of failed trials.
+        """
+        # submitit ignores SIGTERM. Here it interrupts, so that the trial stops its own processes first.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if devices is not None:
             os.environ['CUDA_VISIBLE_DEVICES'] = devices
@@ -80,30 +109,31 @@ class TrialTask:
         try:
             return len(runner.run(plan, work_dir, cfg_options, Console(width=200)))
         except KeyboardInterrupt:
-            if devices is not None:  # of a job on this machine
+            if devices is not None:  # this job runs on this machine, without Slurm
                 raise
-            # Slurm puts a job that it preempts back into the queue only if it had to kill it.
+            # Slurm puts a preempted job back into the queue only if it had to kill it. So wait for that.
             while True:
                 signal.pause()
 
     def checkpoint(self, *arguments: Any) -> DelayedSubmission:
-        """submitit calls it before it puts a job that was preempted or timed out back into the queue."""
+        """Tells submitit what to run when it puts a preempted or timed-out job back into the queue."""
         return DelayedSubmission(self, *arguments)
 
 
 class Local:
-    """Several trials at a time on this machine.
+    """Runs several trials at a time on this machine.
 
     Args:
-        work_dir: of the plan.
-        jobs: trials at a time.
-        gpus_per_trial: GPUs that each trial has to itself; where there are none, its processes on the CPU.
+        work_dir: the folder of the run directories.
+        jobs: how many trials run at a time.
+        gpus_per_trial: how many GPUs each trial has to itself. On a machine without GPUs, how many processes
+            each trial has on the CPU.
 
     Attributes:
-        devices: ``CUDA_VISIBLE_DEVICES`` of each of the trials at a time.
+        devices: ``CUDA_VISIBLE_DEVICES`` for each of the trials that run at a time.
 
     Raises:
-        AblationError: there are GPUs, but not as many.
+        AblationError: the machine has GPUs, but too few.
     """
 
     poll_seconds = 0.5
@@ -114,7 +144,7 @@ class Local:
         self.devices = _devices(jobs, gpus_per_trial)
         self._free = list(self.devices)
         self._waiting: dict[str, Sequence[Any]] = {}
-        self._running: dict[str, tuple[submitit.LocalJob, str]] = {}
+        self._running: dict[str, tuple[submitit.LocalJob[int], str]] = {}
         self._logs: dict[str, str] = {}
 
     def submit(self, tasks: Mapping[str, Sequence[Any]]) -> None:
@@ -129,15 +159,17 @@ class Local:
             name = next(iter(self._waiting))
             devices = self._free.pop(0)
             with _deaf_children():
-                job = self._executor.submit(TrialTask(), *self._waiting.pop(name), devices)
-            self._running[name] = job, devices
-            self._logs[name] = str(job.paths.stdout)
+                started = self._executor.submit(TrialTask(), *self._waiting.pop(name), devices)
+            assert isinstance(started, submitit.LocalJob)  # submitit's types do not say so
+            self._running[name] = started, devices
+            self._logs[name] = str(started.paths.stdout)
         return {*self._running, *self._waiting}
 
     def leave(self) -> str:
         self._waiting.clear()
         for job, _ in self._running.values():
-            job._process.terminate()  # cancel() would kill before the trial has stopped its own processes
+            if job._process:  # cancel() would end the job before the trial has stopped its own processes
+                job._process.terminate()
         while self.alive():
             time.sleep(self.poll_seconds)
         return 'the running trials were stopped'
@@ -148,7 +180,10 @@ class Local:
 
 @contextlib.contextmanager
 def _deaf_children() -> Iterator[None]:
-    """What is started here leaves a terminal's signals to this process, which stops it in its turn."""
+    """Makes the processes that start here ignore the signals of a terminal.
+
+    This process gets these signals too, and stops the others itself.
+    """
     numbers = (signal.SIGINT, signal.SIGHUP)
     handlers = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:
@@ -159,7 +194,7 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _devices(jobs: int, gpus_per_trial: int) -> list[str]:
-    import torch  # it takes seconds, and nothing else here needs it
+    import torch  # here, because the import takes seconds and nothing else needs it
 
     count = torch.cuda.device_count()
     if count == 0:
@@ -167,7 +202,7 @@ def _devices(jobs: int, gpus_per_trial: int) -> list[str]:
     if count < jobs * gpus_per_trial:
         raise AblationError(
             f'--jobs {jobs} of --gpus-per-trial {gpus_per_trial} need {jobs * gpus_per_trial} GPUs, but '
-            f'there are {count} here; give fewer of either'
+            f'there are {count} here; lower one of the two'
         )
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     names = visible.split(',')[:count] if visible else [str(index) for index in range(count)]
@@ -176,21 +211,22 @@ def _devices(jobs: int, gpus_per_trial: int) -> list[str]:
 
 
 class Slurm:
-    """An array of Slurm jobs, one for each trial, which this process need not outlive.
+    """Runs trials as an array of Slurm jobs, one for each trial. The jobs go on when this process ends.
 
-    A job that is preempted, or whose time is up, goes back into the queue, and its trial resumes. Whatever
-    else a cluster asks for, ``sbatch`` takes from its environment: ``SBATCH_ACCOUNT``, ``SBATCH_QOS`` ...
+    A job that is preempted, or runs out of time, goes back into the queue, and its trial resumes. Set other
+    options of ``sbatch`` in its environment variables: ``SBATCH_ACCOUNT``, ``SBATCH_QOS`` and so on.
 
     Args:
-        work_dir: of the plan, on storage that the machines of the cluster share.
-        name: of the jobs.
-        jobs: trials at a time; None: as many as the cluster runs.
-        gpus_per_node, nodes: of each trial.
-        partition: None: the cluster's default.
-        minutes: time limit of a job, after which its trial goes back into the queue.
+        work_dir: the folder of the run directories, on storage that the machines of the cluster share.
+        name: the name of the jobs.
+        jobs: how many trials run at a time; None for as many as the cluster runs.
+        gpus_per_node: how many GPUs each trial uses on each of its machines.
+        nodes: how many machines each trial uses.
+        partition: the partition; None for the default of the cluster.
+        minutes: the time limit of a job. After it, the trial goes back into the queue.
 
     Raises:
-        AblationError: Slurm's commands are not there.
+        AblationError: the commands of Slurm are not installed here.
     """
 
     poll_seconds = 5.0
@@ -222,7 +258,8 @@ class Slurm:
             'partition': partition,
             'time': minutes,
             'stderr_to_stdout': True,
-            'srun_args': ['--nodes=1', '--ntasks=1'],  # it watches; the trial's command starts all the rest
+            # One process watches the trial; the commands of the trial start the others.
+            'srun_args': ['--nodes=1', '--ntasks=1'],
             'additional_parameters': {'requeue': True},
         }
         self._executor.update_parameters(**{k: v for k, v in parameters.items() if v is not None})
@@ -231,7 +268,7 @@ class Slurm:
 
     def submit(self, tasks: Mapping[str, Sequence[Any]]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._folder / '.lock'):  # two commands submit no trial twice
+        with FileLock(self._folder / '.lock'):  # so that two commands do not submit the same trial
             self._ids = {name: self._last_id(name) for name in tasks}
             self._alive = self._queued()
             new = {name: arguments for name, arguments in tasks.items() if name not in self._alive}
@@ -249,7 +286,7 @@ class Slurm:
                         aside.write_text(job.job_id)
 
     def alive(self) -> set[str]:
-        with contextlib.suppress(AblationError):  # its controller may be away for a while; the jobs go on
+        with contextlib.suppress(AblationError):  # the jobs go on while Slurm's controller does not answer
             self._alive = self._queued()
         return self._alive
 
@@ -261,13 +298,13 @@ class Slurm:
         return str(JobPaths(self._folder, self._ids[trial]).stdout)
 
     def _queued(self) -> set[str]:
-        """The names of the trials whose jobs run or wait."""
+        """Asks Slurm for the names of the trials whose jobs are running or waiting."""
         arrays = {id_.partition('_')[0] for id_ in self._ids.values()} - {''}
         if not arrays:
             return set()
         command = ['squeue', '--noheader', '--array', '--format=%i', '--jobs', ','.join(sorted(arrays))]
         answer = subprocess.run(command, capture_output=True, text=True)
-        # Slurm forgets jobs that are over, and then knows no such id where it is the only one asked for.
+        # Slurm forgets finished jobs. If it has forgotten all that are asked for, it calls the ids invalid.
         if answer.returncode and 'Invalid job id' not in answer.stderr:
             raise AblationError(f'Slurm does not answer: {shlex.join(command)}: {answer.stderr.strip()}')
         queued = set(answer.stdout.split())
@@ -283,14 +320,29 @@ class Slurm:
 def run(
     plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Console, executor: Executor
 ) -> list[Job]:
-    """As :func:`roi_plugins.ablation.runner.run`, with a job of the executor for each trial.
+    """Runs all trials of a plan that are not finished, each as a job of an executor.
 
-    A trial that tests what other trials train is submitted when those are done.
+    Trials that test what other trials train are submitted when these are done.
+
+    Args:
+        plan: the plan.
+        work_dir: the folder of the run directories.
+        cfg_options: config options for every trial. They win over those of the plan.
+        console: where the progress is shown.
+        executor: what runs the jobs.
+
+    Returns:
+        The jobs that failed, as :func:`roi_plugins.ablation.runner.run` returns them.
+
+    Raises:
+        AblationError: see :func:`roi_plugins.ablation.job.prepare`; or Slurm does not take the jobs.
+        OSError: the work directory is full or gone.
+        KeyboardInterrupt: after the executor was told, see :meth:`Executor.leave`.
     """
     jobs = prepare(plan, work_dir, cfg_options)
     warn_of_confounded(jobs, plan, console)
     failed, tried = [], set()
-    os.environ['PYTHONPATH'] = runner.python_path()  # of the jobs
+    os.environ['PYTHONPATH'] = runner.python_path()  # the jobs inherit it
     with Display(jobs, console) as display:
         while ready := [j for j in jobs if not (j.finished or j.problem or j.trial in tried)]:
             tried |= {job.trial for job in ready}
@@ -321,10 +373,15 @@ def run(
 
 
 def watch(plan: Plan, work_dir: Path, console: Console) -> list[Job]:
-    """Shows how far the trials of a plan are until all are done, whoever runs them, and runs none.
+    """Shows the progress of the trials of a plan until all are done. It runs none of them.
+
+    Args:
+        plan: the plan.
+        work_dir: the folder of the run directories.
+        console: where the progress is shown.
 
     Returns:
-        Those that failed.
+        The jobs that failed.
     """
     failed = []
     with Display(recorded(plan, work_dir), console) as display:
@@ -336,9 +393,10 @@ def watch(plan: Plan, work_dir: Path, console: Console) -> list[Job]:
 
 
 def _follow(display: Display, work_dir: Path, to_be_run: set[str]) -> list[Job]:
-    """Shows what is new in the files of the trials, and returns those that have failed for good.
+    """Shows what is new in the files of the trials, and returns the trials that have failed for good.
 
-    What is ``to_be_run`` may have failed before, or lost its processes to the signal that ended its job.
+    A failure of a trial in ``to_be_run`` does not count: it failed before, or a signal ended its job, and it
+    will run again.
     """
     failed = []
     running = {job.trial for job in display.running}
@@ -347,7 +405,7 @@ def _follow(display: Display, work_dir: Path, to_be_run: set[str]) -> list[Job]:
             if job.trial not in running:
                 display.start(job, where)
             continue
-        state = read_record(job.run_dir).get('state')
+        state = read_trial_file(job.run_dir).get('state')
         if state == 'finished':
             display.end(job, True)
         elif state == 'failed' and job.trial.name not in to_be_run:

@@ -1,17 +1,18 @@
-"""What the extractor of a finished run costs in training: time, memory, parameters, share of a step.
+"""Measures what the extractor of a finished run costs in training: time, memory and parameters.
 
-Each run's detector trains on a batch of its own training data, with its trained weights and a learning
-rate of 0. The calls of its extractors in that step, on the maps and RoIs that reached them, are then
-measured alone, forward and backward, and set against the step.
+The detector of each run makes a training step on a batch of its own training data, with its trained weights
+and a learning rate of 0. The inputs of its extractors in that step are kept. Then the calls of the extractors
+on these inputs are timed alone, forward and backward, and compared with the time of the step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -40,14 +41,18 @@ from roi_plugins.integrations.registry import FRAMEWORKS
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all extractors of a detector together, in one training step.
+    """What all extractors of a detector together cost in one training step.
 
     Attributes:
-        num_rois: of all calls; a cascade calls once a stage.
-        forward_seconds, backward_seconds, step_seconds: medians.
-        peak_bytes: the most memory beyond its inputs that one call holds, forward and backward; None
-            where it cannot be measured.
-        num_parameters: learned, of the extractors.
+        config_name: the plan's name for the config.
+        extractor: the label of the extractor.
+        num_rois: the number of RoIs of all calls. A cascade calls an extractor in each stage.
+        forward_seconds: the median time of the forward passes.
+        backward_seconds: the median time of the backward passes.
+        step_seconds: the median time of the whole training step.
+        peak_bytes: the peak memory of the largest call, forward and backward, without its inputs; None if
+            it cannot be measured.
+        num_parameters: the number of learned parameters of the extractors.
     """
 
     config_name: str
@@ -61,16 +66,18 @@ class Cost:
 
     @property
     def share(self) -> float:
-        """Of the training step, 0 to 1."""
+        """The share of the training step that the extractors take, 0 to 1."""
         return (self.forward_seconds + self.backward_seconds) / self.step_seconds
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Attributes:
-    machine: where they were measured, in words.
-    rows: one for each config and extractor that could be measured.
-    problems: those that could not, and why.
+    """What :func:`measure_costs` found.
+
+    Attributes:
+        machine: how and where the costs were measured, as a sentence.
+        rows: one for each config and extractor that could be measured.
+        problems: a message for each that could not.
     """
 
     machine: str
@@ -79,12 +86,16 @@ class Costs:
 
 
 def measure_costs(runs: Sequence[Run], device: torch.device | None = None, effort: Effort = QUICK) -> Costs:
-    """Measures each config and extractor once, by its first run; all take turns.
+    """Measures the cost of each config and extractor, in its first run. All of them take turns.
 
     Args:
-        runs: run directories that still hold their config and checkpoint. The training data has to be
-            where the config says, relative to the current directory.
-        device: by default the GPU, where there is one.
+        runs: run directories that still hold their config and checkpoint. The training data must be where
+            the config says, relative to the current directory.
+        device: by default the GPU, if there is one.
+        effort: how long to measure.
+
+    Returns:
+        The costs, and messages about the runs that could not be measured.
     """
     device = device or torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     trials: dict[tuple[str, str], Run] = {}
@@ -121,7 +132,14 @@ def measure_costs(runs: Sequence[Run], device: torch.device | None = None, effor
 
 
 def to_rows(costs: Costs) -> tuple[list[str], list[list[str]]]:
-    """The table as text: the names of its columns, and its rows; the configs only where they differ."""
+    """Makes the table of the costs, as text.
+
+    Args:
+        costs: what :func:`measure_costs` found.
+
+    Returns:
+        The names of the columns, and the rows. There is no column of configs if the runs have none.
+    """
     header = ['Config', 'Extractor', 'RoIs', 'forward, ms', 'backward, ms', 'of a step, %', 'step, ms',
               'peak, MiB', 'parameters']  # fmt: skip
     rows = [
@@ -144,6 +162,11 @@ def to_rows(costs: Costs) -> tuple[list[str], list[list[str]]]:
 
 
 def to_markdown(costs: Costs) -> str:
+    """The table of the costs in Markdown, with a title and the machine.
+
+    Args:
+        costs: what :func:`measure_costs` found.
+    """
     header, rows = to_rows(costs)
     align = ['left' if name in ('Config', 'Extractor') else 'right' for name in header]
     table = tabulate(rows, header, tablefmt='pipe', colalign=align, disable_numparse=True)
@@ -151,7 +174,12 @@ def to_markdown(costs: Costs) -> str:
 
 
 def write_costs(costs: Costs, output: str | Path) -> None:
-    """Writes ``cost.md`` and, in full precision, ``cost.json``; each is replaced as a whole."""
+    """Writes ``cost.md`` and, in full precision, ``cost.json``. Each file is replaced atomically.
+
+    Args:
+        costs: what :func:`measure_costs` found.
+        output: the folder to write to; made if need be.
+    """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     with written_aside(output / 'cost.md') as aside:
@@ -162,7 +190,7 @@ def write_costs(costs: Costs, output: str | Path) -> None:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of an extractor in a step: its maps, cut off from the graph, and the other arguments."""
+    """One call of an extractor in a step: its maps, detached from the graph, and the other arguments."""
 
     module: nn.Module
     maps: list[Tensor]
@@ -170,7 +198,7 @@ class _Call:
     num_rois: int
 
     def part(self, step: str) -> Callable[[], object]:
-        # A copy, for the optimiser of the steps in between writes the weights.
+        # A copy, because the optimiser writes to the weights in the steps that are timed in between.
         module = copy.deepcopy(self.module)
         weights = list(module.parameters())
         return prepare(lambda maps: module(maps, *self.others), self.maps, step, weights)
@@ -178,13 +206,15 @@ class _Call:
 
 def _load(run: Run, device: torch.device) -> tuple[list[_Call], Callable[[], object]]:
     record = read_record(run)
-    if record is None:
+    if record is None or run.framework is None:
         raise DataError('predictions alone tell nothing of it; give the run directory')
     if record.config is None or record.checkpoint is None:
         missing = 'config' if record.config is None else 'checkpoint'
         raise DataError(f'its {missing} is not in the run directory any more')
-    train_step = import_module(FRAMEWORKS[run.framework].train_step)
-    with contextlib.redirect_stdout(io.StringIO()):  # COCO's greetings
+    module = FRAMEWORKS[run.framework].train_step
+    assert module  # only the framework of the tests has none
+    train_step = import_module(module)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         model, step = train_step.load_step(record.config, record.checkpoint, device)
         return _calls(model, step, train_step.EXTRACTOR_TYPES), step
 
@@ -206,16 +236,22 @@ def _calls(model: nn.Module, step: Callable[[], object], types: tuple[type, ...]
     return calls
 
 
-def _parts(calls: Sequence[_Call], step: Callable[[], object]):
+def _parts(calls: Sequence[_Call], step: Callable[[], object]) -> Iterator[tuple[str, Callable[[], object]]]:
     for name in (FORWARD, BACKWARD):
         parts = [call.part(name) for call in calls]
-        yield name, lambda parts=parts: [part() for part in parts]
+        yield name, functools.partial(_in_turn, parts)
     yield 'step', step
+
+
+def _in_turn(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
 
 
 def _peak_bytes(calls: Sequence[_Call], device: torch.device) -> int | None:
     peaks = [peak_extra_bytes(call.part(BOTH), device) for call in calls]
-    return None if None in peaks else max(peaks)
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) if len(known) == len(peaks) else None
 
 
 def _machine(device: torch.device) -> str:

@@ -1,8 +1,8 @@
-"""Which process runs a trial: the kernel's lock on a file, over all machines that share the work directory.
+"""File locks that let one process run a trial, among all machines that share the work directory.
 
-The lock ends with the last process that holds it, however it ends. Over machines it holds where the file
-system passes ``flock`` on: NFS does from version 4 on, and version 3 with its lock service; not one mounted
-with ``nolock`` or ``local_lock``, nor Lustre with ``localflock``.
+The kernel releases a lock when the last process that holds it ends, however it ends. A lock works between
+machines only if the file system passes ``flock`` on. NFS does so from version 4 on, and in version 3 with its
+lock service. NFS mounted with ``nolock`` or ``local_lock`` does not, nor does Lustre with ``localflock``.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from roi_plugins.ablation.plan import Trial
-from roi_plugins.ablation.trial import AblationError, now
+from roi_plugins.ablation.job import AblationError, now
+from roi_plugins.ablation.trial import Trial
 
 LOCKS = '.locks'
 
 
 @contextlib.contextmanager
 def claim(trial: Trial, work_dir: Path) -> Iterator[tuple[int | None, str]]:
-    """Takes a trial for this process and those that it passes the lock on to.
+    """Claims a trial for this process and for the processes that it passes the lock on to.
+
+    Args:
+        trial: the trial.
+        work_dir: the folder of the run directories.
 
     Yields:
-        The file descriptor of the lock and ``''``; or None and who has the trial.
+        The file descriptor of the lock and ``''``; or None and the name of the process that has the trial.
 
     Raises:
-        AblationError: the file system knows no locks.
+        AblationError: the file system has no locks.
     """
     path = work_dir / LOCKS / trial.name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +45,7 @@ def claim(trial: Trial, work_dir: Path) -> Iterator[tuple[int | None, str]]:
             return
         except OSError as error:
             raise AblationError(
-                f'{path} cannot be locked ({error.strerror}), so that two processes could run one trial; '
+                f'{path} cannot be locked ({error.strerror}), so two processes could run the same trial; '
                 'give a --work-dir on a file system with locks'
             ) from None
         os.ftruncate(lock, 0)
@@ -52,9 +56,13 @@ def claim(trial: Trial, work_dir: Path) -> Iterator[tuple[int | None, str]]:
 
 
 def holder(trial: Trial, work_dir: Path) -> str:
-    """Who has claimed a trial, on any machine; empty where nobody has.
+    """Tells which process has claimed a trial, on any machine; empty if none has.
 
-    One who claims it at this very moment finds it taken, and tries again.
+    A process that claims the trial at the same moment finds it taken, and tries again.
+
+    Args:
+        trial: the trial.
+        work_dir: the folder of the run directories.
     """
     try:
         lock = os.open(work_dir / LOCKS / trial.name, os.O_RDONLY)

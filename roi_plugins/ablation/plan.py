@@ -1,4 +1,4 @@
-"""The plan of an ablation: a YAML file that says which configs, extractors and seeds to run.
+"""The plan of an ablation: a YAML file that names the configs, the extractors and the seeds to run.
 
 ::
 
@@ -6,45 +6,46 @@
     work_dir: work_dirs/embedded          # relative to the current directory
     baseline: align-avg                   # the extractor that the others are compared with
     configs:
-      mask_rcnn_r50:                      # one or more, each under a name of its own
+      mask_rcnn_r50:                      # one or more configs, each under a name that you choose
         path: mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py
-        heads: [bbox]                     # optional: whose extractors are swapped; by default all
-        row_paths:                        # optional: rows that need a config of their own
-          r-fcn: r-fcn_r50.py             # it is taken as it is, nothing in it is swapped
-        cfg_options: {train_cfg.max_epochs: 1}   # optional: config options of its trials
-    extractors:                           # rows, see roi_plugins/extractors/presets.yaml
-      - stock                             # the detector as it is
+        heads: [bbox]                     # optional: the heads whose extractors are swapped; default: all
+        row_paths:                        # optional: configs of the rows that need one of their own
+          r-fcn: r-fcn_r50.py             # it is used unchanged: nothing in it is swapped
+        cfg_options: {train_cfg.max_epochs: 1}   # optional: config options of this config's trials
+    extractors:                           # rows of roi_plugins/extractors/presets.yaml
+      - stock                             # the detector as its config builds it
       - align-avg
       - align-max
       - {name: align-max-4, type: AlignMax, sampling_ratio: 4}   # a row that is written in place
       - r-fcn
     seeds: [0, 1, 2]
-    cfg_options: {default_hooks.logger.interval: 10}   # optional: those of all trials
-    num_gpus: 8                           # optional, 1 by default: of each trial
+    cfg_options: {default_hooks.logger.interval: 10}   # optional: config options of all trials
+    num_gpus: 8                           # optional: GPUs of each trial; default: 1
 
-A path is that of a file, relative to this one or to the folder that ``roi-plugins configs`` prints. Or it
-names a config of a model zoo: ``mmdet::...``, or as Detectron2's ``model_zoo`` does. The framework is seen
-from it; ``framework: mmdet`` says it where both could read a file.
+A ``path`` is a file, relative to the plan or to the folder that ``roi-plugins configs`` prints. It can also
+be the name of a config in a model zoo: ``mmdet::...``, or a name that Detectron2's ``model_zoo`` takes. The
+framework is recognised from the config. If both frameworks could read it, ``framework: mmdet`` decides.
 
-Some rows change more of a detector than its extractors: a position-sensitive one needs another box head. Such
-a row has a config of its own in ``row_paths``, under any name. Where all rows have one, the path may contain
-``{extractor}``, which stands for the name of each row; these configs are taken as they are too.
+Some rows change more of a detector than its extractors: a position-sensitive extractor needs another box
+head. Give such a row a config of its own in ``row_paths``; the row can have any name. If every row has a
+config of its own, put ``{extractor}`` into ``path``: it stands for the name of the row. All of these configs
+are used unchanged.
 
-A trial is one config with one extractor and one seed. The options of a config win over those of all trials;
-where a plan holds configs of both frameworks, whose options have different names, they go to the configs.
-Where there is no GPU, ``num_gpus`` is the number of processes on the CPU. MMDetection's batch size is that
-of each.
+A trial is one config with one extractor and one seed. The ``cfg_options`` of a config win over those of all
+trials. If a plan has configs of both frameworks, give each config its own options, because their names
+differ. Without a GPU, ``num_gpus`` is the number of processes on the CPU. MMDetection's batch size is the
+batch size of each process.
 
-Data and modules of one's own, all of them optional, are for all trials, or for those of one config, which
-win. Paths are relative to this file. ::
+You can add data and modules of your own, for all trials or for one config. Those of the config win. Paths
+are relative to the plan. ::
 
-    imports: [my_datasets, heads.py]         # imported first: names of modules, or files
-    train_data: [train.json, images/train]   # COCO annotations and the folder of the images,
-    test_data: [val.json, images/val]        # in place of the config's
+    imports: [my_datasets, heads.py]         # names of modules, or files; they are imported first
+    train_data: [train.json, images/train]   # COCO annotations and the folder of the images;
+    test_data: [val.json, images/val]        # they replace the data of the config
     max_dets: 300                            # for all trials only: how many detections of each class
-                                             # count in an image, in place of COCO's 100
+                                             # count in an image; default: 100, as in COCO
 
-A config with ``checkpoints`` is not trained: each of them is tested with each extractor. ::
+A config with ``checkpoints`` is not trained. Each checkpoint is tested with each extractor. ::
 
       mask_rcnn_r18:
         framework: mmdet
@@ -52,8 +53,8 @@ A config with ``checkpoints`` is not trained: each of them is tested with each e
         checkpoints:
           align-avg: ../embedded/mask_rcnn_r18.align-avg.seed{seed}   # relative to the work directory
 
-The key says what it was trained with; the path is that of the weights or of a finished run, such as a
-trial of another plan; ``{seed}`` stands for each seed.
+The key names the extractor that the checkpoint was trained with. The value is the path of the weights, or of
+a finished run, such as a trial of another plan. ``{seed}`` stands for each seed.
 """
 
 from __future__ import annotations
@@ -62,12 +63,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from roi_plugins.ablation.trial import Trial
 from roi_plugins.extractors.presets import PresetError, parse_preset
 from roi_plugins.integrations.base import Inputs
 from roi_plugins.integrations.inspection import InspectionError, guess_frameworks
@@ -75,59 +77,27 @@ from roi_plugins.integrations.registry import FRAMEWORKS
 from roi_plugins.integrations.zoo import find_config, where_was_looked
 
 _INPUTS = ('imports', 'train_data', 'test_data')
-"""The keys that all trials and each config may have, to become the :class:`Inputs` of a trial."""
+"""Keys that a plan and each of its configs may have. They become the :class:`Inputs` of a trial."""
 
 
 class PlanError(ValueError):
-    """A plan that cannot be run; the message names the file, the key and what was expected."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One detector to train and evaluate, or only to evaluate.
-
-    Attributes:
-        config_name: the plan's name for the config.
-        framework: ``'mmdet'`` or ``'detectron2'``.
-        config: path of the config.
-        extractor: name of the row.
-        seed: of the training.
-        cfg_options: config options by dotted key, in place of the config's values.
-        inputs: data and modules of the user's own, and the limit of detections.
-        checkpoint: what is evaluated without training: weights, or the run directory that they are
-            from, absolute or relative to the work directory. None for a trial that is trained.
-        trained_with: the plan's name for what ``checkpoint`` was trained with.
-    """
-
-    config_name: str
-    framework: str
-    config: Path
-    extractor: str
-    seed: int
-    cfg_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    inputs: Inputs = field(default_factory=Inputs)
-    checkpoint: Path | None = None
-    trained_with: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Unique in its plan; the name of the trial's run directory."""
-        parts = (self.config_name, self.trained_with, self.extractor, f'seed{self.seed}')
-        return '.'.join(filter(None, parts))
+    """A plan cannot be run. The message names the file, the key and what was expected."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`load_plan` reads. The trials are ordered so that whole comparisons come first:
-    every config and extractor with the first seed, then with the second, and so on.
+    """What :func:`load_plan` reads.
+
+    The trials are ordered so that a complete comparison is finished early: every config and extractor with
+    the first seed, then with the second, and so on.
 
     Attributes:
-        name: of the plan.
-        work_dir: where the run directories are made.
-        baseline: name of the row that the others are compared with.
-        trials: in the order in which they are run.
-        num_gpus: of each trial, on all its machines; 0: one process that leaves them alone.
-        num_nodes: the machines of each trial, which a plan does not say: its executor starts them.
+        name: the name of the plan.
+        work_dir: the folder in which the run directories are made.
+        baseline: the name of the row that the others are compared with.
+        trials: the trials in the order in which they run.
+        num_gpus: how many GPUs each trial uses, over all its machines. With 0 it is one process on the CPU.
+        num_nodes: how many machines each trial uses. A plan does not say this; its executor does.
     """
 
     name: str
@@ -139,10 +109,13 @@ class Plan:
 
 
 def load_plan(path: str | os.PathLike) -> Plan:
-    """Reads and checks a plan; the format is in this module's docstring.
+    """Reads and checks a plan. The docstring of this module describes the format.
 
     Args:
-        path: of the YAML file.
+        path: the YAML file.
+
+    Returns:
+        The plan with all its trials.
 
     Raises:
         PlanError: the file is missing or is not a plan, or a config that it names does not exist.
@@ -153,7 +126,7 @@ def load_plan(path: str | os.PathLike) -> Plan:
     except FileNotFoundError:
         raise PlanError(f'{path}: the plan does not exist') from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        # ValueError: not UTF-8, a date that is none, more digits than a number may have.
+        # A ValueError is bad UTF-8, an impossible date, or a number with too many digits.
         message = ' '.join(str(error).split())
         raise PlanError(f'{path}: the plan cannot be read: {message}') from None
     try:
@@ -163,7 +136,18 @@ def load_plan(path: str | os.PathLike) -> Plan:
 
 
 def check_cfg_options(options: Any, where: str = 'cfg_options') -> dict[str, Any]:
-    """Checks config options, ``{'dotted.key': value}`` with scalars or lists for values."""
+    """Checks config options: a mapping of dotted keys to scalars or lists.
+
+    Args:
+        options: the options, as YAML gives them.
+        where: the key or option of the user that holds them, for errors.
+
+    Returns:
+        The options.
+
+    Raises:
+        PlanError: they are not such a mapping.
+    """
     if not isinstance(options, Mapping):
         raise PlanError(f'{where} is {options!r}; expected a mapping of dotted keys to values')
     for key, value in options.items():
@@ -178,9 +162,17 @@ def check_cfg_options(options: Any, where: str = 'cfg_options') -> dict[str, Any
 
 
 def check_common_options(options: Any, frameworks: Sequence[str], where: str) -> None:
-    """Raises PlanError on options for all trials of several frameworks.
+    """Checks that config options for all trials are not given to trials of several frameworks.
 
-    MMEngine takes an option of any name, so that one meant for the other trials would be lost on its own.
+    MMEngine takes an option of any name. It would silently ignore an option that is meant for Detectron2.
+
+    Args:
+        options: the options for all trials.
+        frameworks: the frameworks of the trials.
+        where: the key or option of the user that holds them, for errors.
+
+    Raises:
+        PlanError: there are options, and trials of more than one framework.
     """
     if options and len(frameworks) > 1:
         raise PlanError(
@@ -190,7 +182,16 @@ def check_common_options(options: Any, frameworks: Sequence[str], where: str) ->
 
 
 def check_free_options(options: Mapping[str, Any], frameworks: Iterable[str], where: str) -> None:
-    """Raises PlanError on options that the plan sets itself: they would be lost without a word."""
+    """Checks that config options are none of those that a plan sets itself and would silently override.
+
+    Args:
+        options: the options by their dotted keys.
+        frameworks: the frameworks of the trials that get them.
+        where: the key or option of the user that holds them, for errors.
+
+    Raises:
+        PlanError: the plan sets one of them.
+    """
     for name in frameworks:
         framework = FRAMEWORKS[name]
         taken = {framework.seed_option: "the plan's seeds", **framework.plan_options}
@@ -201,7 +202,11 @@ def check_free_options(options: Mapping[str, Any], frameworks: Iterable[str], wh
 
 
 def expand_home(path: str, where: str) -> Path:
-    """A path whose ``~`` is the home directory, as in a shell.
+    """Replaces ``~`` at the start of a path by the home directory, as a shell does.
+
+    Args:
+        path: the path as the user wrote it.
+        where: the key or option of the user that holds it, for errors.
 
     Raises:
         PlanError: the home directory is not known.
@@ -213,9 +218,10 @@ def expand_home(path: str, where: str) -> Path:
 
 
 def short_path(path: Path) -> Path:
-    """The same file without ``..``, which needs folders that may not be there yet.
+    """Removes ``..`` from a path, because the folders before it may not exist yet.
 
-    Behind a symbolic link, ``..`` leads elsewhere than its removal from the text does.
+    Where the folder before ``..`` is a symbolic link, the path is resolved instead: there, removing ``..``
+    from the text would lead to another file.
     """
     short = Path(os.path.normpath(path))
     real_folder = os.path.realpath(path.parent)
@@ -223,11 +229,14 @@ def short_path(path: Path) -> Path:
 
 
 def parse_plan(tree: Any, folder: Path) -> Plan:
-    """Checks what a plan says.
+    """Makes a plan of what its YAML file says, and checks it.
 
     Args:
-        tree: as YAML has it.
-        folder: which its paths are relative to.
+        tree: the content of the file, as YAML gives it.
+        folder: the folder that the paths in it are relative to.
+
+    Returns:
+        The plan with all its trials.
 
     Raises:
         PlanError: see :func:`load_plan`.
@@ -246,7 +255,7 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
     num_gpus = tree.get('num_gpus', 1)
     if not _is_count(num_gpus) or num_gpus < 1:
         raise PlanError(f'num_gpus is {num_gpus!r}; expected an integer >= 1')
-    if tree['baseline'] not in list(rows):  # what has no hash is none of them either
+    if tree['baseline'] not in list(rows):  # a list, because YAML can give a value without a hash
         raise PlanError(f'baseline is {tree["baseline"]!r}; expected one of the extractors {", ".join(rows)}')
     if not isinstance(tree['configs'], Mapping) or not tree['configs']:
         raise PlanError(f'configs is {tree["configs"]!r}; expected a mapping of names to configs')
@@ -254,7 +263,7 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
     max_dets = tree.get('max_dets')
     if max_dets is not None and (not _is_count(max_dets) or max_dets < 1):
         raise PlanError(f'max_dets is {max_dets!r}; expected an integer >= 1')
-    common_inputs = _inputs(tree, folder, '')
+    common_inputs = replace(Inputs(max_dets=max_dets), **_inputs(tree, folder, ''))
     options, inputs, swaps, paths, framework_of = {}, {}, {}, {}, {}
     for name, config in tree['configs'].items():
         _check_config(name, config, seeds)
@@ -265,8 +274,7 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
         paths[name] |= _row_paths(folder, config, framework_of[name], f'configs.{name}.row_paths')
         own = check_cfg_options(config.get('cfg_options', {}), f'configs.{name}.cfg_options')
         options[name] = {**common, **own}
-        own = _inputs(config, folder, f'configs.{name}.')
-        inputs[name] = Inputs(**{**common_inputs, **own}, max_dets=max_dets)
+        inputs[name] = replace(common_inputs, **_inputs(config, folder, f'configs.{name}.'))
     frameworks = sorted(set(framework_of.values()))
     check_common_options(common, frameworks, 'cfg_options')
     check_free_options(common, frameworks, 'cfg_options')
@@ -301,23 +309,23 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
 
 
 def _rows(extractors: Any) -> dict[str, str]:
-    """By name, what each of the extractors is: its name again, or a row that is written in place."""
+    """Maps the name of each extractor to its row: the name itself, or the JSON of a row written in place."""
     expected = 'a list of names of letters, digits, - and _, or of rows {name: NAME, type: TYPE, ...}'
     if not isinstance(extractors, list) or not extractors:
         raise PlanError(f'extractors is {extractors!r}; expected {expected}')
     rows: dict[str, str] = {}
     for entry in extractors:
         name = entry.get('name') if isinstance(entry, Mapping) else entry
-        if not _is_name(name):
+        if not isinstance(name, str) or not _is_name(name):
             raise PlanError(f'extractors is {extractors!r}; expected {expected}')
         if name in rows:
-            raise PlanError(f'extractors is {extractors!r}; each may be there once')
+            raise PlanError(f'extractors is {extractors!r}; each may be there only once')
         rows[name] = json.dumps(entry) if isinstance(entry, Mapping) else name
     return rows
 
 
 def _swaps(config: Mapping[str, Any], rows: Mapping[str, str], where: str) -> dict[str, dict[str, Any]]:
-    """By the name of a row, what of ``Inputs`` swaps it in; nothing for one that has a config of its own."""
+    """Maps the names of the rows that are swapped in, and have no own config, to fields of ``Inputs``."""
     heads = config.get('heads', [])
     if not isinstance(heads, list) or not all(map(_is_name, heads)):
         raise PlanError(f'{where}.heads is {heads!r}; expected a list of heads, such as [bbox, mask]')
@@ -326,7 +334,7 @@ def _swaps(config: Mapping[str, Any], rows: Mapping[str, str], where: str) -> di
         if heads or in_place:
             what = f'{where}.heads is {heads}' if heads else f'the row {in_place[0]} is written in place'
             raise PlanError(
-                f'{what}, but {where}.path has {{extractor}}: these configs are taken as they are; name one '
+                f'{what}, but {where}.path has {{extractor}}: these configs are used unchanged; name one '
                 'config, in which the extractors are swapped'
             )
         return {}
@@ -337,8 +345,8 @@ def _swaps(config: Mapping[str, Any], rows: Mapping[str, str], where: str) -> di
             parse_preset(row)
         except PresetError as error:
             raise PlanError(
-                f'extractors: {error}. A row that needs a config of its own has it in {where}.row_paths; '
-                f'where there is one for each, put {{extractor}} into {where}.path'
+                f'extractors: {error}. If the row needs a config of its own, name it in {where}.row_paths; '
+                f'if every row has its own config, put {{extractor}} into {where}.path'
             ) from None
     return {name: {'extractor': row, 'heads': tuple(heads)} for name, row in swapped.items()}
 
@@ -348,20 +356,20 @@ def _check_row_paths(config: Mapping[str, Any], rows: Mapping[str, str], where: 
     if not isinstance(row_paths, Mapping):
         raise PlanError(f'{where} is {row_paths!r}; expected a mapping of rows to the configs that they need')
     if row_paths and '{extractor}' in config['path']:
-        raise PlanError(f'{where}: the path has {{extractor}}, a config for each row; leave one of both out')
+        raise PlanError(f'{where}: the path has {{extractor}}, a config for each row; give one of the two')
     for row, path in row_paths.items():
         if row not in rows:
-            raise PlanError(f'{where} has {row!r}, which is none of the extractors {", ".join(rows)}')
+            raise PlanError(f'{where} has {row!r}, which is not one of the extractors {", ".join(rows)}')
         if rows[row] != row:
             raise PlanError(
-                f'{where}.{row}: that row is written in place, with a type to swap in; give its name alone'
+                f'{where}.{row}: this row is written in place, with a type to swap in; give only its name'
             )
         if not isinstance(path, str):
             raise PlanError(f'{where}.{row} is {path!r}; expected a string, the path of a config')
 
 
 def _row_paths(folder: Path, config: Mapping[str, Any], framework: str, where: str) -> dict[str, Path]:
-    """By the name of a row, the config that it has of its own."""
+    """Maps the names of the rows that have their own config to its path."""
     found = {}
     for row, pattern in config.get('row_paths', {}).items():
         found[row] = path = _config_path(folder, pattern, row, f'{where}.{row}')
@@ -377,14 +385,14 @@ def _row_paths(folder: Path, config: Mapping[str, Any], framework: str, where: s
 
 
 def _framework(paths: Mapping[str, Path], where: str) -> str:
-    """The framework whose configs these are."""
+    """Tells which framework reads these configs, from the first of them."""
     path = next(iter(paths.values()))
     try:
         found = guess_frameworks(path)
     except InspectionError as error:
         raise PlanError(f'{where}.path: {error}') from None
     if len(found) > 1:
-        raise PlanError(f'{where}.path: {path} may be of {" or ".join(found)}; say which, {where}.framework')
+        raise PlanError(f'{where}.path: {path} may be of {" or ".join(found)}; set {where}.framework')
     return found[0]
 
 
@@ -398,7 +406,7 @@ def _check_config(name: Any, config: Any, seeds: Sequence) -> None:
         required=('path',),
         optional=('framework', 'heads', 'row_paths', 'cfg_options', 'checkpoints', *_INPUTS),
     )
-    # What has no hash is none of them either.
+    # A list, because YAML can give a value without a hash.
     if 'framework' in config and config['framework'] not in list(FRAMEWORKS):
         raise PlanError(
             f'{where}.framework is {config["framework"]!r}; expected one of {", ".join(FRAMEWORKS)}'
@@ -412,8 +420,8 @@ def _check_config(name: Any, config: Any, seeds: Sequence) -> None:
 def _check_checkpoints(checkpoints: Any, where: str, seeds: Sequence) -> None:
     if not isinstance(checkpoints, Mapping) or not checkpoints:
         raise PlanError(
-            f'{where} is {checkpoints!r}; expected a mapping, of the extractor that each was trained '
-            'with to its path'
+            f'{where} is {checkpoints!r}; expected a mapping of extractors to the paths of the '
+            'checkpoints that were trained with them'
         )
     for trained_with, path in checkpoints.items():
         if not _is_name(trained_with):
@@ -425,13 +433,13 @@ def _check_checkpoints(checkpoints: Any, where: str, seeds: Sequence) -> None:
             )
         if len(seeds) > 1 and '{seed}' not in path:
             raise PlanError(
-                f'{where}.{trained_with} is {path!r}, the same checkpoint for every seed, whose '
-                'results would all be one; put {seed} where their paths differ, or give one seed'
+                f'{where}.{trained_with} is {path!r}, the same checkpoint for every seed, so all '
+                'seeds would have one result; put {seed} where their paths differ, or give one seed'
             )
 
 
-def _inputs(tree: Mapping[str, Any], folder: Path, where: str) -> dict[str, tuple[str, ...]]:
-    """Those of ``_INPUTS`` that the plan, or a config of it, names."""
+def _inputs(tree: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    """Reads those of ``_INPUTS`` that a plan or one of its configs gives."""
     found = {}
     for key in _INPUTS:
         if key not in tree:
@@ -480,12 +488,12 @@ def _check_list(tree: Mapping, key: str, is_valid: Any, expected: str) -> list:
     if not isinstance(values, list) or not values or not all(map(is_valid, values)):
         raise PlanError(f'{key} is {values!r}; expected a list of {expected}')
     if len(set(values)) < len(values):
-        raise PlanError(f'{key} is {values!r}; each may be there once')
+        raise PlanError(f'{key} is {values!r}; each may be there only once')
     return values
 
 
 def _is_name(value: Any) -> bool:
-    # Names make up the names of run directories, whose parts are divided by a dot.
+    # The name of a run directory is made of such names, with dots between them.
     return isinstance(value, str) and re.fullmatch(r'[\w-]+', value) is not None
 
 

@@ -1,4 +1,4 @@
-"""How far the trials of a plan are, on a terminal or in a log."""
+"""Shows the progress of the trials of a plan, on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from statistics import fmean
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from roi_plugins.ablation.plan import Trial
-from roi_plugins.ablation.trial import (
-    Job,
-    read_record,
-)
+from roi_plugins.ablation.job import Job, read_trial_file
+from roi_plugins.ablation.trial import Trial
 from roi_plugins.integrations.registry import FRAMEWORKS
 from roi_plugins.run_record import trial_file
 
-_LINE_EVERY_SECONDS = 60  # where the output is not a terminal
+_LINE_EVERY_SECONDS = 60  # if the output is not a terminal
 
 
 class Display:
-    """Shows how far the trials are: a live line on a terminal, else a plain line now and then.
+    """Shows the progress of trials: a live line on a terminal, else a plain line now and then.
 
-    All that it shows is in the trials' files, so that the process that runs them may be any, anywhere.
+    It reads everything from the files of the trials, so any process on any machine may run them.
+
+    Args:
+        jobs: all trials of the plan.
+        console: where the progress is shown.
 
     Attributes:
         pending: the trials that are not done.
-        running: those of them that are run.
+        running: the pending trials that a process is running now.
     """
 
     def __init__(self, jobs: list[Job], console: Console) -> None:
@@ -89,7 +90,7 @@ class Display:
     def interrupt(self, job: Job) -> None:
         self.running = _without(job, self.running)
         self.pending = [
-            replace(other, record=read_record(job.run_dir)) if other.trial == job.trial else other
+            replace(other, record=read_trial_file(job.run_dir)) if other.trial == job.trial else other
             for other in self.pending
         ]
         self._print(f'interrupted {job.trial.name}: it is to be resumed')
@@ -99,7 +100,7 @@ class Display:
         self.pending = _without(job, self.pending)
         self.progress.advance(self.task)
         if succeeded:
-            seconds = read_record(job.run_dir)['seconds']
+            seconds = read_trial_file(job.run_dir)['seconds']
             self._remember(job, seconds)
             self._print(f'finished {job.trial.name} in {_duration(seconds)}')
         elif job.problem:
@@ -109,7 +110,7 @@ class Display:
             self._print(f'  see {job.log}')
 
     def _status(self, separator: str) -> str:
-        """A part on each running trial, with the estimated time until all trials are done."""
+        """Describes each running trial, and estimates the time until all trials are done."""
         if not self.running:
             return f'no trial is run now, {len(self.pending)} to go'
         parts, lefts, wholes = [], [], []
@@ -117,7 +118,7 @@ class Display:
             found = FRAMEWORKS[job.trial.framework].progress(_log_of_command(job.log))
             what, command_left = found or ('starting', None)
             parts.append(f'{job.trial.name}: {what}')
-            # What the running command says is exact, but knows nothing of the commands after it.
+            # The running command knows its own time exactly, but not the time of the commands after it.
             guesses = [] if command_left is None else [command_left]
             elapsed = _elapsed(job.run_dir)
             if (usual := self._usual_seconds(job)) is not None:
@@ -136,7 +137,7 @@ class Display:
         return f'{separator.join(parts)}, {eta}'
 
     def _usual_seconds(self, job: Job) -> float | None:
-        """What a trial takes by the finished ones, those of the same config if there are any."""
+        """Returns the mean time of the finished trials, of those with the same config if there are any."""
         same = self.seconds.get(job.trial.config_name)
         every = [seconds for group in self.seconds.values() for seconds in group]
         return fmean(same or every) if every else None
@@ -154,16 +155,16 @@ def _without(job: Job, jobs: list[Job]) -> list[Job]:
 
 
 def _elapsed(run_dir: Path) -> float:
-    """What a running trial has taken until now."""
+    """Returns how long a running trial has taken until now, in seconds."""
     try:
         since = time.time() - trial_file(run_dir).stat().st_mtime
-    except FileNotFoundError:  # it is about to be written
+    except FileNotFoundError:  # the trial has just been claimed, and the file is not written yet
         return 0
-    return max(0, since) + read_record(run_dir).get('seconds', 0)
+    return max(0, since) + read_trial_file(run_dir).get('seconds', 0)
 
 
 def _log_of_command(log: Path) -> str:
-    """The end of what the last command has written."""
+    """Returns the end of the output of the last command."""
     try:
         with open(log, 'rb') as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 10_000))

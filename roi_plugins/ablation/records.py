@@ -1,4 +1,4 @@
-"""What a finished run has recorded of itself, beside its predictions."""
+"""Reads how a finished run was made, from the records in its folder."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from roi_plugins.settings import read_settings
 
 @dataclass(frozen=True)
 class Record:
-    """What ``metrics.json`` and ``trial.json`` tell of how a run was made.
+    """How a run was made, according to its ``metrics.json`` and ``trial.json``.
 
     Attributes:
-        commands: each a list of arguments; those of the trial, or the one that evaluated it.
-        config: the config with all options, as the framework has saved it; None where it is not there.
-        settings: see :func:`roi_plugins.settings.read_settings`; None where they were not recorded.
-        extractors: type and options of each extractor of the evaluated model, by where it is in it.
-        checkpoint: the evaluated weights; None where they are not there any more.
-        image_dir: the folder of the evaluated images; None where it was not recorded.
-        versions, hardware, time: as recorded; empty where they were not.
+        commands: the commands of the trial, or the one that evaluated the run. Each is a list of arguments.
+        config: the config with all options, as the framework saved it; None if the file is gone.
+        settings: see :func:`roi_plugins.settings.read_settings`; None if they were not recorded.
+        extractors: type and options of each extractor of the evaluated model, by its place in the model.
+        checkpoint: the evaluated weights; None if the file is gone.
+        image_dir: the folder of the evaluated images; None if it was not recorded.
+        versions: the versions of the packages, by name; empty if they were not recorded.
+        hardware: the GPUs or the processor; empty if it was not recorded.
+        time: when the run was evaluated; empty if it was not recorded.
     """
 
     commands: list[list[str]]
@@ -40,7 +42,13 @@ class Record:
 
 
 def read_record(run: Run) -> Record | None:
-    """None for predictions that are no run directory's.
+    """Reads the records of a run.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The record; None for bare prediction files, which have none.
 
     Raises:
         DataError: a record cannot be read.
@@ -50,7 +58,7 @@ def read_record(run: Run) -> Record | None:
         return None
     metrics = _read(run_dir / METRICS_FILE)
     trial = _read(trial_file(run_dir)) if trial_file(run_dir).is_file() else {}
-    # MMDetection saves it under its own name.
+    # Detectron2 saves the config as config.yaml, MMDetection under its own name.
     configs = (run_dir / 'config.yaml', run_dir / os.path.basename(str(metrics.get('config', ''))))
     return Record(
         commands=trial.get('commands') or [metrics.get('command', [])],
@@ -66,7 +74,15 @@ def read_record(run: Run) -> Record | None:
 
 
 def evaluated_checkpoint(run_dir: Path, metrics: Mapping[str, Any]) -> Path | None:
-    """The weights that ``metrics.json`` names, wherever their run directory is now; None if not there."""
+    """Finds the weights that ``metrics.json`` names, also if the run directory was moved.
+
+    Args:
+        run_dir: the run directory.
+        metrics: the content of its ``metrics.json``.
+
+    Returns:
+        The file; None if it is gone.
+    """
     recorded = str(metrics.get('checkpoint', ''))
     paths = (run_dir / os.path.basename(recorded), Path(recorded))
     return next((path for path in paths if path.is_file()), None)

@@ -1,4 +1,4 @@
-"""Reading evaluated runs: what was run, and where its predictions lie."""
+"""Finds evaluated runs: what was run, and where the predictions are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from roi_plugins.files import DataError, read_json
 from roi_plugins.run_record import METRICS_FILE, trial_file
 
 DETECTRON2_RESULTS = os.path.join('inference', 'coco_instances_results.json')
-"""What Detectron2's own COCOEvaluator leaves in the output directory of a training."""
+"""The file that Detectron2's own COCOEvaluator writes below the output directory of a training."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Run:
     """One trained and evaluated detector.
 
     Attributes:
-        name: the path it was read from, for messages.
-        extractor: label of what is compared. For a run that is no trial of a plan, the name of its
-            directory or file, or the whole path where several have the same name.
-        config_name: the config of the plan, with what its checkpoint was trained with where the trial
-            has only tested one; empty for a run that is no trial of a plan.
-        seed: None for a run that is no trial of a plan.
+        name: the path that the run was read from, for messages.
+        extractor: the label of the run in a comparison. For a trial of a plan, the name of its row. For
+            another run, the name of its directory or file, or the whole path if several have the same name.
+        config_name: the plan's name for the config. If the trial only tested a checkpoint, it also says what
+            that was trained with. Empty for a run that is not a trial of a plan.
+        seed: the seed of the training; None for a run that is not a trial of a plan.
         framework: ``'mmdet'`` or ``'detectron2'``; None for bare prediction files.
-        ann_file: COCO annotations of the evaluated images.
-        predictions: COCO results by IoU type, ``'bbox'`` or ``'segm'``.
+        ann_file: the COCO annotations of the evaluated images.
+        predictions: the files of COCO results by IoU type, ``'bbox'`` or ``'segm'``.
         max_dets: how many detections of each class count in an image.
     """
 
@@ -47,12 +47,12 @@ class Run:
 
 @dataclass
 class FoundRuns:
-    """Runs in the order in which they were given, and what to tell the user of the others.
+    """What :func:`find_runs` found.
 
     Attributes:
-        runs: those that can be read.
-        problems: runs that were asked for and cannot be read.
-        notes: trials of a sweep that are not finished.
+        runs: the runs that can be read, in the order in which they were given.
+        problems: a message for each run that was asked for and cannot be read.
+        notes: a message for each trial of an ablation that is not finished.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -61,17 +61,17 @@ class FoundRuns:
 
 
 def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -> FoundRuns:
-    """Reads runs, each given as a run directory, a directory of such, or a file of predictions.
+    """Reads runs. Each is given as a run directory, a directory of run directories, or a prediction file.
 
     Args:
-        paths: a directory with ``metrics.json``; a directory that holds those one level below,
-            such as a work directory of ``tools/ablate.py``; the output directory of a script with
-            Detectron2's COCOEvaluator; or COCO results. ``NAME.bbox.json`` and ``NAME.segm.json`` are
-            the two files of one run. What is given twice is read once. ``LABEL=PATH`` names a run.
-        ann_file: COCO annotations to use in place of the recorded ones; files need it.
+        paths: each is a directory with ``metrics.json``; a directory with such directories in it, such as
+            the work directory of ``tools/ablate.py``; the output directory of a script with Detectron2's
+            COCOEvaluator; or a file of COCO results. ``NAME.bbox.json`` and ``NAME.segm.json`` are the two
+            files of one run. A path that is given twice is read once. ``LABEL=PATH`` names a run.
+        ann_file: COCO annotations to use instead of the recorded ones. Prediction files need them.
 
     Returns:
-        The runs that can be read, and what is wrong with the others.
+        The runs that can be read, and messages about the others.
     """
     found = FoundRuns()
     files: dict[str, Run] = {}
@@ -101,7 +101,7 @@ def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -
 
 
 def _split_label(path: str | Path) -> tuple[str, Path]:
-    """The parts of ``LABEL=PATH``; no label for a path that is there as it is."""
+    """Splits ``LABEL=PATH``. The label is empty if there is none, or if the whole text is a path."""
     label, equals, rest = str(path).partition('=')
     if equals and label and rest and '/' not in label and not os.path.lexists(path):
         return label, Path(rest)
@@ -134,10 +134,10 @@ def _read_trials(trials: Sequence[Path], ann_file: str | Path | None, found: Fou
 
 
 def _when_started(trial: Path) -> tuple[str, str]:
-    """Sorts trials as their plan does, which runs them one after the other."""
+    """The key to sort trials by. A plan runs its trials in order, so it sorts them as their plan does."""
     try:
         return _read_record(trial_file(trial), started=str)['started'], trial.name
-    except DataError:  # reported where the trial is read
+    except DataError:  # _read_run reports it
         return '', trial.name
 
 
@@ -153,13 +153,13 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
             f'{run_dir}: no {METRICS_FILE}, here or one level below: the run is not evaluated yet'
         )
     record = _read_record(run_dir / METRICS_FILE, framework=str, ann_file=str, predictions=dict)
-    labels = {'extractor': _printable(run_dir.resolve().name), 'config_name': '', 'seed': None}
+    extractor, config_name, seed = _printable(run_dir.resolve().name), '', None
     if trial_file(run_dir).is_file():
-        labels = _read_record(trial_file(run_dir), extractor=str, config_name=str, seed=int)
-        trained_with = read_json(trial_file(run_dir), 'record').get('trained_with')
-        if trained_with:
-            labels['config_name'] += f', trained with {trained_with}'
-    # Runs of before it was recorded are at COCO's limit.
+        trial = _read_record(trial_file(run_dir), extractor=str, config_name=str, seed=int)
+        extractor, config_name, seed = trial['extractor'], trial['config_name'], trial['seed']
+        if trained_with := read_json(trial_file(run_dir), 'record').get('trained_with'):
+            config_name += f', trained with {trained_with}'
+    # Earlier versions did not record max_dets and used COCO's limit.
     max_dets = read_json(run_dir / METRICS_FILE, 'record').get('max_dets', MAX_DETS)
     if not isinstance(max_dets, int) or max_dets < 1:
         raise DataError(
@@ -189,16 +189,18 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
         )
     return Run(
         name=str(run_dir),
+        extractor=extractor,
+        config_name=config_name,
+        seed=seed,
         framework=record['framework'],
         ann_file=recorded if ann_file is None else Path(ann_file),
         predictions=predictions,
         max_dets=max_dets,
-        **labels,
     )
 
 
 def _is_stock_detectron2(run_dir: Path) -> bool:
-    """Whether Detectron2's own evaluator made it: its ``metrics.json`` has a line for each step."""
+    """Tells whether Detectron2's own evaluator made a run. Its ``metrics.json`` has a line for each step."""
     if trial_file(run_dir).is_file() or not (run_dir / DETECTRON2_RESULTS).is_file():
         return False
     try:
@@ -209,7 +211,7 @@ def _is_stock_detectron2(run_dir: Path) -> bool:
 
 
 def _printable(name: str) -> str:
-    """A file's name as text; it need not be UTF-8."""
+    """Replaces the bytes of a file's name that are not UTF-8."""
     return os.fsencode(name).decode(errors='replace')
 
 
@@ -224,7 +226,7 @@ def _read_prediction_file(path: Path, ann_file: str | Path | None) -> Run:
         stem, predictions = name, dict.fromkeys(_iou_types(path), path)
     label, folder = stem, path.resolve().parent
     if os.path.join(folder.name, path.name) == DETECTRON2_RESULTS:
-        label = folder.parent.name  # every run's file has the same name
+        label = folder.parent.name  # the file has the same name in every run
     return Run(
         name=str(path.with_name(stem)),
         extractor=_printable(label),
@@ -249,7 +251,7 @@ _KINDS = {str: 'a string', int: 'a whole number', dict: 'an object'}
 
 
 def _read_record(path: Path, **keys: type) -> dict[str, Any]:
-    """What a record has under these keys, each of a type."""
+    """Reads these keys of a record, and checks the types of their values."""
     record = read_json(path, 'record')
     if not isinstance(record, dict) or record.get('format') != 1:
         raise DataError(f'{path}: not a record of format 1, which this version reads')
@@ -262,7 +264,10 @@ def _read_record(path: Path, **keys: type) -> dict[str, Any]:
 
 
 def _with_distinct_labels(runs: Sequence[Run]) -> list[Run]:
-    """Runs that are no trials of a plan must not become one group for having the same name."""
+    """Labels runs by their whole paths where several that are not trials of a plan have the same label.
+
+    They would become the seeds of one group otherwise.
+    """
     count = Counter(run.extractor for run in runs if run.seed is None)
     return [
         replace(run, extractor=run.name) if run.seed is None and count[run.extractor] > 1 else run

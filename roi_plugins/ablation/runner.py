@@ -1,18 +1,18 @@
 """Runs the trials of a plan, one after the other, each in processes of its own.
 
-The state of an ablation is in its files alone, so that it can be stopped at any moment, by any
-means, and the same command goes on where it was::
+The state of an ablation is only in its files. So you can stop it at any moment and in any way; the same
+command then goes on where it was::
 
     WORK_DIR/
-      .locks/                            a file for each trial: locked while it is run, with who does
+      .locks/                            a file for each trial, locked while a process runs the trial
       {config_name}.{extractor}.seed{seed}/
-        trial.json                        what was run, and how far it came
-        trial.log                         the output of the trial's processes
+        trial.json                       what was run, and how far it came
+        trial.log                        the output of the trial's processes
         last_checkpoint, *.pth, ...      the framework's own files
         predictions.*.json metrics.json  the finished run
 
-Any number of processes may run one plan in one work directory, on one machine or on several that share
-it: each trial is run by one of them, see ``locks.py``.
+Any number of processes may run one plan in one work directory, on one machine or on several machines that
+share it. Each trial is run by one of them, see ``locks.py``.
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ from typing import Any
 from rich.console import Console
 
 import roi_plugins
-from roi_plugins.ablation.locks import claim
-from roi_plugins.ablation.plan import Plan
-from roi_plugins.ablation.progress import Display
-from roi_plugins.ablation.trial import (
+from roi_plugins.ablation.job import (
     AblationError,
     Job,
     now,
@@ -42,31 +39,36 @@ from roi_plugins.ablation.trial import (
     prepare_trial,
     warn_of_confounded,
 )
+from roi_plugins.ablation.locks import claim
+from roi_plugins.ablation.plan import Plan
+from roi_plugins.ablation.progress import Display
 from roi_plugins.files import write_json
 from roi_plugins.run_record import METRICS_FILE, TRIAL_FILE
 
 _POLL_SECONDS = 0.5
 
-_STOP_SECONDS = 15  # what a stopped process gets to end by itself
+_STOP_SECONDS = 15  # how long a stopped process may take to end by itself
 
 
 def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Console) -> list[Job]:
     """Runs all trials of a plan that are not finished. A failed trial does not stop the others.
 
-    A trial that another process runs is left to it, and waited for: where it was killed, it is taken over.
+    If another process runs a trial, this function waits for it. If that process is killed, it takes over.
 
     Args:
-        plan, work_dir, cfg_options: see :func:`~roi_plugins.ablation.trial.prepare`.
+        plan: the plan.
+        work_dir: the folder of the run directories.
+        cfg_options: config options for every trial. They win over those of the plan.
         console: where the progress is shown: a live line on a terminal, plain lines elsewhere.
 
     Returns:
-        The jobs that failed; the cause is their ``problem``, or at the end of the ``trial.log`` of their
-        ``run_dir``.
+        The jobs that failed. The cause is in their ``problem``, or else at the end of the ``trial.log`` in
+        their ``run_dir``.
 
     Raises:
-        AblationError: see :func:`~roi_plugins.ablation.trial.prepare`; or the file system knows no locks.
-        OSError: the work directory is full or gone; as with an interrupt, nothing is lost.
-        KeyboardInterrupt: after the running trial was stopped so that it can be resumed.
+        AblationError: see :func:`~roi_plugins.ablation.job.prepare`; or the file system has no locks.
+        OSError: the work directory is full or gone. As after an interrupt, nothing is lost.
+        KeyboardInterrupt: the running trial has been stopped, and can be resumed.
     """
     jobs = prepare(plan, work_dir, cfg_options)
     warn_of_confounded(jobs, plan, console)
@@ -82,7 +84,7 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
                         display.wait(job, holder)
                         continue
                     job = _renewed(job, plan, work_dir, cfg_options)
-                    if job.problem and held:  # it may test what another process is training
+                    if job.problem and held:  # another process may be training what this trial tests
                         held.append(job)
                         continue
                     display.start(job)
@@ -97,14 +99,14 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
 
 
 def _renewed(job: Job, plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any]) -> Job:
-    """The job as it is now: its trial may have been another process', and this plan has trained others."""
+    """Prepares a job again: another process may have run its trial, or trained what the trial tests."""
     try:
-        now = prepare_trial(job.trial, work_dir, cfg_options, plan)
+        renewed = prepare_trial(job.trial, work_dir, cfg_options, plan)
     except AblationError as error:
         return replace(job, problem=str(error))
-    if now.record != job.record and now.record.get('state') == 'failed':
-        return replace(now, problem=f'another process ran it, and it failed: see {now.log}')
-    return now
+    if renewed.record != job.record and renewed.record.get('state') == 'failed':
+        return replace(renewed, problem=f'another process ran it, and it failed: see {renewed.log}')
+    return renewed
 
 
 def _run_job(job: Job, plan_name: str, lock: int, display: Display) -> bool:
@@ -129,7 +131,7 @@ def _run_job(job: Job, plan_name: str, lock: int, display: Display) -> bool:
         'finished': None,
         'seconds': spent,
         'commands': job.commands,
-        'completed': job.record.get('completed', 0),  # of the commands
+        'completed': job.record.get('completed', 0),  # how many of the commands
         'digest': job.digest,
     }
 
@@ -138,21 +140,22 @@ def _run_job(job: Job, plan_name: str, lock: int, display: Display) -> bool:
         write_json(job.run_dir / TRIAL_FILE, record)
 
     job.run_dir.mkdir(parents=True, exist_ok=True)
-    for half_written in job.run_dir.glob('.*.tmp'):  # by a process that was killed
+    for half_written in job.run_dir.glob('.*.tmp'):  # left by a process that was killed
         half_written.unlink()
     save()
     try:
         for command in job.commands[record['completed'] :]:
             if _run_command(command, job.log, lock, display.tick) != 0:
-                # All are run again, and go on where they were: what a test cannot read is trained anew.
+                # The next time all commands run, not only the one that failed: where a test cannot read the
+                # weights, the training has to make them again.
                 save(state='failed', finished=now(), completed=0)
                 return False
             save(completed=record['completed'] + 1)
     except BaseException:
-        with contextlib.suppress(OSError):  # of a full disk, maybe the one that is on its way
-            save()  # it stays 'running': to be resumed
+        with contextlib.suppress(OSError):  # a full disk may be the very error that is being raised
+            save()  # the state stays 'running', so that the trial is resumed
         raise
-    # A finished trial is one whose metrics are there, so its commands must have left them.
+    # A trial is finished only if its commands have left metrics.
     succeeded = (job.run_dir / METRICS_FILE).exists()
     save(state='finished' if succeeded else 'failed', finished=now())
     return succeeded
@@ -162,9 +165,9 @@ def _run_command(command: list[str], log: Path, lock: int, tick: Callable[[], No
     with open(log, 'ab') as output:
         output.write(f'[{now()}] $ {shlex.join(command)}\n'.encode())
         output.flush()
-        # The lock goes to the child, so that it holds even if this process is killed and the child
-        # lives on. A session of its own keeps the terminal's Ctrl-C from the child: it is stopped
-        # below, with all its workers.
+        # The child inherits the lock, which then holds even if this process is killed and the child lives on.
+        # It has a session of its own, because Ctrl-C in a terminal must not reach it: it is stopped below,
+        # with all its workers.
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -185,13 +188,13 @@ def _run_command(command: list[str], log: Path, lock: int, tick: Callable[[], No
 
 
 def python_path() -> str:
-    """For processes that import this package, which need not be installed."""
+    """Returns a ``PYTHONPATH`` on which processes find this package even if it is not installed."""
     root = Path(roi_plugins.__file__).parents[1]
     return os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ends a process and all that it has started; a second interrupt ends them at once."""
+    """Ends a process and all processes that it has started. A second interrupt ends them at once."""
     try:
         if process.poll() is None:
             process.terminate()

@@ -1,7 +1,7 @@
 """Run an ablation: train and evaluate every trial of a plan, then print the table of AP.
 
-It can be stopped at any time; the same command then goes on where it was. The format of a plan is
-described in roi_plugins/ablation/plan.py; examples are in configs/ablations, and ``roi-plugins ablate
+You can stop it at any time; the same command then goes on where it was. roi_plugins/ablation/plan.py
+describes the format of a plan. Examples are in configs/ablations, and ``roi-plugins ablate
 ablations/demo.yaml`` finds them by name. Without a plan:
 
     roi-plugins ablate CONFIG --extractors stock align-avg align-max --seeds 0 1 2
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -24,6 +25,7 @@ from roi_plugins.ablation import executors, runner
 from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.cost import summarize
 from roi_plugins.ablation.dry_run import find_problems
+from roi_plugins.ablation.job import AblationError, Job, prepare, warn_of_confounded
 from roi_plugins.ablation.plan import (
     Plan,
     PlanError,
@@ -35,7 +37,6 @@ from roi_plugins.ablation.plan import (
     parse_plan,
 )
 from roi_plugins.ablation.report.tables import to_markdown, write_comparison
-from roi_plugins.ablation.trial import AblationError, Job, prepare, warn_of_confounded
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError, written_aside
 from roi_plugins.integrations.arguments import whole_number
@@ -50,25 +51,34 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
         'plan',
         nargs='+',
         metavar='PLAN',
-        help='path of the plan, a YAML file, or its name in the folder that `roi-plugins configs` prints, '
-        'such as ablations/demo.yaml; with --extractors, configs of detectors: files, names in that folder, '
-        'or those of a model zoo, such as mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+        help='the plan: a YAML file, or its name in the folder that `roi-plugins configs` prints, such as '
+        'ablations/demo.yaml; with --extractors, one or more configs instead: files, names in that folder, '
+        'or names in a model zoo, such as mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
     )
     without = parser.add_argument_group('without a plan')
     without.add_argument(
         '--extractors',
         nargs='+',
         metavar='ROW',
-        help='what stands in the place of the extractors of the configs, in turn: stock, a row of '
-        'presets.yaml such as align-max, or a type alone such as AlignMax; the first is the baseline',
+        help='the extractors to compare, which replace those of the configs: stock, a row of presets.yaml '
+        'such as align-max, or only a type such as AlignMax; the first one is the baseline',
     )
     without.add_argument(
-        '--seeds', nargs='+', type=whole_number(0), metavar='N', help='a run with each (default: 0)'
+        '--seeds',
+        nargs='+',
+        type=whole_number(0),
+        metavar='N',
+        help='seeds; each extractor runs once with each (default: 0)',
     )
-    without.add_argument('--heads', nargs='+', metavar='HEAD', help='where: bbox, mask, ...; by default all')
+    without.add_argument(
+        '--heads',
+        nargs='+',
+        metavar='HEAD',
+        help='the heads whose extractors are replaced: bbox, mask, ... (default: all)',
+    )
     parser.add_argument(
         '--work-dir',
-        help="where the runs go, in place of the plan's work_dir, or of work_dirs/ablation without a plan",
+        help="folder of the runs (default: the plan's work_dir, or work_dirs/ablation without a plan)",
     )
     parser.add_argument(
         '--cfg-options',
@@ -80,34 +90,41 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help='print the trials, their commands, how long they will take and what is missing, and run '
-        'nothing; exit status 1 if anything is missing',
+        help='run nothing; print the trials, their commands, how long they will take and what is missing; '
+        'the exit status is 1 if anything is missing',
     )
     parser.add_argument(
-        '--watch', action='store_true', help='show how far the trials are, whoever runs them, and run nothing'
+        '--watch',
+        action='store_true',
+        help='run nothing; show the progress of the trials that other processes run',
     )
     side_by_side = parser.add_argument_group('trials side by side')
-    side_by_side.add_argument('--jobs', type=positive, metavar='N', help='trials at a time')
+    side_by_side.add_argument(
+        '--jobs', type=whole_number(1), metavar='N', help='how many trials run at a time'
+    )
     side_by_side.add_argument(
         '--gpus-per-trial',
         type=int,
         metavar='G',
-        help="GPUs of each trial, on all its machines, in place of the plan's num_gpus; 0: none",
+        help="GPUs of each trial, over all its machines; 0 for none (default: the plan's num_gpus)",
     )
     side_by_side.add_argument(
         '--executor',
         choices=('local', 'slurm'),
         default='local',
-        help='where: on this machine, or in an array of Slurm jobs, which resume when they were preempted '
-        'or their time was up',
+        help='run the trials on this machine, or as an array of Slurm jobs, which resume after they were '
+        'preempted or ran out of time (default: local)',
     )
-    side_by_side.add_argument('--nodes', type=positive, default=1, metavar='M', help='machines of each trial')
-    side_by_side.add_argument('--partition', help="of Slurm; by default the cluster's default")
+    side_by_side.add_argument(
+        '--nodes', type=whole_number(1), default=1, metavar='M', help='machines of each trial (default: 1)'
+    )
+    side_by_side.add_argument('--partition', help="partition of Slurm (default: the cluster's)")
     side_by_side.add_argument(
         '--time',
         type=minutes,
         metavar='MINUTES',
-        help='until a trial is interrupted, to be resumed in another job; or [DAYS-]HOURS:MINUTES:SECONDS',
+        help='time limit of a Slurm job, in minutes or as [DAYS-]HOURS:MINUTES:SECONDS; a trial that is not '
+        'finished by then resumes in another job',
     )
     args = parser.parse_args(arguments)
     if args.extractors is None and (len(args.plan) > 1 or args.seeds or args.heads):
@@ -148,9 +165,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
     except (PlanError, RunError, AblationError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    except OSError as error:  # the disk is full, or the work directory gone
+    except OSError as error:  # the disk is full, or the work directory is gone
         print(
-            f'error: {error}, at work in {work_dir}. What is finished stays; '
+            f'error: {error} (work directory {work_dir}). Finished trials are kept; '
             'the same command goes on where it was',
             file=sys.stderr,
         )
@@ -161,13 +178,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
 
 
 def make_plan(args: argparse.Namespace) -> dict:
-    """The plan that the arguments say."""
-    configs = {}
+    """Makes the plan that the arguments of the command line describe."""
+    configs: dict[str, dict[str, Any]] = {}
     for config in args.plan:
         name = re.sub(r'[^\w-]', '_', Path(config.rpartition('::')[2]).stem)
         if name in configs:
             raise PlanError(f'{config} and {configs[name]["path"]} have the same name; put them into a plan')
-        # A file has to be found from the plan too; the other is a name in a model zoo.
+        # The path of a file must also be right when read from the plan that is written. The rest are names.
         configs[name] = {'path': os.path.abspath(config) if os.path.exists(config) else config}
         if args.heads:
             configs[name]['heads'] = args.heads
@@ -185,10 +202,10 @@ def make_plan(args: argparse.Namespace) -> dict:
 
 
 def write_plan(tree: dict, work_dir: Path) -> None:
-    """Leaves the plan beside the results, where it can be given again.
+    """Writes the plan beside the results, so that it can be used again.
 
     Raises:
-        PlanError: the plan of another ablation is there.
+        PlanError: the work directory has the plan of another ablation.
     """
     path = work_dir / 'plan.yaml'
     if path.exists() and yaml.safe_load(path.read_text(encoding='utf-8')) != tree:
@@ -198,16 +215,8 @@ def write_plan(tree: dict, work_dir: Path) -> None:
         aside.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding='utf-8')
 
 
-def positive(text: str) -> int:
-    """An argument that is an integer of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def minutes(text: str) -> int:
-    """Minutes of an argument in the notation of sbatch, MINUTES or [DAYS-]HOURS:MINUTES:SECONDS."""
+    """Converts a time limit of sbatch, MINUTES or [DAYS-]HOURS:MINUTES:SECONDS, to minutes."""
     found = re.fullmatch(r'(\d+)|(?:(\d+)-)?(\d+):(\d\d):\d\d', text)
     if not found:
         raise ValueError
@@ -216,14 +225,18 @@ def minutes(text: str) -> int:
 
 
 def check_executor(args: argparse.Namespace, plan: Plan) -> None:
-    """Raises AblationError on options that make no sense together."""
+    """Checks that the options for running trials fit together.
+
+    Raises:
+        AblationError: they do not.
+    """
     if plan.num_gpus < 0:
         raise AblationError(f'--gpus-per-trial is {plan.num_gpus}; expected an integer >= 0')
     if args.executor == 'local' and (args.nodes > 1 or args.partition or args.time):
         raise AblationError('--nodes, --partition and --time are for --executor slurm')
     if args.executor == 'slurm' and not args.time:
         raise AblationError(
-            '--executor slurm needs --time: how long a job may run; what is not finished by then is resumed'
+            '--executor slurm needs --time, how long a job may run; a trial that needs longer resumes'
         )
     if args.nodes > 1 and (plan.num_gpus == 0 or plan.num_gpus % args.nodes):
         raise AblationError(
@@ -233,11 +246,11 @@ def check_executor(args: argparse.Namespace, plan: Plan) -> None:
 
 
 def make_executor(args: argparse.Namespace, plan: Plan, work_dir: Path) -> executors.Executor | None:
-    """What runs the trials; None for one after the other in this process."""
+    """Makes what runs the trials side by side; None to run them one after the other in this process."""
     if '%' in str(work_dir.absolute()) and (args.executor == 'slurm' or (args.jobs or 1) > 1):
         raise AblationError(
-            f'{work_dir.absolute()}: submitit and Slurm replace what follows a % in a path; without '
-            '--jobs and --executor the trials can be run there, or give another --work-dir'
+            f'{work_dir.absolute()}: submitit and Slurm replace what follows a % in a path; leave out '
+            '--jobs and --executor, or give another --work-dir'
         )
     if args.executor == 'slurm':
         return executors.Slurm(
@@ -253,14 +266,14 @@ def make_executor(args: argparse.Namespace, plan: Plan, work_dir: Path) -> execu
 
 
 def dry_run(jobs: list[Job], console: Console) -> bool:
-    """Prints the trials, then what is missing. True if anything is."""
+    """Prints the trials, then what is missing. Returns True if anything is missing."""
     for job in jobs:
         state = 'to resume' if job.record else 'to run'
         print(f'{job.trial.name}: {"finished" if job.finished else state}')
         for command in job.commands:
             print(f'  {shlex.join(command)}')
     print('\n' + '\n'.join(summarize(jobs)))
-    with console.status('looking at data, weights and output folders'):
+    with console.status('checking data, weights and output folders'):
         missing = [job for job in find_problems(jobs) if job.problem]
     if missing:
         print('\nmissing:')
@@ -270,6 +283,7 @@ def dry_run(jobs: list[Job], console: Console) -> bool:
 
 
 def parse_options(pairs: list[str]) -> dict:
+    """Reads the config options of ``--cfg-options KEY=VALUE ...``."""
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition('=')
@@ -280,7 +294,11 @@ def parse_options(pairs: list[str]) -> dict:
 
 
 def read_yaml(text: str, name: str) -> object:
-    """What an argument says; a PlanError where it is not YAML."""
+    """Reads an argument as YAML.
+
+    Raises:
+        PlanError: it is not YAML.
+    """
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -288,14 +306,14 @@ def read_yaml(text: str, name: str) -> object:
 
 
 def stop_on_signals() -> None:
-    """Lets the signals of a batch system, and of a closed terminal, do what Ctrl-C does."""
+    """Makes the signals of a batch system and of a closed terminal do what Ctrl-C does."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and so do we then
             signal.signal(number, signal.default_int_handler)
 
 
 def report(plan: Plan, work_dir: Path, failed: list[Job]) -> bool:
-    """Prints and writes the table of the finished trials. True if anything went wrong."""
+    """Prints and writes the tables of the finished trials. Returns True if anything went wrong."""
     failed_trials = {job.trial for job in failed}
     finished = [trial for trial in plan.trials if trial not in failed_trials]
     problems = [

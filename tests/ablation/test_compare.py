@@ -178,7 +178,7 @@ def test_a_limit_of_detections_is_named_and_not_mixed(make_run, tmp_path):
     assert [group.extractor for group in comparison.groups] == ['a', 'b']
     assert comparison.problems == [
         f'{third}: was evaluated with max_dets 100, {one} with 1: give --max-dets for all, or '
-        'compare them apart'
+        'compare them separately'
     ]
     named = "max_dets 1: the best 1 detections of each class in an image count, in place of COCO's 100."
     assert named in to_markdown(comparison)

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from roi_plugins.ablation.confounding import find_confounded
+from roi_plugins.ablation.job import prepare, warn_of_confounded
 from roi_plugins.ablation.plan import parse_plan
 from roi_plugins.ablation.results import Run
-from roi_plugins.ablation.trial import prepare, warn_of_confounded
 
 
 def run(extractor, seed=0, config_name='c', framework='mmdet', **settings):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from roi_plugins.ablation.cost import estimate, summarize
-from roi_plugins.ablation.plan import Trial
-from roi_plugins.ablation.trial import Job
+from roi_plugins.ablation.job import Job
+from roi_plugins.ablation.trial import Trial
 
 HERE = 'on the machine that ran the finished trials'
 UNKNOWN = 'no trial of this config is finished'

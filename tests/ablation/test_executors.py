@@ -13,8 +13,8 @@ from sweeps import wait_for
 
 from roi_plugins.ablation import executors, runner
 from roi_plugins.ablation.executors import Local
+from roi_plugins.ablation.job import AblationError
 from roi_plugins.ablation.plan import load_plan
-from roi_plugins.ablation.trial import AblationError
 from roi_plugins.integrations.registry import FRAMEWORKS
 
 

@@ -84,9 +84,9 @@ def test_what_the_long_form_tells_apart(load_tool, tmp_path):
         metrics = {'metrics': {'bbox': dict.fromkeys(METRICS, ap)}}
         (tmp_path / name / 'trial/metrics.json').write_text(json.dumps(metrics))
         (tmp_path / name / 'trial/predictions.bbox.json').write_text(name)
-    text = 'other predictions; figures apart by at most 25.00 (bbox AP 25.0)'
+    text = 'other predictions; APs differ by at most 25.00 (bbox AP 25.0)'
     assert faults.differences(tmp_path / 'first', tmp_path / 'second') == {'trial': text}
-    text = 'the same predictions; figures apart by at most 0.00 (bbox AP 25.0)'
+    text = 'the same predictions; APs differ by at most 0.00 (bbox AP 25.0)'
     assert faults.differences(tmp_path / 'first', tmp_path / 'first') == {'trial': text}
 
 
@@ -104,7 +104,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(ablate, write_plan
     assert ablate([plan]) == 2
     errors = capsys.readouterr().err
     assert errors.count('\n') == 1
-    assert 'No space left on device, at work in work. What is finished stays; the same command' in errors
+    kept = 'No space left on device (work directory work). Finished trials are kept; the same command'
+    assert kept in errors
     finished = Path('work/tiny.avg.seed0')
     before = {path: path.read_bytes() for path in finished.iterdir()}
     assert json.loads(before[finished / 'trial.json'])['state'] == 'finished'

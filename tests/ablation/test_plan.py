@@ -129,13 +129,13 @@ def test_a_row_may_have_a_config_of_its_own(write_plan, tmp_path):
     ('row_paths', 'message'),
     [
         (['r-fcn'], r"row_paths is \['r-fcn'\]; expected a mapping of rows to the configs"),
-        ({'rfcn': 'x.py'}, "row_paths has 'rfcn', which is none of the extractors align-avg, r-fcn, four"),
+        ({'rfcn': 'x.py'}, "row_paths has 'rfcn', which is not one of the extractors align-avg, r-fcn, four"),
         ({'r-fcn': 3}, r'row_paths\.r-fcn is 3; expected a string'),
         ({'r-fcn': 'x.py'}, r'row_paths\.r-fcn: there is no config \S+x\.py'),
         ({'r-fcn': 'other.yaml'}, r'row_paths\.r-fcn: \S+ is of detectron2, the other rows are of mmdet'),
         ({'r-fcn': 'broken.py'}, r'row_paths\.r-fcn: the config \S+broken\.py cannot be read'),
         ({'four': 'x.py'}, r'row_paths\.four: that row is written in place'),
-        ({}, r"no extractor is named 'r-fcn'.* has it in configs\.one\.row_paths"),
+        ({}, r"no extractor is named 'r-fcn'.* name it in configs\.one\.row_paths"),
     ],
 )
 def test_a_mistake_in_the_configs_of_rows_is_named(write_plan, tmp_path, row_paths, message):
@@ -165,7 +165,7 @@ def test_a_row_that_does_not_exist_is_named(write_plan, row, message):
 def test_a_config_that_both_frameworks_could_read(write_plan, tmp_path):
     (tmp_path / 'configs/mask_align-avg.py').write_text('from my_helpers import model')
     config = {'path': '../configs/mask_align-avg.py'}
-    with pytest.raises(PlanError, match=r'may be of mmdet or detectron2; say which, configs\.one\.framework'):
+    with pytest.raises(PlanError, match=r'may be of mmdet or detectron2; set configs\.one\.framework'):
         load_plan(swapped(write_plan, config, ['align-avg']))
     plan = load_plan(swapped(write_plan, {**config, 'framework': 'detectron2'}, ['align-avg']))
     assert plan.trials[0].framework == 'detectron2'
@@ -242,7 +242,7 @@ def config(**changes):
         ({'baseline': 'stock'}, "baseline is 'stock'; expected one of .* align-max, align-avg"),
         ({'extractors': 'align-avg'}, 'extractors is .*expected a list of names'),
         ({'extractors': ['a.b']}, 'extractors is .*expected a list of names'),
-        ({'extractors': ['align-avg', 'align-avg']}, 'each may be there once'),
+        ({'extractors': ['align-avg', 'align-avg']}, 'each may be there only once'),
         ({'seeds': [-1]}, 'seeds is .*integers >= 0'),
         ({'seeds': [True]}, 'seeds is .*integers >= 0'),
         ({'seeds': []}, 'seeds is .*integers >= 0'),

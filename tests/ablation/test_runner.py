@@ -18,8 +18,9 @@ from fake_framework import FAKE, hear_signals
 from rich.console import Console
 
 from roi_plugins.ablation import locks, progress, runner
-from roi_plugins.ablation.plan import Plan, Trial
-from roi_plugins.ablation.trial import AblationError
+from roi_plugins.ablation.job import AblationError
+from roi_plugins.ablation.plan import Plan
+from roi_plugins.ablation.trial import Trial
 from roi_plugins.integrations.base import Inputs
 from roi_plugins.integrations.registry import FRAMEWORKS
 

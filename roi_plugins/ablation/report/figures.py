@@ -1,4 +1,4 @@
-"""Figures of a comparison. Drawn without pyplot, so that no display and no global state is used."""
+"""Draws the figures of a comparison, without pyplot, which would need a display and global state."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from roi_plugins.ablation.compare import Comparison
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS
 from roi_plugins.evaluation.matching import EVALUATIONS
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow, which is too
-# pale for a line. Markers tell the curves apart in grey, and line styles once colours come again.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow, which is too pale
+# for a line. Markers tell the curves apart in grey, and line styles do so when the colours repeat.
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 _LINES = ('-', '--', ':', '-.')
@@ -23,10 +23,13 @@ _TITLES = {'bbox': 'Boxes', 'segm': 'Masks', 'boundary': 'Boundaries of masks'}
 
 
 def plot_ap_over_iou(comparison: Comparison) -> Figure:
-    """AP against the IoU threshold: a curve an extractor, the mean over its seeds.
+    """Plots AP against the IoU threshold: for each extractor a curve, the mean over its seeds.
 
-    The band around a curve is one sample standard deviation, where there are several seeds. One
-    column of panels for boxes, for masks and for their boundaries, one row for each config.
+    If there are several seeds, the band around a curve is one sample standard deviation wide on either side.
+    There is a column of panels for boxes, for masks and for their boundaries, and a row for each config.
+
+    Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
     """
     groups = comparison.groups
     configs = list(dict.fromkeys(group.config_name for group in groups))
@@ -65,14 +68,20 @@ def plot_ap_over_iou(comparison: Comparison) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path, suffix: str) -> None:
-    """Saves as ``'png'`` or ``'svg'``; the same figure gives the same bytes."""
+    """Saves a figure. The same figure always gives the same bytes.
+
+    Args:
+        figure: the figure.
+        path: the file to write.
+        suffix: the format, ``'png'`` or ``'svg'``.
+    """
     metadata = {'Date': None} if suffix == 'svg' else None
     with matplotlib.rc_context({'svg.hashsalt': 'roi_plugins'}):
         figure.savefig(path, format=suffix, metadata=metadata)
 
 
 def _plain(name: str) -> str:
-    """A name that matplotlib shows as it is, and does not read as mathematics."""
+    """Escapes a name so that matplotlib does not read it as mathematics."""
     return name.replace('$', r'\$')
 
 

@@ -1,4 +1,4 @@
-"""The images on which two runs differ most, with outlines of what is there and what each run found."""
+"""Finds the images on which two runs differ most, with outlines of the objects and of the detections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from contourpy import contour_generator
@@ -22,10 +22,11 @@ from roi_plugins.evaluation.coco_files import load_results, read_predictions
 from roi_plugins.evaluation.matching import Matches, match
 
 MIN_SCORE = 0.3
-"""Detections below it are drawn only if they match, or are the highest of as many as there are objects."""
+"""A detection with a lower score is drawn only if it matches an object, or if it is among the highest N for N
+objects."""
 
 _SHOWN_IOU = IOU_THRESHOLDS.index(0.75)
-_SHOWN_SIDE = 800  # pixels, of an embedded picture
+_SHOWN_SIDE = 800  # the longer side of an embedded picture, pixels
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Shape:
     """An object or a detection as an SVG path in pixels of the image.
 
     Attributes:
-        kind: ``'object'``, or of a detection ``'right'`` or ``'wrong'``.
-        label: its class, and the score of a detection.
+        path: the ``d`` attribute of the SVG path.
+        kind: ``'object'``, or ``'right'`` or ``'wrong'`` for a detection.
+        label: the class, and the score of a detection.
     """
 
     path: str
@@ -44,7 +46,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one run found in an image, and its AP there, 0 to 1."""
+    """What one run found in an image.
+
+    Attributes:
+        run: the run.
+        ap: its AP in this image, 0 to 1.
+        shapes: its detections.
+    """
 
     run: Run
     ap: float
@@ -56,9 +64,9 @@ class Difference:
     """An image on which two runs differ.
 
     Attributes:
-        image: its entry in the annotations.
+        image: the entry of the image in the annotations.
         objects: the ground truth.
-        panels: of the two runs.
+        panels: what each of the two runs found.
     """
 
     image: dict
@@ -67,14 +75,15 @@ class Difference:
 
 
 class Detections:
-    """One run's detections of one kind, matched image by image with the objects.
+    """The detections of one run, as boxes or as masks, matched with the objects in each image.
 
     Args:
         coco: the annotations.
+        run: the run.
         iou_type: ``'bbox'`` or ``'segm'``.
 
     Attributes:
-        aps: AP in each image alone, the mean of its classes, by image id; NaN for one without objects.
+        aps: the AP in each image by its id, the mean over the classes; NaN for an image without objects.
 
     Raises:
         DataError: the predictions cannot be evaluated.
@@ -91,7 +100,13 @@ class Detections:
         self.aps = dict(zip(matches.image_ids, _image_aps(matches).tolist(), strict=True))
 
     def shapes(self, image: dict, classes: dict[int, str], num_objects: int) -> list[Shape]:
-        """The detections to draw, the highest score last, so that it lies on top."""
+        """Returns the detections to draw in an image. The highest score is last, so that it lies on top.
+
+        Args:
+            image: the entry of the image in the annotations.
+            classes: the names of the classes by their ids.
+            num_objects: how many objects the image has.
+        """
         right = self._right(image['id'])
         found = self._found.loadAnns(self._found.getAnnIds(imgIds=[image['id']]))
         found = sorted(found, key=lambda detection: -detection['score'])
@@ -110,7 +125,7 @@ class Detections:
         ]
 
     def _right(self, image_id: int) -> set[int]:
-        """The detections that match an object at the IoU that is shown."""
+        """Returns the ids of the detections that match an object at the IoU that is shown."""
         with contextlib.redirect_stdout(io.StringIO()):
             coco_eval = COCOeval(self._truth, self._found, self.iou_type)
             coco_eval.params.imgIds = [image_id]
@@ -126,12 +141,12 @@ class Detections:
 
 
 def _image_aps(matches: Matches) -> np.ndarray:
-    """AP in each image alone, the mean of its classes; NaN for those without objects; (images,)."""
+    """Returns the AP in each image, the mean over its classes, of shape (images,); NaN without objects."""
     sums, present = np.zeros((2, len(matches.image_ids)))
     recalls = COCOeval(iouType='bbox').params.recThrs
     for of_class in matches.classes:
         objects = np.bincount(of_class.object_image[~of_class.object_ignored[0]], minlength=len(sums))
-        order = np.argsort(of_class.image, kind='stable')  # within an image still by score
+        order = np.argsort(of_class.image, kind='stable')  # within an image they stay sorted by score
         ends = np.searchsorted(of_class.image[order], np.arange(len(sums) + 1))
         counts = ~of_class.ignored[0][:, order]
         right = of_class.matched[0][:, order] & counts
@@ -143,8 +158,8 @@ def _image_aps(matches: Matches) -> np.ndarray:
 
 
 def _ap(right: np.ndarray, counts: np.ndarray, num_objects: int, recalls: np.ndarray) -> float:
-    """COCO's AP, the mean over IoU thresholds, of (thresholds, detections) by falling score."""
-    some = right.any(axis=1)  # at the others it is 0
+    """Computes COCO's AP from arrays of shape (IoU thresholds, detections), sorted by falling score."""
+    some = right.any(axis=1)  # AP is 0 at the other thresholds
     rights = np.cumsum(right[some], axis=1)
     precision = rights / np.maximum(np.cumsum(counts[some], axis=1), 1)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -155,8 +170,18 @@ def _ap(right: np.ndarray, counts: np.ndarray, num_objects: int, recalls: np.nda
 
 
 def most_different(coco: COCO, first: Detections, second: Detections, count: int) -> list[Difference]:
-    """Up to ``count`` images, those first whose AP differs most between two runs; none where it is equal,
-    and none of unknown size."""
+    """Finds the images on which the AP of two runs differs most.
+
+    Args:
+        coco: the annotations.
+        first: the detections of the first run.
+        second: the detections of the second run.
+        count: how many images to return at most.
+
+    Returns:
+        The images, the largest difference first. Images with equal AP are left out, and images whose size
+        the annotations do not give.
+    """
     sized = [id_ for id_, image in sorted(coco.imgs.items()) if image.keys() >= {'width', 'height'}]
     aps = {image_id: (first.aps[image_id], second.aps[image_id]) for image_id in sized}
     gaps = {image_id: abs(b - a) for image_id, (a, b) in aps.items() if abs(b - a) > 0}  # no NaN
@@ -183,26 +208,50 @@ def most_different(coco: COCO, first: Detections, second: Detections, count: int
 
 
 def outline(coco: COCO, annotation: dict, iou_type: str) -> str:
-    """The box, or the contours of the mask, as an SVG path."""
+    """Makes an SVG path of a box, or of the contours of a mask.
+
+    Args:
+        coco: the annotations or results that the annotation is from; they give the size of its mask.
+        annotation: an object or a detection.
+        iou_type: ``'bbox'`` for its box, ``'segm'`` for its mask.
+    """
     if iou_type == 'bbox':
         x, y, w, h = annotation['bbox']
         return f'M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z'
-    # Cells have their centres at whole numbers here, and half a cell further in the image.
+    # contour_generator puts the centres of pixels at whole numbers, and SVG half a pixel further. With the
+    # padding of one pixel, the contours have to move by -0.5.
     mask = np.pad(coco.annToMask(annotation), 1)
-    lines = contour_generator(z=mask).lines(0.5)
+    # By default each line is an array; the type of lines() has the results of all options.
+    lines = cast('list[np.ndarray]', contour_generator(z=mask).lines(0.5))
     return ' '.join('M' + 'L'.join(f'{x - 0.5:.1f} {y - 0.5:.1f}' for x, y in line) + 'z' for line in lines)
 
 
 def folders_beside(ann_file: Path) -> list[Path]:
-    """Where datasets in COCO's layout have their images: in a folder beside that of the annotations which is
-    named as the split, e.g. ``val2017``, or in one of the two above."""
+    """Lists the folders in which datasets in COCO's layout keep their images.
+
+    That is a folder with the name of the split, such as ``val2017``, beside the folder of the annotations; or
+    the folder of the annotations itself, or its parent.
+
+    Args:
+        ann_file: the annotations.
+    """
     split = ann_file.stem.removeprefix('instances_')
     return [ann_file.parent.parent / split, ann_file.parent.parent, ann_file.parent]
 
 
 def find_picture(image: Mapping[str, Any], image_dirs: Sequence[Path]) -> Path | None:
-    """The file of an image, in the first of the folders that has it. None for a name that leads elsewhere:
-    annotations do not choose what of this machine a page shows."""
+    """Finds the file of an image in the first folder that has it.
+
+    An absolute name, or one with ``..``, is not looked for: annotations must not choose which other files of
+    this machine a page shows.
+
+    Args:
+        image: the entry of the image in the annotations.
+        image_dirs: the folders to look in.
+
+    Returns:
+        The file; None if it was not found.
+    """
     name = str(image.get('file_name', ''))
     if Path(name).is_absolute() or '..' in Path(name).parts:
         return None
@@ -210,14 +259,17 @@ def find_picture(image: Mapping[str, Any], image_dirs: Sequence[Path]) -> Path |
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """8 bits of three colours, as MMDetection reads a picture: OpenCV keeps the upper 8 bits of 16."""
-    if image.mode.startswith('I'):  # which Pillow would cut off at 255, so that nearly all is white
+    """Converts a picture to 8-bit RGB as MMDetection does: of 16 bits, OpenCV keeps the upper 8."""
+    if image.mode.startswith('I'):  # Pillow would clip 16 bits at 255, so nearly everything would be white
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert('RGB')
     return image.convert('RGB')
 
 
 def data_uri(picture: Path) -> str:
-    """A picture as an address that holds it, scaled down to what a page shows.
+    """Makes a ``data:`` URI of a picture, scaled down to the size that a page shows.
+
+    Args:
+        picture: the file.
 
     Raises:
         OSError: it cannot be read.

@@ -1,4 +1,4 @@
-"""A comparison as one page of HTML that needs nothing but itself: no network, no other file."""
+"""Writes a comparison as one self-contained page of HTML: it needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from roi_plugins.settings import differences
 IMAGES_PER_PAIR = 4
 
 _SHOWN_OPTIONS = ('type', 'output_size', 'region', 'sampling_ratio', 'reduction', 'aligned')
-"""Of an extractor, those that have a column of their own in its table."""
+"""The options of an extractor that have a column of their own in the table of extractors."""
 
 TEXT_COLUMNS = ('Config', 'Extractor', 'Class', 'In the model', *_SHOWN_OPTIONS, 'others')
 _KINDS = {'bbox': 'boxes', 'segm': 'masks'}
 
-# Okabe and Ito's, with grey for their black: seen on a light and on a dark page.
+# Okabe and Ito's colours, with grey instead of black, so that all can be seen on a light and on a dark page.
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#8A8A8A')
 _SYMBOLS = ('circle', 'square', 'triangle-up', 'diamond', 'triangle-down', 'cross', 'x')
 
@@ -61,18 +61,20 @@ def write_report(
     digits: int = 1,
     costs: Costs | None = None,
 ) -> None:
-    """Writes the page; a file that is there is replaced as a whole.
+    """Writes the page. An existing file is replaced atomically.
 
     Args:
-        command: what made the comparison, as a list of arguments; it is shown.
-        digits: decimals of the points.
-        costs: of the extractors, if they were measured.
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+        path: the file to write.
+        command: the command that made the comparison, as a list of arguments. The page shows it.
+        digits: how many decimals AP has in the tables, in points.
+        costs: the costs of the extractors, if they were measured.
 
     Raises:
-        DataError: a record or predictions that the comparison has read cannot be read any more.
+        DataError: a record or predictions that the comparison read cannot be read any more.
     """
     path = Path(path)
-    # What stands in names, paths, classes and configs is text, never markup.
+    # Names, paths, classes and configs are text, never markup: they are escaped.
     environment = Environment(
         loader=PackageLoader('roi_plugins.ablation.report'),
         autoescape=True,
@@ -148,13 +150,13 @@ def _table(title: str, note: str, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _curves(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    """A plotly figure for each config and IoU type."""
+    """Makes a plotly figure for each config and IoU type."""
     extractors = list(dict.fromkeys(group.extractor for group in comparison.groups))
     panels: dict[tuple[str, str], list[Group]] = {}
     for group in comparison.groups:
         panels.setdefault((group.config_name, group.iou_type), []).append(group)
     for (config_name, iou_type), groups in panels.items():
-        data = []
+        data: list[dict[str, Any]] = []
         for group in groups:
             data += _traces(group, extractors.index(group.extractor))
         layout = {
@@ -176,7 +178,7 @@ def _traces(group: Group, index: int) -> Iterator[dict[str, Any]]:
     if over_iou['value'].isna().all():  # no ground truth
         return
     color = _COLORS[index % len(_COLORS)]
-    name = html.escape(group.extractor, quote=False)  # plotly reads a little markup
+    name = html.escape(group.extractor, quote=False)  # plotly interprets some markup
     x = list(IOU_THRESHOLDS)
     if over_iou['low'].notna().all():
         yield {
@@ -194,13 +196,17 @@ def _traces(group: Group, index: int) -> Iterator[dict[str, Any]]:
 def _pairs(
     comparison: Comparison, records: Iterable[Record | None], digits: int
 ) -> tuple[list[dict], list[dict]]:
-    """What is drawn of each extractor beside the baseline (or the first), and the pictures for it."""
+    """Prepares the images that show each extractor beside the baseline, or else the first extractor.
+
+    Returns:
+        The pairs of runs with their images and outlines, and the pictures that the images use.
+    """
     coco = load_annotations(comparison.ann_file)
     runs = {run.name: run for run, _ in comparison.metrics}
     recorded = [record.image_dir for record in records if record and record.image_dir]
     image_dirs = list(dict.fromkeys([*recorded, *folders_beside(comparison.ann_file)]))
 
-    @functools.lru_cache(maxsize=2)  # the reference, and who is beside it
+    @functools.lru_cache(maxsize=2)  # the reference and the run beside it
     def detections(name: str, iou_type: str) -> Detections:
         return Detections(coco, runs[name], iou_type)
 
@@ -236,7 +242,10 @@ def _pairs(
 
 
 def _paired_runs(comparison: Comparison) -> Iterator[tuple[str, Run, Run]]:
-    """IoU type, reference and other run: within a config, the first that have the same seed."""
+    """Yields an IoU type, a run of the reference and a run of another extractor.
+
+    Of each config and extractor, these are the first two runs with the same seed.
+    """
     runs = [run for run, _ in comparison.metrics]
     for iou_type in IOU_TYPES:
         for reference, others in _by_config(comparison, runs):
@@ -258,6 +267,7 @@ def _paired_runs(comparison: Comparison) -> Iterator[tuple[str, Run, Run]]:
 
 
 def _by_config(comparison: Comparison, runs: Sequence[Run]) -> Iterator[tuple[list[Run], list[Run]]]:
+    """Yields, for each config, the runs of the reference and the other runs."""
     for config_name in dict.fromkeys(run.config_name for run in runs):
         of_config = [run for run in runs if run.config_name == config_name]
         extractors = [run.extractor for run in of_config]
@@ -284,7 +294,7 @@ def _add_picture(pictures: dict[int, dict], image: Mapping[str, Any], image_dirs
         return
     try:
         pictures[image['id']] = {**_picture_frame(image), 'uri': data_uri(path)}
-    except OSError:  # damaged: its outlines are drawn without it
+    except OSError:  # the file is damaged; the outlines are drawn without it
         return
 
 
@@ -309,20 +319,21 @@ def _runs(comparison: Comparison, records: Mapping[str, Record | None]) -> list[
 
 
 def _differences(run: Run, reference: Run, records: Mapping[str, Record | None]) -> dict[str, Any]:
-    """The settings in which a run differs from its reference, and a title for them; None: not recorded."""
+    """Lists the settings in which a run differs from its reference, with a title; None if not recorded."""
     if run is reference:
-        return {'differences': [], 'differences_title': 'Its settings are what the others are held against.'}
-    both = records[reference.name], records[run.name]
-    settings = [record.settings if record else None for record in both]
-    if None in settings:
+        return {'differences': [], 'differences_title': 'The other runs are compared with its settings.'}
+    base, own = (
+        record.settings if record else None for record in (records[reference.name], records[run.name])
+    )
+    if base is None or own is None:
         return {'differences': None, 'differences_title': ''}
-    found = differences(*settings)
+    found = differences(base, own)
     title = f'Settings: what differs from {_title(reference)}'
     return {'differences': found, 'differences_title': title if found else f'{title}: nothing'}
 
 
 def _extractors(comparison: Comparison, records: Mapping[str, Record | None]) -> pd.DataFrame:
-    """What each extractor of the tables was in the models: type and options, equal for all seeds."""
+    """Makes the table of the types and options of the extractors, as they were built in the models."""
     rows = []
     for run, _ in comparison.metrics:
         record = records[run.name]

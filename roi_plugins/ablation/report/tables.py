@@ -1,6 +1,7 @@
-"""A comparison as text: Markdown, CSV, LaTeX and JSON.
+"""Writes a comparison as text: Markdown, CSV, LaTeX and JSON.
 
-The tables are in points (AP x 100), rounded once from full precision. The JSON is not rounded.
+The tables are in points (AP x 100), and each number is rounded once, from full precision. CSV and JSON are
+not rounded.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def write_comparison(comparison: Comparison, output: str | Path, digits: int = 1
 
     Args:
         comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
-        output: a directory, made if need be. Each file is replaced as a whole.
-        digits: decimals of the points in the tables.
+        output: the folder to write to; made if need be. Each file is replaced atomically.
+        digits: how many decimals the points have in the tables.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -65,14 +66,18 @@ def write_comparison(comparison: Comparison, output: str | Path, digits: int = 1
 
 
 def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFrame]:
-    """The tables by their titles: for boxes and for masks, and for each the differences; and for
-    each of these, how sure they are.
+    """Makes the tables of a comparison.
 
-    Every cell is text, such as ``31.2 ± 0.3``, ``+1.4`` or, where there is no ground truth, ``-``.
+    There is a table of AP for boxes and one for masks, and for each of these a table of the differences to
+    the baseline. Tables of intervals, p-values and standard errors follow each of them.
 
     Args:
         comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
-        digits: decimals of the points.
+        digits: how many decimals the points have.
+
+    Returns:
+        The tables by their titles. Every cell is text, such as ``31.2 ± 0.3``, ``+1.4``, or ``-`` where there
+        is no ground truth.
     """
     tables = {}
     for iou_type in EVALUATIONS:
@@ -109,7 +114,7 @@ def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFra
 
 
 def _errors(group: Group, digits: int) -> dict[str, str]:
-    """The mean over the runs."""
+    """Makes the cells of the errors by kind, as means over the runs."""
     lost = sum(errors['ap50_lost'] for errors in group.errors) / len(group.errors)
     return {error.capitalize(): format_points(points, digits) for error, points in lost.items()}
 
@@ -122,7 +127,7 @@ def _over_iou(estimates: Estimates, digits: int) -> dict[str, str]:
 
 
 def _by_class(comparison: Comparison, groups: Sequence[Group], digits: int) -> Iterator[dict]:
-    """A row a class and, where there are several, a config."""
+    """Makes a row for each class, and for each config if there are several."""
     for index, (name, size) in enumerate(comparison.categories.iterrows()):
         rows: dict[str, dict[str, str]] = {}
         for group in groups:
@@ -153,13 +158,16 @@ def _interval(estimate: pd.Series, digits: int, sign: bool) -> str:
 
 
 def _is_no_finding(estimate: pd.Series, digits: int) -> bool:
-    """Whether a difference is zero to the digits shown, however small its p-value."""
+    """Tells whether a difference has a small p-value, although it is zero to the digits shown."""
     is_zero = not round(Fraction(estimate['value']) * 100 * 10**digits)
     return is_zero and estimate['p'] < 1 - CONFIDENCE
 
 
 def _certainty(title: str, groups: Sequence[Group], attribute: str, digits: int) -> dict[str, pd.DataFrame]:
-    """The tables that say how sure those of ``title`` are, less those without a known value."""
+    """Makes the tables of intervals, p-values and standard errors for the table ``title``.
+
+    A table without any known value is left out.
+    """
 
     def interval(estimate: pd.Series) -> str:
         if np.isnan(estimate['low']):
@@ -194,7 +202,12 @@ def _certainty(title: str, groups: Sequence[Group], attribute: str, digits: int)
 
 
 def to_markdown(comparison: Comparison, digits: int = 1) -> str:
-    """The tables in Markdown, padded so that they can be read as they are."""
+    """Makes the tables in Markdown, padded so that they are also readable as plain text.
+
+    Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+        digits: how many decimals the points have.
+    """
     parts = [caption(comparison, digits)]
     for title, table in make_tables(comparison, digits).items():
         rows = [list(table.columns), *table.to_numpy().tolist()]
@@ -218,7 +231,12 @@ def to_markdown(comparison: Comparison, digits: int = 1) -> str:
 
 
 def to_latex(comparison: Comparison, digits: int = 1) -> str:
-    """The tables in LaTeX, with the rules of the package booktabs."""
+    """Makes the tables in LaTeX, for the package booktabs.
+
+    Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+        digits: how many decimals the points have.
+    """
     parts = [r'% \usepackage{booktabs}']
     for title, table in make_tables(comparison, digits).items():
         names = [column for column in table.columns if column in _TEXT_COLUMNS]
@@ -249,7 +267,13 @@ def to_latex(comparison: Comparison, digits: int = 1) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """One row for each IoU type, config and extractor; points in full precision, empty for no value."""
+    """Makes CSV with a row for each IoU type, config and extractor.
+
+    Points have full precision. A value that is not known is empty.
+
+    Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+    """
     rows = []
     for group in comparison.groups:
         row = {
@@ -265,8 +289,8 @@ def to_csv(comparison: Comparison) -> str:
                 ('_difference', group.difference),
                 ('_difference_std', group.difference_std),
             ):
-                is_known = values is not None and not np.isnan(values[metric])
-                row[metric + suffix] = _full_points(values[metric]) if is_known else ''
+                value = np.nan if values is None else values[metric]
+                row[metric + suffix] = '' if np.isnan(value) else _full_points(value)
             for suffix, estimates in (
                 ('', group.estimates),
                 ('_difference', group.difference_estimates),
@@ -281,12 +305,18 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def _full_points(fraction: float) -> str:
-    """The shortest text of the nearest double: 31.2 and not 31.200000000000003."""
+    """Converts a fraction to points in full precision: 31.2 and not 31.200000000000003."""
     return repr(float(Fraction(fraction) * 100))
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
-    """The comparison for JSON, in full precision: fractions, -1 where there is no ground truth."""
+    """Converts a comparison for JSON.
+
+    Numbers are fractions in full precision, and -1 where there is no ground truth.
+
+    Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+    """
     return {
         'format': 1,
         'ann_file': str(comparison.ann_file),
@@ -332,7 +362,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def _estimates(estimates: Estimates | None) -> dict[str, list[dict[str, Any]]] | None:
-    """Each table as a list of its rows, with the name of the metric, threshold or class."""
+    """Converts each table of the estimates to a list of its rows, with the metric, threshold or class."""
     if estimates is None:
         return None
     return {
@@ -348,7 +378,12 @@ def _without_nan(row: dict[str, Any]) -> dict[str, float | None]:
 
 
 def caption(comparison: Comparison, digits: int = 1) -> str:
-    """What the tables are of, and what their ± and intervals mean."""
+    """Explains in a few sentences what the tables show, and what their ± and intervals mean.
+
+    Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+        digits: how many decimals the points have.
+    """
     lines = [
         f'{comparison.ann_file.name}, {comparison.num_images} images; AP x 100.',
     ]
@@ -413,7 +448,7 @@ def _nullable(values: pd.Series | None) -> dict[str, float | None] | None:
 
 
 def _escape_markdown(text: str) -> str:
-    """A name is one cell of one row, and no HTML, which Markdown would pass on."""
+    """Escapes text so that it stays in one cell of a table, and is not read as HTML."""
     for special in '\\|<':
         text = text.replace(special, f'\\{special}')
     return _one_line(text)
@@ -428,7 +463,7 @@ def _one_line(text: str) -> str:
 
 
 def _label(title: str) -> str:
-    """The title of a table as a key of LaTeX, e.g. ``mask-ap-difference-to-stock``."""
+    """Makes a LaTeX label of the title of a table, such as ``mask-ap-difference-to-stock``."""
     return re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')
 
 
