@@ -16,8 +16,8 @@ from PIL import Image
 import roi_plugins
 from roi_plugins.ablation.compare import compare
 from roi_plugins.ablation.plan import PlanError, load_plan
+from roi_plugins.ablation.report.formats import to_latex, to_markdown, write_comparison
 from roi_plugins.ablation.report.page import write_report
-from roi_plugins.ablation.report.tables import to_latex, to_markdown, write_comparison
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.files import write_json
 from roi_plugins.integrations.weights import check_pickle, is_whole, only_data

@@ -36,7 +36,7 @@ from roi_plugins.ablation.plan import (
     load_plan,
     parse_plan,
 )
-from roi_plugins.ablation.report.tables import to_markdown, write_comparison
+from roi_plugins.ablation.report.formats import to_markdown, write_comparison
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError, written_aside
 from roi_plugins.integrations.arguments import whole_number

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from roi_plugins.ablation.compare import ComparisonError, compare
-from roi_plugins.ablation.report.tables import to_markdown, write_comparison
+from roi_plugins.ablation.report.formats import to_markdown, write_comparison
 from roi_plugins.commands import called_as
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError

@@ -12,15 +12,10 @@ from hypothesis import strategies as st
 from pycocotools.mask import encode
 
 from roi_plugins.ablation.compare import ComparisonError, compare
+from roi_plugins.ablation.report.formats import to_latex, to_markdown, write_comparison
 from roi_plugins.ablation.report.page import write_report
-from roi_plugins.ablation.report.tables import (
-    format_points,
-    make_tables,
-    to_latex,
-    to_markdown,
-    write_comparison,
-)
-from roi_plugins.evaluation.coco import IOU_THRESHOLDS, evaluate
+from roi_plugins.ablation.report.tables import make_tables
+from roi_plugins.evaluation.coco import IOU_THRESHOLDS, evaluate, format_points
 from roi_plugins.files import DataError, write_json
 
 # One run's AP, and the mean, deviation or difference of several.
