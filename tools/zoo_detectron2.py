@@ -1,4 +1,4 @@
-"""Detectron2's part of tools/zoo_swap.py: the kinds in its model zoo, and what a model of one computes."""
+"""The part of tools/zoo_swap.py for Detectron2: finds the kinds in its zoo, and runs a model of a kind."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from roi_plugins.integrations.detectron2.swap import lazy_pooler_types
 
 ZOO = Path(model_zoo.get_config_file('Base-RCNN-FPN.yaml')).parent
 PROPOSALS = 16
-# What costs time and memory, and nothing else: how many proposals and detections there are.
+# The numbers of proposals and detections. They only cost time and memory.
 _YAML_LIMITS = {
     'MODEL.DEVICE': 'cpu',
     'MODEL.RPN.POST_NMS_TOPK_TRAIN': PROPOSALS,
     'MODEL.RPN.POST_NMS_TOPK_TEST': PROPOSALS,
     'MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE': PROPOSALS,
-    'MODEL.ROI_HEADS.SCORE_THRESH_TEST': 0.0,  # random weights are sure of nothing
+    'MODEL.ROI_HEADS.SCORE_THRESH_TEST': 0.0,  # random weights give low scores
     'TEST.DETECTIONS_PER_IMAGE': PROPOSALS,
 }
 _LAZY_LIMITS = {
     'model.proposal_generator.post_nms_topk': [PROPOSALS, PROPOSALS],
     'model.roi_heads.batch_size_per_image': PROPOSALS,
-    # Of a single predictor, or of the stages of a cascade.
+    # There is a single predictor, or one for each stage of a cascade.
     **{
         f'model.roi_heads.{predictor}.{argument}': value
         for predictor in ('box_predictor', *(f'box_predictors.{stage}' for stage in range(3)))
@@ -50,10 +50,12 @@ _ENDS = ('.conv3.weight', '.c.weight')
 
 
 def find_kinds(pattern: str = '**/*.*') -> list[Kind]:
-    """The kinds of configs with poolers, in YAML or Python; each is run with a ResNet-50, if it has one.
+    """Finds the kinds of configs with poolers, in YAML or Python.
+
+    If a kind has a config with a ResNet-50, this one is run.
 
     Args:
-        pattern: of the configs' paths in the zoo.
+        pattern: a glob pattern of the paths of the configs in the zoo.
     """
     found: dict[str, Kind] = {}
     paths = [path for path in ZOO.glob(pattern) if path.suffix in ('.yaml', '.py')]
@@ -73,7 +75,7 @@ def find_kinds(pattern: str = '**/*.*') -> list[Kind]:
 
 
 def _read_stock(path: Path) -> CfgNode | DictConfig | None:
-    """A config as Detectron2 itself reads it; None for one without poolers."""
+    """Reads a config as Detectron2 itself does. Returns None for a config without poolers."""
     if path.suffix == '.py':
         cfg = LazyConfig.load(str(path))
         return cfg if 'model' in cfg and lazy_pooler_types(cfg) else None
@@ -83,7 +85,7 @@ def _read_stock(path: Path) -> CfgNode | DictConfig | None:
 
 
 def _describe_yaml(cfg: CfgNode) -> tuple[list[str], list[dict[str, Any]]]:
-    """The heads of a model, and what its poolers are made of."""
+    """Returns the heads of a model, and the options of its poolers."""
     names, poolers = [cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME], []
     for head in HEADS:
         node = cfg.MODEL[head]
@@ -115,7 +117,7 @@ def _describe_lazy(cfg: DictConfig) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def _options(cfg: CfgNode | DictConfig, type_: str) -> dict[str, str]:
-    """The options that give every pooler a type of ours."""
+    """Returns the config options that give every pooler a type of ours."""
     options = row_options(cfg, Preset(type_, type_))
     if isinstance(cfg, DictConfig):
         return dict(option.split('=') for option in options)
@@ -123,10 +125,10 @@ def _options(cfg: CfgNode | DictConfig, type_: str) -> dict[str, str]:
 
 
 def random_weights(kind: Kind, options: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights for the model of a kind with these options of its config.
+    """Makes weights for the model of a kind, with these config options.
 
-    Residual blocks add little. Features would grow from block to block otherwise, as BatchNorm knows no
-    statistics of images.
+    The last layers of residual blocks are scaled down. Otherwise the features would grow from block to block,
+    because BatchNorm has no statistics of images.
     """
     model = _build(kind, options)
     with torch.no_grad():
@@ -137,7 +139,7 @@ def random_weights(kind: Kind, options: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def compute(kind: Kind, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Computed:
-    """What the model of a kind computes with these options of its config."""
+    """Runs the model of a kind, with these config options and weights."""
     model = _build(kind, options)
     model.load_state_dict(weights)
     data = _inputs(model)
@@ -171,7 +173,7 @@ def _build(kind: Kind, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _inputs(model: nn.Module) -> list[dict[str, Any]]:
-    """An image of noise with annotations."""
+    """Makes an image of noise with annotations."""
     generator = torch.Generator().manual_seed(0)
     size = image_size(len(model.roi_heads.in_features))
 
@@ -185,10 +187,10 @@ def _inputs(model: nn.Module) -> list[dict[str, Any]]:
     target.gt_masks = BitMasks(torch.rand(4, size, size, generator=generator) > 0.3)
     points = torch.rand(4, 17, 2, generator=generator) * size
     target.gt_keypoints = Keypoints(torch.cat([points, torch.full((4, 17, 1), 2.0)], dim=2))
-    proposals = Instances((size, size))  # of Fast R-CNN
+    proposals = Instances((size, size))  # for Fast R-CNN
     proposals.proposal_boxes = boxes(PROPOSALS)
     proposals.objectness_logits = torch.rand(PROPOSALS, generator=generator)
-    # Blocks of noise, which the coarsest map still tells apart.
+    # Noise in blocks, which are still different in the coarsest map.
     noise = torch.randn(3, size // 16, size // 16, generator=generator)
     noise = noise.repeat_interleave(16, 1).repeat_interleave(16, 2)
     image = {

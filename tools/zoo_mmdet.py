@@ -1,4 +1,4 @@
-"""MMDetection's part of tools/zoo_swap.py: the kinds in its model zoo, and what a model of one computes."""
+"""The part of tools/zoo_swap.py for MMDetection: finds the kinds in its zoo, and runs a model of a kind."""
 
 from __future__ import annotations
 
@@ -31,29 +31,30 @@ register_all_modules(init_default_scope=False)
 ZOO = Path(mmdet.__file__).parent / '.mim' / 'configs'
 IMAGES = 2
 PROPOSALS = 32
-# What costs time and memory, and nothing else: how many proposals and detections there are.
+# The numbers of proposals and detections. They only cost time and memory.
 _LIMITS = {'nms_pre': 200, 'max_per_img': PROPOSALS, 'num': 32}
 _PACKS = ('DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack')
 
 
 def find_kinds(pattern: str = '**/*.py') -> list[Kind]:
-    """The kinds of configs with RoI extractors; each is run with a ResNet-50, if it has one.
+    """Finds the kinds of configs with RoI extractors.
 
-    A config that cannot be read is a kind of its own.
+    If a kind has a config with a ResNet-50, this one is run. A config that cannot be read is a kind of its
+    own.
 
     Args:
-        pattern: of the configs' paths in the zoo.
+        pattern: a glob pattern of the paths of the configs in the zoo.
     """
     found: dict[str, Kind] = {}
     paths = [path for path in ZOO.glob(pattern) if '_base_' not in path.parts]
     for path in sorted(paths, key=lambda path: (path.parent, 'r50' not in path.name, path.name)):
         name = path.relative_to(ZOO).as_posix()
         try:
-            # What a config imports need not be installed to see what it is made of.
+            # The modules that a config imports need not be installed just to look at it.
             cfg = Config.fromfile(path, import_custom_modules=False)
             extractors = _extractors(cfg)
         except RunError:
-            continue  # it has none
+            continue  # it has no extractors
         except Exception as error:  # configs are programs: anything can happen in them
             found[name] = Kind('mmdet', name, problem=str(error))
             continue
@@ -73,7 +74,7 @@ def find_kinds(pattern: str = '**/*.py') -> list[Kind]:
 
 
 def _extractors(cfg: Config) -> dict[str, Mapping[str, Any]]:
-    """The options of the extractors of a config, by the setting that each is."""
+    """Returns the options of the extractors of a config, by the dotted key of each extractor."""
     settings = swap_extractors(copy.deepcopy(cfg), Preset('AlignAvg', 'AlignAvg'))
     found = {}
     for setting in settings:
@@ -85,7 +86,7 @@ def _extractors(cfg: Config) -> dict[str, Mapping[str, Any]]:
 
 
 def _heads(node: Any) -> Iterator[str]:
-    """The types of the heads in a part of a model, without the head that makes the proposals."""
+    """Yields the types of the heads in a part of a model, except the head that makes the proposals."""
     for key, part in node.items():
         for stage in part if isinstance(part, (list, tuple)) else [part]:
             if isinstance(stage, Mapping) and key != 'rpn_head':
@@ -99,9 +100,9 @@ def _describe(options: Mapping[str, Any]) -> str:
 
 
 def _types(options: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """What makes of a stock extractor one of ours that computes the same, and one that does not."""
+    """Returns the options for an extractor of ours that computes the same, and for one that does not."""
     if type_name(options) == 'GenericRoIExtractor':
-        # AlignMax has no options for how the maps come together.
+        # AlignMax reads one map; it cannot combine maps.
         every = {'type': 'AllLevelsRoIExtractor'}
         return every, {**every, 'reduction': 'max'}
     align_max = {'type': 'AlignMaxRoIExtractor'}
@@ -111,35 +112,35 @@ def _types(options: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def random_weights(kind: Kind, options: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights for the model of a kind with these options of its config.
+    """Makes weights for the model of a kind, with these config options.
 
-    BatchNorm has the statistics of images. Features would grow from block to block without.
+    BatchNorm gets the statistics of the images. Otherwise the features would grow from block to block.
     """
     cfg, size = _read(kind, options)
     model = _build(cfg)
     model.init_weights()
     for norm in _norms(model.train()):
-        norm.train().momentum = 1.0  # also where the config freezes it
+        norm.train().momentum = 1.0  # even if the config freezes it
     with torch.no_grad():
         model(**_training_data(model, cfg, size), mode='loss')
         for norm in _norms(model):
-            norm.running_var.clamp_(min=1.0)  # what hardly differs between two images is not blown up
+            norm.running_var.clamp_(min=1.0)  # so as not to amplify tiny differences
     return model.state_dict()
 
 
 def compute(kind: Kind, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Computed:
-    """What the model of a kind computes with these options of its config."""
+    """Runs the model of a kind, with these config options and weights."""
     cfg, size = _read(kind, options)
     model = _build(cfg)
     model.load_state_dict(weights, strict=kind.is_exact)
     data = _training_data(model, cfg, size)
     for norm in _norms(model.train()):
-        norm.eval()  # of two images the statistics are next to none
+        norm.eval()  # two images are too few for statistics
     loss, losses = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
     gradient = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if _is_sparse(cfg.model):
-        model.roi_head.mask_head = None  # masks are not pasted in double precision
+        model.roi_head.mask_head = None  # pasting masks does not work in double precision
     seed_everything()
     with torch.inference_mode():
         samples = model.eval().test_step(_inputs(cfg.model, size, training=False))
@@ -151,7 +152,7 @@ def compute(kind: Kind, options: Mapping[str, Any], weights: Mapping[str, Tensor
 
 
 def _read(kind: Kind, options: Mapping[str, Any]) -> tuple[Config, int]:
-    """The config, of a cheap model, and the size of images for it."""
+    """Reads the config of a kind, makes its model cheap, and returns it with the size of its images."""
     cfg = read_config(ZOO / kind.config, options)
     _shrink(cfg.model, {} if _is_sparse(cfg.model) else _LIMITS)
     return cfg, image_size(max(len(extractor.featmap_strides) for extractor in _extractors(cfg).values()))
@@ -160,14 +161,14 @@ def _read(kind: Kind, options: Mapping[str, Any]) -> tuple[Config, int]:
 def _build(cfg: Config) -> nn.Module:
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     seed_everything()
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))  # as MMEngine does where there is one process
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))  # as MMEngine does with one process
     return model.double() if _is_sparse(cfg.model) else model
 
 
 def _is_sparse(detector: Mapping[str, Any]) -> bool:
-    """Whether a detector is one of a fixed number of learned proposals.
+    """Tells whether a detector has a fixed number of learned proposals.
 
-    Their six stages make 1e-2 of what rounding makes 1e-7 of in the first: in double precision they do not.
+    Its six stages amplify a rounding error of 1e-7 to 1e-2, so it runs in double precision.
     """
     return 'num_proposals' in detector.get('rpn_head', {})
 
@@ -182,16 +183,16 @@ def _training_data(model: nn.Module, cfg: Config, size: int) -> dict[str, Any]:
 
 
 def _shrink(node: Any, limits: Mapping[str, int]) -> None:
-    """Makes a model cheap that is to stay what it is: without downloads, with few proposals."""
+    """Makes a model cheap without changing its layers: no downloads, and few proposals."""
     for key, part in list(node.items()):
         is_pretrained = key == 'pretrained' or (key == 'init_cfg' and type_name(part) == 'Pretrained')
-        if is_pretrained or key == 'batch_augments':  # which pad images to the size of the training
+        if is_pretrained or key == 'batch_augments':  # batch augmentations pad images to the training size
             node[key] = None
         elif key in limits and isinstance(part, int):
             node[key] = min(part, limits[key])
         elif part == 'MMSyncBN':  # asks for other processes while it is built
             node[key] = 'BN'
-        elif key == 'score_thr':  # random weights are sure of nothing
+        elif key == 'score_thr':  # random weights give low scores
             node[key] = -1.0
         for child in part if isinstance(part, (list, tuple)) else [part]:
             if isinstance(child, Mapping):
@@ -199,7 +200,7 @@ def _shrink(node: Any, limits: Mapping[str, int]) -> None:
 
 
 def _inputs(model: Mapping[str, Any], size: int, training: bool) -> dict[str, Any]:
-    """Images and annotations of noise, as the preprocessor of a model takes them."""
+    """Makes images and annotations of noise, as the preprocessor of a model takes them."""
     detector = model.get('detector', model)
     heads = detector.roi_head.bbox_head
     num_classes = (heads[0] if isinstance(heads, (list, tuple)) else heads).num_classes
@@ -214,7 +215,7 @@ def _inputs(model: Mapping[str, Any], size: int, training: bool) -> dict[str, An
             part: {name: images[part] for name, images in branches.items()}
             for part in ('inputs', 'data_samples')
         }
-    # Guided anchors are predicted for one image at a time.
+    # Guided anchors can be predicted for only one image at a time.
     return _images(detector, size, num_classes, number=IMAGES if training else 1)
 
 
@@ -225,7 +226,7 @@ def _images(detector: Mapping[str, Any], size: int, num_classes: int, number: in
         num_items=[4] * number,
         with_mask=True,
         with_semantic=True,
-        # The semantic branch of RoI heads is trained at the stride of its map.
+        # The semantic branch of RoI heads learns at the stride of its map.
         sem_seg_output_strides=8 if 'semantic_head' in detector.roi_head else 1,
     )
     proposals = demo_mm_proposals([(3, size, size)] * number, PROPOSALS)
@@ -240,7 +241,7 @@ def _images(detector: Mapping[str, Any], size: int, num_classes: int, number: in
 
 
 def _detections(sample: Any, size: int) -> Tensor:
-    """See :class:`Computed`; of a panoptic map, the label and the share of each segment."""
+    """Returns the detections as in :class:`Computed`, or the labels and shares of panoptic segments."""
     if 'video_data_samples' in sample:
         (sample,) = sample.video_data_samples
     if 'pred_panoptic_seg' in sample:
