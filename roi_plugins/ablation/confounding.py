@@ -75,6 +75,6 @@ def _warning(config_name: str, extractor: str, reference: str, texts: Sequence[s
     who = 'its runs differ' if extractor == reference else f'differs from {reference}'
     more = f'; and {len(texts) - SHOWN} more' if len(texts) > SHOWN else ''
     return (
-        f'confounded: {where}{extractor}: {who} in more than the extractor, from which the AP may come: '
+        f'confounded: {where}{extractor}: {who} in more than the extractor, which may explain the AP: '
         f'{"; ".join(texts[:SHOWN])}{more}'
     )

@@ -49,7 +49,7 @@ def estimate(job: Job, jobs: Sequence[Job]) -> Estimate:
 
 
 def summarize(jobs: Sequence[Job]) -> list[str]:
-    """Says in lines of text how long the rest of a plan will take, for each config and in sum.
+    """Says in lines of text how long the rest of a plan will take, for each config and in total.
 
     Args:
         jobs: all trials of the plan.
@@ -71,9 +71,9 @@ def summarize(jobs: Sequence[Job]) -> list[str]:
             each = f'{_trials(count)} of {_hours(found.hours)}'
             lines.append(f'  {name}: {each}: {_hours(known[-1])}\n    {found.source}')
     if known:
-        lines.append(f'in sum {_hours(sum(known))} on the machine that ran the finished trials')
+        lines.append(f'in total {_hours(sum(known))} on the machine that ran the finished trials')
     if unknown:
-        lines.append(f'and {_trials(unknown)} of which nothing is known' if known else 'in sum unknown')
+        lines.append(f'plus {_trials(unknown)} of unknown length' if known else 'in total unknown')
     return lines
 
 

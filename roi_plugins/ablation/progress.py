@@ -78,7 +78,7 @@ class Display:
     def wait(self, job: Job, holder: str) -> None:
         if (job.trial, holder) not in self.waiting:
             self.waiting.add((job.trial, holder))
-            self._print(f'leaving {job.trial.name} to {holder}, or to a training that it has started')
+            self._print(f'waiting for {job.trial.name}, run by {holder} or by a training that it started')
 
     def tick(self) -> None:
         if self.live:
@@ -112,7 +112,7 @@ class Display:
     def _status(self, separator: str) -> str:
         """Describes each running trial, and estimates the time until all trials are done."""
         if not self.running:
-            return f'no trial is run now, {len(self.pending)} to go'
+            return f'no trial is running, {len(self.pending)} to go'
         parts, lefts, wholes = [], [], []
         for job in self.running:
             found = FRAMEWORKS[job.trial.framework].progress(_log_of_command(job.log))

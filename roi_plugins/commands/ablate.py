@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
     )
     side_by_side = parser.add_argument_group('trials side by side')
     side_by_side.add_argument(
-        '--jobs', type=whole_number(1), metavar='N', help='how many trials run at a time'
+        '--jobs', type=whole_number(1), metavar='N', help='how many trials run at a time (default: 1)'
     )
     side_by_side.add_argument(
         '--gpus-per-trial',

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins benchm
         '--device',
         choices=tuple(CASES),
         default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='cuda if there is a GPU, else cpu (default here: %(default)s)',
+        help='where to measure; by default cuda if there is a GPU, else cpu (here: %(default)s)',
     )
     parser.add_argument(
         '--threads', type=whole_number(1), help="CPU threads of torch (default: torch's own choice)"

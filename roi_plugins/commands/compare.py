@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
     parser.add_argument(
         '--ann-file', metavar='FILE', help='COCO annotations to use instead of those that the runs name'
     )
-    parser.add_argument('--baseline', metavar='EXTRACTOR', help='show the differences to this extractor')
+    parser.add_argument(
+        '--baseline', metavar='EXTRACTOR', help='show the differences to this extractor, within each config'
+    )
     parser.add_argument(
         '--bootstrap',
         type=whole_number(0),

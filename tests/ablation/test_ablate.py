@@ -118,7 +118,7 @@ def test_a_dry_run_shows_what_options_give_and_runs_nothing(ablate, write_plan, 
     trials, summary = lines[: lines.index('')], lines[lines.index('') + 1 :]
     assert [line for line in trials if not line.startswith(' ')] == [lines[0], lines[3]]
     assert summary[0] == '2 trials: 0 finished, 2 to run'
-    assert summary[-1] == 'in sum unknown'
+    assert summary[-1] == 'in total unknown'
     commands = [shlex.split(line) for line in trials if line.startswith(' ')]
     assert [command[2] for command in commands] == ['train', 'test'] * 2
     assert {json.loads(command[3])['steps'] for command in commands} == {7}
@@ -137,7 +137,7 @@ def test_a_dry_run_tells_what_is_finished_and_changes_nothing(ablate, write_plan
     assert lines[3] == 'tiny.max.seed0: to resume'
     assert '2 trials: 1 finished, 1 to run' in lines
     took = json.loads(Path('work/tiny.avg.seed0/trial.json').read_text())['seconds']
-    assert lines[-1].startswith(f'in sum {took / 60:.1f} min on ')
+    assert lines[-1].startswith(f'in total {took / 60:.1f} min on ')
     assert {path: path.read_bytes() for path in Path().rglob('*') if path.is_file()} == before
 
 

@@ -31,7 +31,7 @@ def test_nothing_is_said_where_only_the_extractor_differs():
 def test_the_warning_names_extractor_reference_and_setting():
     (warning,) = warnings(run('a', lr=1), run('b', lr=2), run('b', 1, lr=2), baseline='a')
     assert warning == (
-        'confounded: c: b: differs from a in more than the extractor, from which the AP may come: lr: 1 → 2'
+        'confounded: c: b: differs from a in more than the extractor, which may explain the AP: lr: 1 → 2'
     )
 
 

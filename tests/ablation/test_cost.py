@@ -53,7 +53,7 @@ def test_the_sum_is_of_what_is_left():
     assert '  faster: 1 trial of 2.0 h: 2.0 h\n' in text
     assert f'  cascade: 1 trial, unknown: {UNKNOWN}' in lines
     assert f'  mask, trained with max: 1 trial, unknown: {UNKNOWN}' in lines
-    assert lines[-2:] == [f'in sum 12.0 h {HERE}', 'and 2 trials of which nothing is known']
+    assert lines[-2:] == [f'in total 12.0 h {HERE}', 'plus 2 trials of unknown length']
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_sum_is_of_what_is_left():
         ([job(seconds=5)], ['1 trial: 1 finished, 0 to run']),
         (
             [job()],
-            ['1 trial: 0 finished, 1 to run', f'  mask: 1 trial, unknown: {UNKNOWN}', 'in sum unknown'],
+            ['1 trial: 0 finished, 1 to run', f'  mask: 1 trial, unknown: {UNKNOWN}', 'in total unknown'],
         ),
     ],
 )
@@ -71,4 +71,4 @@ def test_where_nothing_is_left_or_known_no_number_is_given(jobs, lines):
 
 
 def test_short_times_are_given_in_minutes():
-    assert summarize([job(seconds=90), job(seed=1)])[-1] == f'in sum 1.5 min {HERE}'
+    assert summarize([job(seconds=90), job(seed=1)])[-1] == f'in total 1.5 min {HERE}'

@@ -361,7 +361,7 @@ def test_a_trial_is_run_by_one_process_even_if_its_parent_was_killed(make_plan, 
 
     other = start(plan)
     first = other.stdout.readline()
-    assert f'leaving tiny.max.seed0 to process {process.pid} on ' in first
+    assert f'waiting for tiny.max.seed0, run by process {process.pid} on ' in first
     assert steps(plan, 'tiny.max.seed0') == [1]
     hold.touch()
     assert 'finished tiny.max.seed0' in other.communicate(timeout=60)[0]

@@ -55,7 +55,7 @@ def test_a_dry_run_prints_the_whole_plan_and_writes_nothing(path, ablate, tmp_pa
         own = [command for command in commands if str(plan.work_dir / trial.name) in ' '.join(command)]
         assert own and all(str(trial.config) in command for command in own), trial.name
     assert f'{len(plan.trials)} trials: 0 finished' in summary
-    assert summary.rstrip().endswith('in sum unknown')
+    assert summary.rstrip().endswith('in total unknown')
     assert not list(tmp_path.iterdir())
 
 
