@@ -77,7 +77,11 @@ class Executor(Protocol):
         """
 
     def logs(self, trial: str) -> str:
-        """Returns the path of the output of a trial's job."""
+        """Returns the path of the output of a trial's job.
+
+        Args:
+            trial: the name of the trial.
+        """
 
 
 class TrialTask:

@@ -198,6 +198,7 @@ class _Call:
     num_rois: int
 
     def part(self, step: str) -> Callable[[], object]:
+        """Makes a call that does a step of this one, see :func:`~roi_plugins.benchmark.measure.prepare`."""
         # A copy, because the optimiser writes to the weights in the steps that are timed in between.
         module = copy.deepcopy(self.module)
         weights = list(module.parameters())

@@ -104,6 +104,11 @@ def warn_of_confounded(jobs: Sequence[Job], plan: Plan, console: Console) -> Non
     """Prints a warning for each extractor whose config differs from the baseline's in other settings too.
 
     That can happen only where rows have configs of their own.
+
+    Args:
+        jobs: all trials of the plan.
+        plan: the plan.
+        console: where to print.
     """
     settings = {job.trial: job.settings for job in jobs}
     for warning in find_confounded([job.trial for job in jobs], plan.baseline, settings.__getitem__):
@@ -112,6 +117,9 @@ def warn_of_confounded(jobs: Sequence[Job], plan: Plan, console: Console) -> Non
 
 def read_trial_file(run_dir: Path) -> dict[str, Any]:
     """Reads ``trial.json`` in a run directory; empty if the trial was never run.
+
+    Args:
+        run_dir: the folder of the run.
 
     Raises:
         AblationError: the file is not JSON.

@@ -67,6 +67,12 @@ class Display:
         self.progress.stop()
 
     def start(self, job: Job, where: str = '') -> None:
+        """Shows that a trial runs now.
+
+        Args:
+            job: the trial.
+            where: the process that runs it; empty if it is this one.
+        """
         if job.problem or job.finished:
             return
         if not self.running:
@@ -76,11 +82,18 @@ class Display:
         self._print(f'{verb} {job.trial.name}{where and f" as {where}"}, log in {job.log}')
 
     def wait(self, job: Job, holder: str) -> None:
+        """Shows, once, that another process runs a trial.
+
+        Args:
+            job: the trial.
+            holder: the process that runs it.
+        """
         if (job.trial, holder) not in self.waiting:
             self.waiting.add((job.trial, holder))
             self._print(f'waiting for {job.trial.name}, run by {holder} or by a training that it started')
 
     def tick(self) -> None:
+        """Updates the live line, or prints a plain line if the last one is old."""
         if self.live:
             self.progress.update(self.task, description=self._status('\n'))
         elif time.monotonic() - self.line_time > _LINE_EVERY_SECONDS:
@@ -88,6 +101,11 @@ class Display:
             self._print(self._status('; '))
 
     def interrupt(self, job: Job) -> None:
+        """Shows that no process runs a trial any more, although it is not done.
+
+        Args:
+            job: the trial.
+        """
         self.running = _without(job, self.running)
         self.pending = [
             replace(other, record=read_trial_file(job.run_dir)) if other.trial == job.trial else other
@@ -96,6 +114,12 @@ class Display:
         self._print(f'interrupted {job.trial.name}: it is to be resumed')
 
     def end(self, job: Job, succeeded: bool) -> None:
+        """Shows that a trial is done.
+
+        Args:
+            job: the trial.
+            succeeded: whether it is finished; else it failed, or could not run.
+        """
         self.running = _without(job, self.running)
         self.pending = _without(job, self.pending)
         self.progress.advance(self.task)

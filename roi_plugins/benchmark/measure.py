@@ -111,7 +111,15 @@ def measurement(
     peak_bytes: int | None = None,
     synchronises: bool | None = None,
 ) -> dict[str, Any]:
-    """Makes one of the ``'measurements'`` that :func:`measure_case` returns."""
+    """Makes one of the ``'measurements'`` that :func:`measure_case` returns.
+
+    Args:
+        contender: what was measured.
+        seconds: the samples, in seconds per call.
+        floor_seconds: the time that the memory bandwidth alone takes; None if it is not known.
+        peak_bytes: see :func:`peak_extra_bytes`.
+        synchronises: see :func:`synchronises`; None on the CPU.
+    """
     return {
         'name': contender.name,
         'layout': contender.layout,
@@ -167,7 +175,16 @@ def interleave(contenders: list[Contender], device: torch.device, effort: Effort
 
 
 def time_calls(call: Callable[[], object], number: int, device: torch.device) -> float:
-    """Times ``number`` calls in a row, in seconds per call."""
+    """Times calls in a row.
+
+    Args:
+        call: does the work once.
+        number: how many calls.
+        device: where they run.
+
+    Returns:
+        Seconds per call.
+    """
     _synchronize(device)
     start = time.perf_counter()
     for _ in range(number):
@@ -179,6 +196,9 @@ def time_calls(call: Callable[[], object], number: int, device: torch.device) ->
 @functools.cache
 def copy_bandwidth(device: torch.device) -> float:
     """Measures the bandwidth of a copy that is larger than any cache, into memory that is already mapped.
+
+    Args:
+        device: where to copy.
 
     Returns:
         Bytes per second, read and written together.
@@ -223,7 +243,11 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | 
 
 
 def synchronises(call: Callable[[], object]) -> bool:
-    """Tells whether a call makes the host wait for the GPU."""
+    """Tells whether a call makes the host wait for the GPU.
+
+    Args:
+        call: does the work once.
+    """
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode('error')
     try:

@@ -45,7 +45,7 @@ from roi_plugins.integrations.zoo import locate_config
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate') -> int:
-    """The command line."""
+    """The command line of ``roi-plugins ablate``. Returns the exit status."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition('\n')[0])
     parser.add_argument(
         'plan',

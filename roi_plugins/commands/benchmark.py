@@ -50,7 +50,7 @@ except ModuleNotFoundError as error:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins benchmark') -> int:
-    """The command line."""
+    """The command line of ``roi-plugins benchmark``. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -23,7 +23,7 @@ from roi_plugins.integrations.modules import import_modules
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compare') -> int:
-    """The command line."""
+    """The command line of ``roi-plugins compare``. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -9,7 +9,7 @@ from roi_plugins.integrations.zoo import configs_folder
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins configs') -> int:
-    """The command line."""
+    """The command line of ``roi-plugins configs``. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description='Prints the folder of the configs and plans of the package. The other commands find its '

@@ -15,7 +15,7 @@ from roi_plugins.datasets import ShapesSpec, generate_shapes
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins shapes') -> int:
-    """The command line."""
+    """The command line of ``roi-plugins shapes``. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

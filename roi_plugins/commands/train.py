@@ -16,12 +16,12 @@ from roi_plugins.integrations.zoo import locate_config
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins train') -> int:
-    """The command line of ``train``."""
+    """The command line of ``roi-plugins train``. Returns the exit status."""
     return _main('train', arguments, prog)
 
 
 def test_main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins test') -> int:
-    """The command line of ``test``."""
+    """The command line of ``roi-plugins test``. Returns the exit status."""
     return _main('test', arguments, prog)
 
 

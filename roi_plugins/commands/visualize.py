@@ -39,7 +39,7 @@ from roi_plugins.visualization import (
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins visualize') -> int:
-    """The command line."""
+    """The command line of ``roi-plugins visualize``. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
