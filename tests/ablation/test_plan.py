@@ -134,7 +134,7 @@ def test_a_row_may_have_a_config_of_its_own(write_plan, tmp_path):
         ({'r-fcn': 'x.py'}, r'row_paths\.r-fcn: there is no config \S+x\.py'),
         ({'r-fcn': 'other.yaml'}, r'row_paths\.r-fcn: \S+ is of detectron2, the other rows are of mmdet'),
         ({'r-fcn': 'broken.py'}, r'row_paths\.r-fcn: the config \S+broken\.py cannot be read'),
-        ({'four': 'x.py'}, r'row_paths\.four: that row is written in place'),
+        ({'four': 'x.py'}, r'row_paths\.four: this row is written in place'),
         ({}, r"no extractor is named 'r-fcn'.* name it in configs\.one\.row_paths"),
     ],
 )
