@@ -11,7 +11,7 @@ from typing import Any
 
 from .base import WORK_DIR, Framework, Inputs, as_seconds, pkg_resources_allowed, torchrun
 
-_MODULE = 'roi_plugins.integrations.mmdet.runs'
+MODULE = 'roi_plugins.integrations.mmdet.command_line'
 
 
 def _resolve(config: Path, options: Mapping[str, Any]) -> dict:
@@ -38,7 +38,7 @@ def _commands(
     if num_gpus > 1:
         runs = torchrun(num_gpus, num_nodes)
         common += ['--launcher', 'pytorch']
-    runs += ['-m', _MODULE]
+    runs += ['-m', MODULE]
     common += [*inputs.arguments, '--cfg-options', *_arguments(options)]
     train = [*runs, 'train', str(config), '--resume', 'auto', *common]
     test = [*runs, 'test', str(config), str(checkpoint or run_dir), *common]
@@ -95,10 +95,10 @@ FRAMEWORK = Framework(
     seed_option='randomness.seed',
     weights_options=('load_from', 'resume'),
     progress=_progress,
-    module=_MODULE,
+    module=MODULE,
     tool_arguments=_tool_arguments,
-    inspection='roi_plugins.integrations.mmdet.inspection',
-    train_step='roi_plugins.integrations.mmdet.steps',
+    inspection='roi_plugins.integrations.mmdet.inspect',
+    train_step='roi_plugins.integrations.mmdet.train_step',
     plan_options={
         'work_dir': WORK_DIR,
         'resume': 'the same command again, which resumes what was interrupted',

@@ -203,7 +203,8 @@ def small_disk():
 
 def test_detectron2_saves_whole_checkpoints_or_none(tmp_path, small_disk):
     pytest.importorskip('detectron2', reason='Detectron2 is not installed')
-    from roi_plugins.integrations.detectron2.runs import Checkpointer, RunError
+    from roi_plugins.integrations.detectron2.checkpoints import Checkpointer
+    from roi_plugins.integrations.errors import RunError
 
     def make():
         model = torch.nn.Linear(1000, 1000)
@@ -233,7 +234,7 @@ def test_detectron2_saves_whole_checkpoints_or_none(tmp_path, small_disk):
 
 def test_mmengine_saves_whole_checkpoints_or_none(tmp_path, small_disk):
     pytest.importorskip('mmdet', reason='MMDetection is not installed')
-    from roi_plugins.integrations.mmdet.runs import AtomicLocalBackend
+    from roi_plugins.integrations.mmdet.checkpoints import AtomicLocalBackend
 
     backend = AtomicLocalBackend()
     backend.put(b'first', tmp_path / 'iter_1.pth')

@@ -19,9 +19,9 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 
 from roi_plugins.integrations.detectron2 import POOLER_TYPES, RoIPluginsPooler
-from roi_plugins.integrations.detectron2.checks import build_model
-from roi_plugins.integrations.detectron2.reading import read_config
-from roi_plugins.integrations.detectron2.runs import describe
+from roi_plugins.integrations.detectron2.check_model import build_model
+from roi_plugins.integrations.detectron2.config import read_config
+from roi_plugins.integrations.detectron2.describe import describe
 from roi_plugins.integrations.detectron2.swap import lazy_pooler_types, swap_yaml
 from roi_plugins.integrations.errors import RunError
 

@@ -19,9 +19,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.integrations import output
-from roi_plugins.integrations.detectron2 import checks
+from roi_plugins.integrations.detectron2.command_line import main
 from roi_plugins.integrations.detectron2.datasets import register_shapes
-from roi_plugins.integrations.detectron2.runs import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/detectron2/train_net.py'
@@ -361,7 +360,7 @@ def test_an_output_folder_that_cannot_be(refused, tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('')
     assert 'file is not a folder' in refused(yaml_run(tmp_path / 'file/out'))
     # The tests may run as root, whom no permission stops.
-    monkeypatch.setattr(checks.os, 'access', lambda path, mode: False)
+    monkeypatch.setattr(output.os, 'access', lambda path, mode: False)
     assert f'OUTPUT_DIR: {tmp_path} cannot be written to' in refused(yaml_run(tmp_path / 'out'))
 
 
@@ -380,7 +379,9 @@ def test_a_disk_that_checkpoints_would_fill(refused, data, tmp_path, monkeypatch
 
 
 def test_the_size_of_a_checkpoint(data, tmp_path):
-    from roi_plugins.integrations.detectron2.runs import describe, parse_arguments, read_config
+    from roi_plugins.integrations.detectron2.arguments import parse_arguments
+    from roi_plugins.integrations.detectron2.config import read_config
+    from roi_plugins.integrations.detectron2.describe import describe
 
     for argv in (yaml_run(tmp_path / 'yaml'), lazy_run(tmp_path / 'lazy')):
         args = parse_arguments(argv)

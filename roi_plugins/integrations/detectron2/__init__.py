@@ -13,7 +13,7 @@ LazyConfig: ``model.roi_heads.box_pooler = L(build_pooler)(..., pooler_type='Ali
 """
 
 from .box_heads import AverageVoteHead
-from .config import add_roi_plugins_config
+from .nodes import add_roi_plugins_config
 from .poolers import POOLER_TYPES, RoIPluginsPooler, build_pooler
 from .roi_heads import (
     RoIPluginsCascadeROIHeads,

@@ -11,7 +11,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from roi_plugins.files import written_aside
-from roi_plugins.integrations.weights import (
+
+from ..errors import RunError
+from ..weights import (
     check_pickle,
     describe_misfit,
     first_whole,
@@ -19,8 +21,6 @@ from roi_plugins.integrations.weights import (
     only_data,
     saving,
 )
-
-from ..errors import RunError
 
 _PARTIAL = '.partial.'  # the start of the name of a checkpoint that is being written
 

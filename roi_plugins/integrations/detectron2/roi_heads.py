@@ -13,7 +13,7 @@ from detectron2.modeling.roi_heads import (
 from torch import nn
 from torch.jit import Final
 
-from .config import HEADS, is_on
+from .nodes import HEADS, is_on
 from .poolers import (
     POOLER_TYPES,
     RoIPluginsPooler,

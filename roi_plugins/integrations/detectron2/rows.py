@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from roi_plugins.extractors.presets import Preset
 
 from ..errors import RunError
-from .config import HEADS, is_on
+from .nodes import HEADS, is_on
 from .poolers import POOLER_TYPES
 from .roi_heads import pooler_nodes, register_counterpart
 from .swap import lazy_pooler_types

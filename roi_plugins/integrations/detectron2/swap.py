@@ -21,7 +21,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..errors import RunError
-from .config import HEADS, is_on
+from .nodes import HEADS, is_on
 from .poolers import POOLER_TYPES, STOCK_POOLER_TYPES, build_pooler, needs_channels, pooler_options
 from .roi_heads import pooler_nodes, register_counterpart
 

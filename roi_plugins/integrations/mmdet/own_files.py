@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS
 from roi_plugins.files import read_json
 
 from ..errors import RunError
-from .checks import metrics_of
+from .check_test import metrics_of
 from .registered import class_of, type_name
 
 # A validation during the training must not run on what the config has, of other classes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from mmengine.config import Config
@@ -19,6 +20,14 @@ _OURS = {f'{name}RoIExtractor' for name in EXTRACTORS}
 
 IMPORTED_FILES = 'imported_files'
 """The setting for imported ``.py`` files, which MMEngine's ``custom_imports`` cannot name."""
+
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+_SECTIONS = (
+    *('model', 'optim_wrapper', 'default_hooks'),
+    *(f'{phase}_{part}' for phase in ('train', 'val', 'test') for part in ('dataloader', 'cfg')),
+)
 
 
 def read_config(
@@ -65,6 +74,29 @@ def read_config(
         names = [names] if isinstance(names, str) else list(names)
         custom['imports'] = [*names, *(name for name in by_name if name not in names)]
         cfg.custom_imports = custom
+    return cfg
+
+
+def read_run_config(
+    path: str | Path,
+    work_dir: str | Path | None,
+    cfg_options: Mapping[str, Any] | None,
+    launcher: str,
+    imports: Sequence[str],
+    extractor: str | None,
+    heads: Sequence[str],
+) -> Config:
+    if launcher not in LAUNCHERS:
+        raise RunError(f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}')
+    if '://' not in str(path) and not Path(path).is_file():
+        raise RunError(f'the config {path} does not exist')
+    cfg = read_config(path, cfg_options, imports, extractor, heads)
+    for setting in _SECTIONS:
+        if not isinstance(cfg.get(setting, {}), (Mapping, NoneType)):
+            raise RunError(f'the config {path}: {setting} is {cfg[setting]!r}; expected a dict')
+    cfg.launcher = launcher
+    default = cfg.get('work_dir') or Path('work_dirs') / Path(path).stem
+    cfg.work_dir = str(work_dir or default)
     return cfg
 
 

@@ -18,8 +18,8 @@ from ...extractors.presets import describe
 from ...ops import assign_levels_mmdet
 from ..errors import RunError
 from ..inspection import InspectionError
-from . import MMDetRoIExtractor
-from .reading import read_config
+from .config import read_config
+from .extractors import MMDetRoIExtractor
 from .registered import explain_unregistered
 
 

@@ -14,12 +14,14 @@ from torch import nn
 from roi_plugins.files import read_json
 from roi_plugins.run_record import METRICS_FILE
 
+from .arguments import COMMAND, parse_arguments
+from .check_data import check_registered
 from .checkpoints import DataCheckpointer
-from .checks import check_registered
+from .config import read_config
 from .datasets import import_modules
+from .describe import describe
 from .poolers import RoIPluginsPooler
-from .reading import read_config, read_saved_config
-from .runs import COMMAND, describe, parse_arguments
+from .saved_config import read_saved_config
 
 EXTRACTOR_TYPES = (ROIPooler, RoIPluginsPooler)
 
@@ -76,7 +78,8 @@ def _register_data(run_dir: Path) -> list[str]:
     if not (run_dir / METRICS_FILE).is_file():
         return []
     command = read_json(run_dir / METRICS_FILE, 'record').get('command', [])
-    if command[: len(COMMAND)] != COMMAND:
+    # An earlier version called the module detectron2.runs.
+    if command[:2] != COMMAND[:2] or not command[2].startswith(f'{__package__}.'):
         return []
     args = parse_arguments(command[len(COMMAND) :])
     import_modules(args.imports)

@@ -7,10 +7,11 @@ from pathlib import Path
 from ...extractors import RoIExtractor
 from ..errors import RunError
 from ..inspection import InspectionError
-from .checks import build_model
+from .check_model import build_model
+from .config import read_config
+from .describe import describe
 from .poolers import extractor_of
-from .reading import read_config, read_saved_config
-from .runs import describe
+from .saved_config import read_saved_config
 
 
 def find_extractors(config: Path) -> dict[str, RoIExtractor]:

@@ -14,11 +14,10 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
-from roi_plugins.integrations.weights import only_data
-
-from . import MMDetRoIExtractor
-from .reading import read_config
-from .runs import allow_mmengine_checkpoints
+from ..weights import only_data
+from .checkpoints import allow_mmengine_checkpoints
+from .config import read_config
+from .extractors import MMDetRoIExtractor
 
 EXTRACTOR_TYPES = (BaseRoIExtractor, MMDetRoIExtractor)
 
