@@ -72,8 +72,11 @@ def guess_frameworks(config: Path) -> list[str]:
 
 
 def _read_extractors(config: Path, framework: str) -> dict[str, RoIExtractor]:
+    module = FRAMEWORKS[framework].inspection
+    if module is None:
+        raise InspectionError(f'{config} is a config of {framework}, whose extractors cannot be read')
     try:
-        inspection = import_module(FRAMEWORKS[framework].inspection)
+        inspection = import_module(module)
     except ImportError as error:
         missing = explain_missing(error)
         if missing:

@@ -59,6 +59,7 @@ def _import_file(path: str) -> None:
             return
         raise ImportError(f'there is another module {file.stem} already; rename the file')
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None  # as of any .py file
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module  # before it runs, as of any import: what it defines can be pickled
     try:

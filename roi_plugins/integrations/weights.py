@@ -9,22 +9,22 @@ import pickle
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-try:
-    from numpy._core import multiarray
-except ImportError:  # numpy before 1.26
-    from numpy.core import multiarray
-
 _SHOWN = 5
+
+# numpy before 1.26 has no numpy._core.
+_multiarray = import_module('numpy._core.multiarray' if find_spec('numpy._core') else 'numpy.core.multiarray')
 
 ARRAY_GLOBALS = {
     **{
         f'{module}.{function.__name__}': function
-        for function in (multiarray._reconstruct, multiarray.scalar)
+        for function in (_multiarray._reconstruct, _multiarray.scalar)
         for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
     },
     'numpy.ndarray': np.ndarray,

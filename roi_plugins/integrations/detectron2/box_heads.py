@@ -1,6 +1,6 @@
 """The box head that R-FCN needs and Detectron2 lacks."""
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class AverageVoteHead(nn.Module):
         self.output_shape = ShapeSpec(channels=input_shape.channels)
 
     @classmethod
-    def from_config(cls, cfg, input_shape: ShapeSpec):
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, ShapeSpec]:
         return {'input_shape': input_shape}
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, List, Tuple  # noqa: UP035  TorchScript reads these
 
 import torch
@@ -77,11 +77,11 @@ class RoIPluginsPooler(nn.Module):
         self,
         output_size: int | Sequence[int],
         scales: Sequence[float],
-        sampling_ratio: int,
+        sampling_ratio: int | float,
         pooler_type: str,
         canonical_box_size: float = 224,
         canonical_level: int = 4,
-        **options,
+        **options: Any,
     ):
         super().__init__()
         check_pooler_type(pooler_type)
@@ -150,11 +150,11 @@ class RoIPluginsPooler(nn.Module):
 def build_pooler(
     output_size: int | Sequence[int],
     scales: Sequence[float],
-    sampling_ratio: int,
+    sampling_ratio: int | float,
     pooler_type: str,
     canonical_box_size: float = 224,
     canonical_level: int = 4,
-    **options,
+    **options: Any,
 ) -> nn.Module:
     """A pooler of any type, ours or Detectron2's own: ``L(build_pooler)(...)`` in a LazyConfig.
 
@@ -226,7 +226,7 @@ def check_pooler_type(pooler_type: str, name: str = 'pooler_type') -> None:
         )
 
 
-def check_options(pooler_type: str, options: Sequence[str], name: str = '') -> None:
+def check_options(pooler_type: str, options: Iterable[str], name: str = '') -> None:
     """Raises TypeError on options that the type does not have, ``name`` being where they were given."""
     known = pooler_options(pooler_type)
     unknown = sorted(set(options) - set(known))
@@ -247,7 +247,7 @@ def needs_channels(pooler_type: str) -> bool:
     """Whether a type has weights for each channel of the maps, and takes their number as ``channels``."""
     make = POOLER_TYPES.get(pooler_type, ROIPooler)
     type_ = make.func if isinstance(make, functools.partial) else make
-    return issubclass(type_, RoIExtractor) and type_.needs_channels
+    return isinstance(type_, type) and issubclass(type_, RoIExtractor) and type_.needs_channels
 
 
 def _parameters(pooler_type: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Detectron2's RoI heads, whose poolers may be ours."""
 
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
@@ -7,11 +9,11 @@ from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
     Res5ROIHeads,
+    ROIHeads,
     RROIHeads,
     StandardROIHeads,
 )
 from torch import nn
-from torch.jit import Final
 
 from .nodes import HEADS, is_on
 from .poolers import (
@@ -23,7 +25,7 @@ from .poolers import (
 )
 
 
-class _AnyPooler:
+class _AnyPooler(ROIHeads):
     """Lets Detectron2 build everything, then puts our poolers where they are asked for."""
 
     # The arguments of the heads that are poolers, and the config node that each is built from.
@@ -36,7 +38,7 @@ class _AnyPooler:
     _stand_in = 'ROIAlignV2'
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         stock = _with_stock_poolers(cfg, cls._stand_in)
         arguments = super().from_config(stock, input_shape)
         channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
@@ -75,10 +77,9 @@ class _AnyPooler:
 class RoIPluginsStandardROIHeads(_AnyPooler, StandardROIHeads):
     """``StandardROIHeads`` with a pooler of any type in each of its heads."""
 
-    # Constants of TorchScript, as Detectron2 makes them of its own class: a subclass inherits none. By
-    # them a model without masks or keypoints is scripted without those branches.
-    mask_on: Final[bool]
-    keypoint_on: Final[bool]
+    # A subclass does not inherit TorchScript's constants. With these two, TorchScript leaves the branches for
+    # masks and keypoints out of a model that has none.
+    __constants__ = ('mask_on', 'keypoint_on')
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -228,7 +228,8 @@ def _lazy_poolers(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
 def _walk(where: str, node: DictConfig | ListConfig) -> Iterator[tuple[str, DictConfig]]:
     if isinstance(node, DictConfig) and '_target_' in node and 'pooler_type' in node:
         yield where, node
-    for key in node if isinstance(node, DictConfig) else range(len(node)):
+    keys: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
+    for key in keys:
         # What an interpolation stands for is found where it is.
         if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
             continue

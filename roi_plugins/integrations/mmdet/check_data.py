@@ -15,7 +15,7 @@ from roi_plugins.files import Folders
 
 from ..errors import RunError
 from .check_model import build
-from .registered import class_of
+from .registered import class_of, is_subclass
 
 _OPTIONS = {
     'train_dataloader': 'train-data',
@@ -69,7 +69,7 @@ def coco_datasets(cfg: Config, loader: str) -> Iterator[CocoDataset]:
     """The local datasets of COCO format among those of a loader; their annotations are not read yet."""
     for options in innermost_datasets((cfg.get(loader) or {}).get('dataset') or {}):
         kind = class_of(DATASETS, options.get('type'))
-        if not (isinstance(kind, type) and issubclass(kind, CocoDataset)) or options.get('backend_args'):
+        if not is_subclass(kind, CocoDataset) or options.get('backend_args'):
             continue
         dataset = build(DATASETS, f'{loader}.dataset', {**options, 'lazy_init': True, 'pipeline': []})
         if not os.path.isfile(dataset.ann_file):

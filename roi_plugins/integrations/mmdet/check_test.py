@@ -23,7 +23,7 @@ from roi_plugins.evaluation.matching import IOU_TYPES, MAX_DETS
 from ..errors import RunError
 from .check_data import check_data, check_images, class_names, coco_datasets, no_category
 from .check_model import build, check_num_classes
-from .registered import class_of, enter_scope, type_name
+from .registered import class_of, enter_scope, is_subclass, type_name
 
 TEST_SETTINGS = ('test_dataloader', 'test_cfg', 'test_evaluator')
 
@@ -120,7 +120,7 @@ def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]
     found, others = [], []
     entries = metrics_of('test_evaluator', evaluator)
     for setting, options, kind in entries:
-        if not (isinstance(kind, type) and issubclass(kind, CocoMetric)):
+        if not is_subclass(kind, CocoMetric):
             others.append(options)
             continue
         if kind.compute_metrics is not CocoMetric.compute_metrics:

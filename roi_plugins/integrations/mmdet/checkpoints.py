@@ -164,4 +164,4 @@ def unsafe_objects(checkpoint: str) -> str:
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if is_model_wrapper(model) else model
+    return model.get_submodule('module') if is_model_wrapper(model) else model

@@ -58,12 +58,12 @@ class MMDetRoIExtractor(BaseModule):
         output_size: int | Sequence[int] | None = None,
         *,
         out_channels: int,
-        featmap_strides: Sequence[int],
+        featmap_strides: Sequence[float],
         finest_scale: float = 56,
         clockwise: bool | None = None,
         roi_layer: Mapping[str, Any] | None = None,
         init_cfg: dict | None = None,
-        **options,
+        **options: Any,
     ):
         super().__init__(init_cfg=init_cfg)
         self._check_known(options)
@@ -135,7 +135,7 @@ class MMDetRoIExtractor(BaseModule):
         return len(self.extractor.featmap_strides)
 
     @property
-    def featmap_strides(self) -> list[int]:
+    def featmap_strides(self) -> list[float]:
         return self.extractor.featmap_strides
 
     @property
@@ -200,7 +200,7 @@ class _WithModules(MMDetRoIExtractor):
         pre_cfg, post_cfg: of a plugin layer of MMCV's, e.g. ``dict(type='ConvModule', ...)``.
     """
 
-    def __init__(self, *args, pre_cfg: dict | None = None, post_cfg: dict | None = None, **options):
+    def __init__(self, *args: Any, pre_cfg: dict | None = None, post_cfg: dict | None = None, **options: Any):
         super().__init__(*args, **options)
         for name, cfg in (('pre_module', pre_cfg), ('post_module', post_cfg)):
             if cfg is not None:
@@ -212,11 +212,12 @@ class _WithModules(MMDetRoIExtractor):
 
     def init_weights(self) -> None:
         super().init_weights()
-        for module in (self.extractor.pre_module, self.extractor.post_module):
-            if hasattr(module, 'init_weights'):
-                module.init_weights()
+        for name in ('pre_module', 'post_module'):
+            init_weights = getattr(getattr(self.extractor, name), 'init_weights', None)
+            if init_weights is not None:
+                init_weights()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for key in list(state_dict):
             if key.startswith((f'{prefix}pre_module.', f'{prefix}post_module.')):
                 state_dict[f'{prefix}extractor.{key.removeprefix(prefix)}'] = state_dict.pop(key)

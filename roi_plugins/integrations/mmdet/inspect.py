@@ -57,7 +57,7 @@ def describe_extractors(model: nn.Module) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _extractor_configs(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:
+def _extractor_configs(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if isinstance(node, Mapping):
         if _is_extractor(node.get('type')):
             yield '.'.join(path), node

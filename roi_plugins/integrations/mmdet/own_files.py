@@ -16,7 +16,7 @@ from roi_plugins.files import read_json
 
 from ..errors import RunError
 from .check_test import metrics_of
-from .registered import class_of, type_name
+from .registered import class_of, is_subclass, type_name
 
 # A validation during the training must not run on what the config has, of other classes.
 _LOADERS = {'train': ('train_dataloader',), 'test': ('test_dataloader', 'val_dataloader')}
@@ -56,7 +56,7 @@ def use_files(cfg: Config, half: str, files: Sequence[str | Path] | None) -> Non
         cfg[loader].dataset = _replaced(option, f'{loader}.dataset', cfg[loader].dataset, data)
     for evaluator in _EVALUATORS[half]:
         for _, options, kind in metrics_of(evaluator, cfg.get(evaluator)):
-            if isinstance(kind, type) and issubclass(kind, CocoMetric):
+            if is_subclass(kind, CocoMetric):
                 options['ann_file'] = annotations
                 options.pop('backend_args', None)
 
@@ -68,7 +68,7 @@ def _replaced(option: str, setting: str, dataset: Any, data: Mapping[str, Any]) 
         dataset['dataset'] = _replaced(option, f'{setting}.dataset', dataset['dataset'], data)
         return dataset
     kind = class_of(DATASETS, dataset.get('type'))
-    if not (isinstance(kind, type) and issubclass(kind, CocoDataset)):
+    if not is_subclass(kind, CocoDataset):
         raise RunError(
             f'{option}: {setting}.type is {type_name(dataset)}, which does not read COCO files; give a '
             'config whose dataset is a CocoDataset'

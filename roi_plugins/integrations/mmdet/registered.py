@@ -33,6 +33,11 @@ def class_of(registry: Registry, kind: Any) -> Any:
         return found.get(kind)
 
 
+def is_subclass(kind: Any, base: type) -> bool:
+    """Whether a type, as :func:`class_of` finds it, is a class that is derived from ``base``."""
+    return isinstance(kind, type) and issubclass(kind, base)
+
+
 def type_name(options: Any) -> str:
     kind = options.get('type') if isinstance(options, Mapping) else type(options)
     return getattr(kind, '__name__', str(kind))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -55,7 +55,7 @@ def swap_extractors(cfg: Config, preset: Preset, heads: Sequence[str] = ()) -> l
 
 def _extractors(setting: str, node: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Setting, head and options of each extractor below a part of a config."""
-    if isinstance(node, Mapping):
+    if isinstance(node, dict):
         for key, value in node.items():
             for where, options in _stages(f'{setting}.{key}', value):
                 if key.endswith(_KEY) and 'type' in options:
@@ -66,11 +66,11 @@ def _extractors(setting: str, node: Any) -> Iterator[tuple[str, str, dict[str, A
                     yield from _extractors(where, options)
 
 
-def _stages(setting: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _stages(setting: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """A part of a config, or the parts of a list of them, such as the stages of a cascade."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         yield setting, value
     elif isinstance(value, (list, tuple)):
         for index, stage in enumerate(value):
-            if isinstance(stage, Mapping):
+            if isinstance(stage, dict):
                 yield f'{setting}.{index}', stage
