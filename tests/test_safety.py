@@ -20,8 +20,8 @@ from roi_plugins.ablation.report.page import write_report
 from roi_plugins.ablation.report.tables import to_latex, to_markdown, write_comparison
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.files import write_json
+from roi_plugins.integrations.checkpoints import check_pickle, is_whole, weights_only
 from roi_plugins.integrations.errors import RunError
-from roi_plugins.integrations.weights import check_pickle, is_whole, only_data
 from roi_plugins.run_record import write_run
 
 PACKAGE = Path(roi_plugins.__file__).parent
@@ -67,7 +67,7 @@ def test_torch_load_is_safe_even_where_the_environment_turns_it_off(tmp_path, tr
     if off:
         monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     before = dict(os.environ)
-    with only_data():
+    with weights_only():
         with pytest.raises(pickle.UnpicklingError):
             torch.load(tmp_path / 'bad.pth')
         assert torch.load(tmp_path / 'good.pth')['model']['weight'].tolist() == [1, 1]

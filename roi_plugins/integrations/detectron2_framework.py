@@ -1,4 +1,4 @@
-"""Detectron2, as ablations see it."""
+"""The description of Detectron2 as a framework: commands, options, progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MMDetection, as ablations see it."""
+"""The description of MMDetection as a framework: commands, options, progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _resolve(config: Path, options: Mapping[str, Any]) -> dict:
     with pkg_resources_allowed():
         from mmengine.config import Config
 
-        # The modules of custom_imports register things; they do not change what the config says.
+        # The modules of custom_imports register things, but do not change the config.
         cfg = Config.fromfile(config, import_custom_modules=False)
     cfg.merge_from_dict(dict(options))
     return cfg.to_dict()
@@ -46,7 +46,7 @@ def _commands(
 
 
 def _arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options in the ``key=value`` language of MMEngine, which cannot express every value."""
+    """Options as ``key=value`` arguments of MMEngine, whose syntax cannot express every value."""
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser()
@@ -55,7 +55,7 @@ def _arguments(options: Mapping[str, Any]) -> list[str]:
     for key, value in options.items():
         argument = f'{key}={_value(value)}'
         read = parser.parse_args(['--cfg-options', argument]).cfg_options[key]
-        # YAML reads 1e-3 as a string; MMEngine reads it as the number that was meant.
+        # YAML reads 1e-3 as a string. MMEngine reads it as a number, as was meant.
         if read != value and not (isinstance(value, str) and isinstance(read, float)):
             raise ValueError(
                 f'the option {key}={value!r} cannot be passed to MMDetection, which would read '

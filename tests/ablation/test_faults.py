@@ -19,7 +19,7 @@ import torch
 from fake_framework import hear_signals
 
 from roi_plugins.evaluation.coco import METRICS
-from roi_plugins.integrations.weights import first_whole
+from roi_plugins.integrations.checkpoints import first_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -630,7 +630,7 @@ def test_a_head_is_built_for_the_channels_that_its_pooler_gives(kind, type_, opt
 def test_a_head_of_fixed_channels_says_so():
     cfg = config('res5', type_='PositionSensitive')
     cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.DEPTH = 5
-    with pytest.raises(ValueError, match='would give 5 channels, but RoIPluginsRes5ROIHeads'):
+    with pytest.raises(ValueError, match='would give 5 channels, but the head of RoIPluginsRes5ROIHeads'):
         build_roi_heads(cfg, C4)
 
 

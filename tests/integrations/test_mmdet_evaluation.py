@@ -303,7 +303,7 @@ def test_a_limit_that_would_have_no_effect_is_refused_before_the_training(
 
 def test_a_test_at_another_limit_is_another_result(options, tmp_path, monkeypatch):
     both_numbers(options, tmp_path, monkeypatch)
-    with pytest.raises(RunError, match='holds the result of another test'):
+    with pytest.raises(RunError, match='holds the result of another run'):
         run_test(STOCK, tmp_path / 'iter_1.pth', work_dir=tmp_path, cfg_options=options, max_dets=10)
 
 

@@ -252,10 +252,10 @@ def test_test_leaves_predictions_and_metrics(config, trained, data, tmp_path, ca
     other = [str(config), str(trained / 'iter_2.pth'), '--work-dir', str(tmp_path)]
     assert run_test_tool(other) == 2
     error = capsys.readouterr().err
-    assert f'{tmp_path} holds the result of another test' in error
+    assert f'{tmp_path} holds the result of another run' in error
     assert f'{trained / "iter_4.pth"}' in error
     assert '--overwrite' in error
-    with pytest.raises(RunError, match='another test'):
+    with pytest.raises(RunError, match='another run'):
         run_test(config, trained, work_dir=tmp_path)  # without the options
     assert {path: path.read_bytes() for path in tmp_path.glob('*.json')} == before
     assert run_test_tool([*other, '--overwrite']) == 0

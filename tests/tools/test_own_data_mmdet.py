@@ -133,7 +133,7 @@ def test_a_test_on_other_files_is_another_result(data, tmp_path, monkeypatch, ca
     result(tmp_path)
     assert command_line.test_main([*argv, *files(data, 'train')]) == 2
     error = error_of(capsys)
-    assert 'holds the result of another test' in error and f'--test-data {data}/val.json' in error
+    assert 'holds the result of another run' in error and f'--test-data {data}/val.json' in error
 
 
 COCO_DATASET = {'type': 'CocoDataset', 'ann_file': 'gone.json', 'data_root': 'gone', 'pipeline': ['kept']}

@@ -1,4 +1,4 @@
-"""The command line of Detectron2's runs: its options, the config that they give, and how a run records it."""
+"""The arguments of the Detectron2 command line, and the config that they give."""
 
 from __future__ import annotations
 
@@ -20,23 +20,35 @@ from .datasets import coco_files, import_modules
 from .rows import row_options
 
 COMMAND = ['python', '-m', MODULE]
-"""The start of the command that ``metrics.json`` has."""
+"""The start of the command that ``metrics.json`` records."""
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of the command line, which are those of Detectron2's tool and where one's own data is."""
+    """Parses the command line, which has the options of Detectron2's ``train_net.py`` and the shared ones.
+
+    Args:
+        argv: the arguments; by default ``sys.argv``.
+    """
     parser = default_argument_parser()
     add_shared_options(parser)
     args = parser.parse_args(argv)
     for option in args.opts:
-        # argparse takes all that comes after the first config option for others.
+        # argparse takes everything after the first config option as config options.
         if option.startswith('--'):
             parser.error(f'{option} has to stand before the options of the config, {" ".join(args.opts)}')
     return args
 
 
 def configure(args: argparse.Namespace, notes: list[str] | None = None) -> CfgNode | DictConfig:
-    """The config of a command line, with what it imports imported and the data that it names."""
+    """Imports the modules that a command line names, and reads its config with all options and data.
+
+    Args:
+        args: see :func:`parse_arguments`.
+        notes: see :func:`~.config.read_config`.
+
+    Raises:
+        RunError: a module cannot be imported, or the config cannot be read.
+    """
     import_modules(args.imports)
     options = list(args.opts)
     if args.extractor is not None:
@@ -60,6 +72,7 @@ def configure(args: argparse.Namespace, notes: list[str] | None = None) -> CfgNo
 
 
 def as_command(args: argparse.Namespace) -> list[str]:
+    """The command of a run, as ``metrics.json`` records it."""
     command = [*COMMAND, '--num-gpus', str(args.num_gpus)]
     command += ['--num-machines', str(args.num_machines), '--config-file', args.config_file]
     data = args.train_data, args.test_data
@@ -68,5 +81,5 @@ def as_command(args: argparse.Namespace) -> list[str]:
 
 
 def identity(command: Sequence[str]) -> Sequence[str]:
-    """What decides the result: not how many processes made it."""
+    """The part of a recorded command that decides the result, without the number of processes."""
     return command[command.index('--config-file') :] if '--config-file' in command else command

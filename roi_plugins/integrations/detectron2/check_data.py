@@ -29,11 +29,15 @@ _OWN = (
 
 
 def check_registered(name: str, setting: str, half: str) -> None:
-    """Raises RunError on a dataset that is not in Detectron2's catalogue, or whose annotations are not there.
+    """Checks that a dataset is registered and that its annotations exist.
 
     Args:
-        setting: the config option that names it.
-        half: what it is for, ``'train'`` or ``'test'``.
+        name: the name of the dataset.
+        setting: the config option that names it, for the error.
+        half: what it is used for, ``'train'`` or ``'test'``.
+
+    Raises:
+        RunError: the dataset is not in Detectron2's catalogue, or its annotations do not exist.
     """
     own = _OWN.format(half=half)
     if name not in DatasetCatalog:
@@ -46,7 +50,20 @@ def check_registered(name: str, setting: str, half: str) -> None:
 
 
 def check_test_set(run: Run, name: str, masks: bool) -> list[str]:
-    """Names of the categories that the evaluation is of, by rising id, if the dataset can be evaluated."""
+    """Checks that a test set can be evaluated.
+
+    Args:
+        run: the run.
+        name: the name of the test set.
+        masks: whether masks are evaluated.
+
+    Returns:
+        The names of its categories, by ascending id.
+
+    Raises:
+        RunError: the dataset cannot be read, or images do not exist.
+        DataError: the annotations cannot be evaluated.
+    """
     coco = check_annotations(MetadataCatalog.get(name).json_file, ('bbox', 'segm') if masks else ('bbox',))
     _check_images(name, _records(name, run.settings['test']))
     categories = sorted(coco.dataset['categories'], key=lambda entry: entry['id'])
@@ -54,7 +71,17 @@ def check_test_set(run: Run, name: str, masks: bool) -> list[str]:
 
 
 def check_training_sets(run: Run, model: torch.nn.Module, test: str, test_classes: Sequence[str]) -> None:
-    """Raises RunError on training data that is not whole, or of other classes than model and test."""
+    """Checks that the training data is complete, and that model and test set have the same classes.
+
+    Args:
+        run: the run.
+        model: its model.
+        test: the name of the test set.
+        test_classes: the names of its classes, in order.
+
+    Raises:
+        RunError: data is missing, or the classes differ.
+    """
     classes: dict[str, Sequence[str]] = {}
     for name in run.train_datasets:
         records = _records(name, run.settings['train'])
@@ -87,6 +114,7 @@ def _check_training_set(name: str, records: Sequence[Mapping[str, Any]], model: 
 
 
 def _train_classes(name: str, records: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    """The names of the classes of a dataset, which are empty strings if it has none."""
     found = MetadataCatalog.get(name).get('thing_classes')
     if found is not None:
         return found
@@ -95,7 +123,7 @@ def _train_classes(name: str, records: Sequence[Mapping[str, Any]]) -> Sequence[
 
 
 def _records(name: str, setting: str) -> Sequence[Mapping[str, Any]]:
-    """What Detectron2 reads of a dataset; empty for one that is not a list of images."""
+    """The images of a dataset as Detectron2 reads them; empty if the dataset is not a list."""
     try:
         found = DatasetCatalog.get(name)
     except (AssertionError, KeyError, IndexError, OSError, TypeError, ValueError) as error:
@@ -113,7 +141,7 @@ def _records(name: str, setting: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _check_images(name: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Raises RunError on images that are not there."""
+    """Raises RunError if images do not exist."""
     folders = Folders()
     paths = (str(record.get('file_name', '')) for record in records)
     missing = [path for path in paths if path and '://' not in path and not folders.has(path)]
@@ -125,7 +153,7 @@ def _check_images(name: str, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _check_order(train: str, found: Sequence[str], test: str, expected: Sequence[str]) -> None:
-    """Labels are the places of the classes: a class in two places would be taken for another."""
+    """Raises RunError if a class has another index in the training data, since the index is its label."""
     for place, name in enumerate(found):
         if name and name in expected and expected[place] != name:
             raise RunError(

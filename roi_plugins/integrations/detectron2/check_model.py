@@ -20,12 +20,20 @@ from .run import Run
 
 
 def build_model(run: Run) -> torch.nn.Module:
-    """The model of a run; a RunError where the config does not make one."""
+    """Builds the model of a run; a RunError if the config does not make one."""
     return build('model', run.model)
 
 
 def build(what: str, make: Callable[[], Any]) -> Any:
-    """What a config makes; a RunError where it does not."""
+    """Builds a part of a run.
+
+    Args:
+        what: the part, for the error.
+        make: builds it.
+
+    Raises:
+        RunError: it cannot be built.
+    """
     try:
         return make()
     except (
@@ -39,13 +47,13 @@ def build(what: str, make: Callable[[], Any]) -> Any:
     ) as error:
         message = str(error.args[0] if error.args else error) or type(error).__name__
         if 'Unknown pooler type' in message:
-            # It names the type, but neither those that there are, nor which heads ours need.
+            # Detectron2's message does not list the types that exist.
             message = f'{message}; {_explain_type(message.rpartition(" ")[2])}'
         raise RunError(f'the config makes no {what}: {message}') from error
 
 
 def _explain_type(name: str) -> str:
-    """What to give in place of a type that Detectron2's own pooler does not know."""
+    """What the user can do about a type that Detectron2's own pooler does not know."""
     if name in POOLER_TYPES:
         return (
             f'{name}, of this package, needs RoI heads that are {" or ".join(STOCK_HEADS)} or made of one of '
@@ -60,7 +68,11 @@ def _explain_type(name: str) -> str:
 
 
 def check_model(run: Run, model: torch.nn.Module) -> None:
-    """Models whose predictions cannot be evaluated here."""
+    """Checks that the predictions of a model can be evaluated; keypoints give a warning.
+
+    Raises:
+        RunError: the model predicts no boxes, or rotated ones.
+    """
     if isinstance(model, (ProposalNetwork, SemanticSegmentor)):
         raise RunError(
             f'{run.settings["model"]} is {type(model).__name__}, which predicts no objects; this tool '
@@ -77,10 +89,19 @@ def check_model(run: Run, model: torch.nn.Module) -> None:
 
 
 def check_max_dets(run: Run, model: torch.nn.Module, max_dets: int) -> None:
-    """Raises RunError where the model does not give as many detections as are to count."""
+    """Checks that the model can give as many detections as count in an image.
+
+    Args:
+        run: the run.
+        model: its model.
+        max_dets: how many detections of each class count in an image.
+
+    Raises:
+        RunError: the model gives fewer.
+    """
     predictor = getattr(getattr(model, 'roi_heads', None), 'box_predictor', model)
     if isinstance(predictor, (list, torch.nn.ModuleList)):
-        predictor = predictor[-1]  # the last stage of a cascade has the last word
+        predictor = predictor[-1]  # the last stage of a cascade gives the detections
     for attribute in ('test_topk_per_image', 'max_detections_per_image'):
         most = getattr(predictor, attribute, -1)
         if 0 <= most < max_dets:
@@ -94,12 +115,23 @@ def check_max_dets(run: Run, model: torch.nn.Module, max_dets: int) -> None:
 
 
 def has_head(model: torch.nn.Module, what: str) -> bool:
-    """Whether a model has a head of masks (``'mask'``) or keypoints (``'keypoint'``)."""
+    """Whether a model has a head for masks (``'mask'``) or keypoints (``'keypoint'``)."""
     return bool(getattr(getattr(model, 'roi_heads', None), f'{what}_on', False))
 
 
 def check_num_classes(run: Run, model: torch.nn.Module, dataset: str, expected: int) -> None:
-    # A detector of one stage has its classes itself.
+    """Checks that a model is for as many classes as a dataset has.
+
+    Args:
+        run: the run.
+        model: its model.
+        dataset: the name of the dataset.
+        expected: its number of classes.
+
+    Raises:
+        RunError: the model is for another number of classes.
+    """
+    # A one-stage detector has no heads; it has num_classes itself.
     heads, setting = getattr(model, 'roi_heads', model), run.settings['classes']
     if heads is model:
         setting = run.settings['dense_classes']
@@ -113,7 +145,11 @@ def check_num_classes(run: Run, model: torch.nn.Module, dataset: str, expected: 
 
 
 def check_pooler_options(cfg: CfgNode) -> None:
-    """Options of poolers that no head would read."""
+    """Checks that each option in ``POOLER_OPTIONS`` is read by a pooler.
+
+    Raises:
+        RunError: an option would have no effect.
+    """
     heads = cfg.MODEL.ROI_HEADS.NAME
     if heads not in ROI_HEADS_REGISTRY:
         known = [name for name, _ in ROI_HEADS_REGISTRY]

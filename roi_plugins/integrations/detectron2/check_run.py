@@ -34,20 +34,24 @@ def check_run(
     saves: bool,
     max_dets: int | None = None,
 ) -> None:
-    """Raises RunError or DataError where a run could not come to its end.
+    """Checks that a run will come to its end.
 
     Args:
-        run: made for the CPU, where its model is built and dropped again.
+        run: the run, described for the CPU, since its model is built for the check.
         eval_only, resume: the options of that name.
-        num_processes: those that train together, on all machines.
+        num_processes: how many processes train together, on all machines.
         saves: whether this machine saves the checkpoints.
         max_dets: the option of that name.
+
+    Raises:
+        RunError: the run would fail.
+        DataError: the annotations cannot be evaluated.
     """
     _check_settings(run)
     _check_weights(run, eval_only, resume)
     if not eval_only:
         _check_training(run, num_processes)
-        # A loader of a LazyConfig may have data that has no name.
+        # The loader of a LazyConfig may have data without a name.
         if not run.train_datasets and isinstance(run.cfg, CfgNode):
             raise RunError(f'{run.settings["train"]}: got none, expected at least one dataset')
         for name in run.train_datasets:
@@ -68,13 +72,13 @@ def check_run(
 
 
 def _check_settings(run: Run) -> None:
-    """Settings that this tool would not do as Detectron2's own does."""
+    """Raises RunError for settings that this tool does not support."""
     cfg = run.cfg
     if not isinstance(cfg, CfgNode):
         return
     for name, node in (('TEST.AUG', cfg.TEST.AUG), ('TEST.PRECISE_BN', cfg.TEST.PRECISE_BN)):
         if node.ENABLED:
-            raise RunError(f"{name}.ENABLED is True, which this tool cannot do; Detectron2's can")
+            raise RunError(f"{name}.ENABLED is True, which this tool does not support; Detectron2's does")
     if cfg.TEST.EXPECTED_RESULTS:
         raise RunError("TEST.EXPECTED_RESULTS is set, which this tool does not verify; Detectron2's does")
     check_pooler_options(cfg)
@@ -85,7 +89,7 @@ def _check_weights(run: Run, eval_only: bool, resume: bool) -> None:
     if eval_only and not run.weights:
         raise RunError(f'--eval-only: {name} names no checkpoint')
     if not eval_only and resume and saved_checkpoints(run.output_dir, run.prefix):
-        return  # it starts from there
+        return  # the training resumes from these
     if run.weights and '://' not in run.weights and not os.path.isfile(run.weights):
         raise RunError(
             f'{"--eval-only: the checkpoint" if eval_only else f"{name}:"} {run.weights} does not exist'
@@ -119,7 +123,7 @@ def _check_training(run: Run, num_processes: int) -> None:
 
 
 def _check_space(run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer, resume: bool) -> None:
-    """Raises RunError where the checkpoints of a training would fill the disk."""
+    """Raises RunError if the checkpoints of the training would fill the disk."""
     saved = saved_checkpoints(run.output_dir, run.prefix) if resume else []
     period, keep = run.checkpoints['period'], run.checkpoints.get('max_to_keep')
     done = 0
@@ -129,7 +133,7 @@ def _check_space(run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimi
     if done >= run.max_iter:
         return
     count = run.max_iter // period - done // period if period > 0 else 0
-    # One more is written before the oldest goes, and the last is saved once more, as final.
+    # A new checkpoint is written before the oldest is removed, and the last is saved again as model_final.
     count = (count if keep is None else min(count, keep + 1)) + 1
     check_space(
         run.output_dir,

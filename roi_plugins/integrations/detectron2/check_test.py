@@ -15,10 +15,17 @@ from .run import Run
 
 
 def check_evaluator(run: Run) -> str:
-    """The test dataset, if its evaluation here gives what Detectron2's own would."""
+    """Checks that the evaluation here gives what Detectron2's own would give.
+
+    Returns:
+        The name of the test dataset.
+
+    Raises:
+        RunError: it would not, or there is not exactly one test dataset.
+    """
     setting, names = run.settings['test'], run.test_datasets
     if len(names) != 1:
-        raise RunError(f'{setting}: got {list(names)}, expected one dataset, whose result it is')
+        raise RunError(f'{setting}: got {list(names)}, expected one dataset')
     (name,) = names
     check_registered(name, setting, 'test')
     metadata = MetadataCatalog.get(name)
@@ -38,10 +45,16 @@ def check_evaluator(run: Run) -> str:
 
 
 def evaluator_max_dets(cfg: DictConfig) -> int | None:
-    """The limit of detections that the evaluators of a LazyConfig name, if they do.
+    """``max_dets_per_image`` of the evaluators of a LazyConfig.
+
+    Args:
+        cfg: the LazyConfig.
+
+    Returns:
+        The limit; None if no evaluator sets it.
 
     Raises:
-        RunError: they name several, or one below 10, for which Detectron2 has no AP.
+        RunError: evaluators set different limits, or one below 10, at which Detectron2 computes no AP.
     """
     named = {
         f'{where}.max_dets_per_image': evaluator.max_dets_per_image
@@ -55,10 +68,10 @@ def evaluator_max_dets(cfg: DictConfig) -> int | None:
     if len(limits) > 1:
         raise RunError(f'{", ".join(named)} are {", ".join(map(str, named.values()))}; this tool reports one')
     if not isinstance(limit, int) or limit < 10:
-        # COCOeval sorts 1, 10 and the limit, and takes the AP at the third.
+        # COCOeval sorts 1, 10 and the limit, and computes AP at the third of them.
         raise RunError(
-            f'{setting} is {limit!r}; expected a number of at least 10, as Detectron2 has no AP at a lower '
-            'one: --max-dets does'
+            f'{setting} is {limit!r}; expected a number of at least 10, as Detectron2 computes no AP at a '
+            'lower one; --max-dets does'
         )
     return limit
 
@@ -76,7 +89,7 @@ def _check_lazy_evaluator(where: str, evaluator: DictConfig, dataset: str) -> No
     target = evaluator.get('_target_')
     own = f'{COCOEvaluator.__module__}.{COCOEvaluator.__qualname__}'
     if target not in (COCOEvaluator, own, 'detectron2.evaluation.COCOEvaluator'):
-        raise RunError(f'{where} is {target}; this tool computes what COCOEvaluator does, and no other')
+        raise RunError(f'{where} is {target}; this tool only computes what COCOEvaluator does')
     if evaluator.get('dataset_name', dataset) != dataset:
         raise RunError(
             f'{where}.dataset_name is {evaluator.dataset_name}, but the images are those of {dataset}, '

@@ -15,7 +15,6 @@ What differs from Detectron2's own tool:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from roi_plugins.run_record import METRICS_FILE
 from ..dry_run import answer
 from ..errors import RunError
 from ..output import check_writable
+from ..results import check_same_run
 from .arguments import as_command, configure, identity, parse_arguments
 from .check_run import check_run
 from .checkpoints import saved_checkpoints
@@ -47,13 +47,27 @@ from .run import Run
 
 
 def check(argv: Sequence[str]) -> None:
-    """Raises RunError or DataError where the command line could not come to its end; it runs nothing."""
+    """Checks that a command would run to its end, without running it.
+
+    Args:
+        argv: the arguments of the command.
+
+    Raises:
+        RunError, DataError: the command would fail.
+    """
     args = parse_arguments(argv)
     _check(describe(configure(args), 'cpu', args.max_dets), args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: trains, then evaluates; with ``--eval-only``, evaluates."""
+    """Trains and evaluates, or only evaluates with ``--eval-only``.
+
+    Args:
+        argv: the arguments; by default ``sys.argv``.
+
+    Returns:
+        The exit code: 0, or 2 after an error that was printed.
+    """
     args = parse_arguments(argv)
     under_torchrun = torch.distributed.is_torchelastic_launched()
     try:
@@ -61,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             take_processes_from_torchrun(args)
         else:
             check_processes(args)
-        # One process of each machine; the others wait for it to join them.
+        # One process of each machine checks; the others wait until it joins them.
         if not under_torchrun or os.environ['LOCAL_RANK'] == '0':
             notes: list[str] = []
             _check(describe(configure(args, notes), 'cpu', args.max_dets), args)
@@ -82,14 +96,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(error)
         return 2
     except ProcessExitedException as error:
-        if error.exit_code != 2:  # killed, say
+        if error.exit_code != 2:  # such as a process that was killed
             raise
-        return 2  # after it has said why
+        return 2  # the process has printed its error
     return 0
 
 
 def _check(run: Run, args: argparse.Namespace) -> None:
-    """Raises RunError where the run cannot be, before any process is started."""
+    """Checks everything that a run needs, before any process is started.
+
+    Raises:
+        RunError, DataError: the run would fail.
+    """
     check_writable(run.output_dir, run.settings['output'])
     _check_output(run, args)
     check_run(
@@ -103,22 +121,19 @@ def _check(run: Run, args: argparse.Namespace) -> None:
 
 
 def _check_output(run: Run, args: argparse.Namespace) -> None:
-    """Raises RunError on an output folder that holds what would be replaced."""
+    """Raises RunError if the output folder holds the checkpoints or the result of another run."""
     saved = saved_checkpoints(run.output_dir, run.prefix)
     if saved and not args.resume and not args.eval_only:
         raise RunError(
             f'{run.output_dir} holds the checkpoint {saved[0].name} of an earlier training: give --resume '
             'to continue it, or another OUTPUT_DIR (train.output_dir)'
         )
-    try:
-        found = json.loads((run.output_dir / METRICS_FILE).read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        return
-    if identity(found['command']) != identity(as_command(args)):
-        raise RunError(
-            f'{run.output_dir} holds the result of another run ({" ".join(found["command"])}). Give '
-            f'another OUTPUT_DIR (train.output_dir), or move its {METRICS_FILE} and predictions away'
-        )
+    new = identity(as_command(args))
+    check_same_run(
+        run.output_dir,
+        lambda found: identity(found['command']) == new,
+        f'Give another OUTPUT_DIR (train.output_dir), or move its {METRICS_FILE} and predictions away',
+    )
 
 
 if __name__ == '__main__':

@@ -25,16 +25,22 @@ from .swap import replaced_types, swap_yaml
 def read_config(
     path: str | Path, options: Sequence[str] = (), notes: list[str] | None = None
 ) -> CfgNode | DictConfig:
-    """A config with the options of a command line: ``KEY VALUE`` pairs for YAML, ``key=value`` for Python.
+    """Reads a config.
 
-    Where it names a type of ours for a pooler, it is also given what that needs, see :mod:`.swap`.
+    If it names a type of this package for a pooler, the other settings that the type needs are set too, see
+    :mod:`.swap`.
 
     Args:
-        notes: takes a line that says what a type of ours has changed besides, if it has.
+        path: path of a YAML config, or of a LazyConfig (``.py``).
+        options: the options of a command line: ``KEY VALUE`` pairs for YAML, ``key=value`` for a LazyConfig.
+        notes: a line about other settings that a type has changed is appended to it.
+
+    Returns:
+        The config.
 
     Raises:
-        RunError: the file is missing or cannot be read; an option does not exist; or no pooler is of the type
-            of ours that is named for it.
+        RunError: the file does not exist or cannot be read; an option does not exist; or a type is named
+            where the model has no pooler.
     """
     notes = [] if notes is None else notes
     path = str(path)
@@ -44,7 +50,7 @@ def read_config(
         cfg, note = (read_lazy if path.endswith('.py') else _read_yaml)(path, options)
     except RunError:
         raise
-    except Exception as error:  # configs are programs: anything can happen in them
+    except Exception as error:  # configs are programs, which may raise anything
         raise RunError(f'the config {path} cannot be read: {describe_error(error)}') from error
     if note:
         notes.append(note)
@@ -52,7 +58,7 @@ def read_config(
 
 
 def as_settings(cfg: CfgNode | DictConfig) -> dict[str, Any]:
-    """All that a config says by dotted keys, see :mod:`roi_plugins.settings`."""
+    """All settings of a config by dotted keys, see :mod:`roi_plugins.settings`."""
     return flatten(yaml.safe_load(cfg.dump()) if isinstance(cfg, CfgNode) else OmegaConf.to_container(cfg))
 
 
@@ -66,7 +72,8 @@ def _read_yaml(path: str, options: Sequence[str]) -> tuple[CfgNode, str | None]:
     try:
         cfg.merge_from_file(path, allow_unsafe=False)
     except KeyError:
-        # Keys of a project, maybe. A config without any is saved without them, for it to be read everywhere.
+        # The unknown key may be of a Detectron2 project. The keys of projects are only added if they are
+        # needed, since the saved config has to be readable without the projects.
         cfg = get_cfg()
         for add_keys in (add_roi_plugins_config, *_project_keys()):
             add_keys(cfg)
@@ -89,7 +96,7 @@ def _merge(cfg: CfgNode, path: str) -> None:
     try:
         cfg.merge_from_file(path, allow_unsafe=False)
     except KeyError as error:
-        # yacs names the key, but not those that there are.
+        # yacs names the unknown key, but not the keys that exist.
         key = str(error.args[0]).rpartition('Non-existent config key: ')[2]
         *above, last = key.split('.')
         node = cfg
@@ -104,6 +111,6 @@ _ADD_KEYS = re.compile(r'add_\w+_config')
 
 
 def _project_keys() -> list[Callable[[CfgNode], None]]:
-    """What adds the keys of Detectron2's projects that are imported, such as ``add_pointrend_config``."""
+    """The functions of imported Detectron2 projects that add their keys, such as ``add_pointrend_config``."""
     projects = [sys.modules[name] for name in sorted(sys.modules) if _PROJECT.fullmatch(name)]
     return [add for project in projects for name, add in vars(project).items() if _ADD_KEYS.fullmatch(name)]

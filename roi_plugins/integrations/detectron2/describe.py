@@ -26,7 +26,7 @@ from .check_test import evaluator_max_dets
 from .datasets import register_coco_files
 from .run import Run
 
-# The parts of a LazyConfig's node `train` that there has to be.
+# The keys that the node `train` of a LazyConfig must have.
 _TRAIN = (
     *('output_dir', 'init_checkpoint', 'max_iter', 'amp.enabled', 'ddp', 'checkpointer.period'),
     *('eval_period', 'log_period'),
@@ -62,7 +62,11 @@ _LAZY_SETTINGS = {
 
 
 class NamedImages:
-    """A dataset mapper whose error names the image that cannot be read."""
+    """A dataset mapper whose error names the image that cannot be read.
+
+    Args:
+        mapper: the mapper that reads an image.
+    """
 
     def __init__(self, mapper: Callable[[dict], Any]):
         self._mapper = mapper
@@ -75,21 +79,20 @@ class NamedImages:
 
 
 def describe(cfg: CfgNode | DictConfig, device: str | None = None, max_dets: int | None = None) -> Run:
-    """The run that a config says.
-
-    COCO files that it names as datasets are registered, so that every process can read them.
+    """Describes the run of a config, and registers the COCO files that it names as datasets.
 
     Args:
-        device: where, in place of what the config says; without a GPU it is the CPU anyway.
-        max_dets: how many detections of each class count in an image, in place of what the evaluator of a
-            LazyConfig says.
+        cfg: the config; its device is changed.
+        device: the device of the run; by default that of the config, or the CPU if there is no GPU.
+        max_dets: how many detections of each class count in an image; by default the limit of a LazyConfig's
+            evaluator, else 100.
 
     Raises:
-        RunError: a LazyConfig lacks what Detectron2's own tool needs of it.
+        RunError: a LazyConfig does not have what Detectron2's own tool needs.
     """
     try:
         run = _describe_yaml(cfg, device) if isinstance(cfg, CfgNode) else _describe_lazy(cfg, device)
-    except OmegaConfBaseException as error:  # such as of an interpolation
+    except OmegaConfBaseException as error:  # such as an unresolved interpolation
         raise RunError(f'the LazyConfig cannot be read: {describe_error(error)}') from error
     run.max_dets = max_dets or run.max_dets
     register_coco_files([*run.train_datasets, *run.test_datasets])
@@ -124,7 +127,7 @@ def _describe_yaml(cfg: CfgNode, device: str | None) -> Run:
 
 
 def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
-    # Detectron2's own tool reads them too. What a training needs besides is looked at before it.
+    # Detectron2's own tool reads these too. check_run checks what only a training needs.
     for key in ('model', *(f'train.{name}' for name in _TRAIN)):
         if OmegaConf.select(cfg, key, default=...) is ...:
             raise RunError(
@@ -141,10 +144,10 @@ def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
         return instantiate(cfg.optimizer)
 
     def loader(node: DictConfig) -> Any:
-        if 'mapper' not in node:  # a loader of the user's own
+        if 'mapper' not in node:  # the user's own loader
             return instantiate(node)
         mapper = NamedImages(instantiate(node.mapper))
-        node = copy.deepcopy(node)  # what is saved is the config as it was given
+        node = copy.deepcopy(node)  # the config is saved as it was given
         node.mapper = mapper
         return instantiate(node)
 
@@ -167,7 +170,7 @@ def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
         train_loader=lambda: loader(cfg.dataloader.train),
         test_loader=lambda: loader(cfg.dataloader.test),
         optimizer=optimizer,
-        # The hook makes a schedule of it that knows where the training stands.
+        # LRScheduler, the hook, makes a scheduler of this multiplier.
         scheduler=lambda optimizer: instantiate(cfg.lr_multiplier),
         batch_size=OmegaConf.select(cfg, 'dataloader.train.total_batch_size'),
         max_iter=cfg.train.max_iter,

@@ -15,9 +15,9 @@ from .saved_config import read_saved_config
 
 
 def find_extractors(config: Path) -> dict[str, RoIExtractor]:
-    """See :func:`roi_plugins.integrations.inspection.read_extractors`."""
+    """The extractors of a config, see :func:`roi_plugins.integrations.inspection.read_extractors`."""
     try:
-        # YAML may be what a training has left of a LazyConfig.
+        # A YAML file may be the config that the training of a LazyConfig has saved.
         cfg = read_config(config) if config.suffix == '.py' else read_saved_config(config)
         model = build_model(describe(cfg))
     except RunError as error:

@@ -17,7 +17,7 @@ from .datasets import registering_again
 from .poolers import POOLER_TYPES
 from .swap import check_lazy_pooler, lazy_pooler_types, swap_lazy, take_lazy_types
 
-# What Detectron2's own tool reads of these nodes of a LazyConfig.
+# The keys that Detectron2's own tool reads in these nodes of a LazyConfig.
 _READ = {
     'train': {
         *('output_dir', 'init_checkpoint', 'max_iter', 'amp', 'ddp', 'checkpointer', 'eval_period'),
@@ -30,10 +30,22 @@ _READ = {
 
 
 def read_lazy(path: str, options: Sequence[str]) -> tuple[DictConfig, str | None]:
-    with registering_again():  # its own data, which each process reads more than once
+    """Reads a LazyConfig.
+
+    Args:
+        path: path of the ``.py`` file.
+        options: ``key=value`` options.
+
+    Returns:
+        The config; and what a type of this package has changed besides, or None.
+
+    Raises:
+        RunError: a key does not exist, or an option cannot be read.
+    """
+    with registering_again():  # the file may register datasets
         cfg = LazyConfig.load(path)
     _check_nodes(cfg)
-    # Types come first: they decide which other options a pooler has.
+    # The types come first, since they decide which other options a pooler has.
     types = [option for option in options if option.partition('=')[0].endswith('.pooler_type')]
     before = lazy_pooler_types(cfg)
     for option in types:
@@ -53,31 +65,31 @@ def _override(cfg: DictConfig, options: Sequence[str]) -> DictConfig:
         _check_lazy_key(cfg, key)
     try:
         return LazyConfig.apply_overrides(cfg, list(options))
-    except Exception as error:  # of a grammar that is in a package that need not be there
+    except Exception as error:  # hydra, which Detectron2 parses options with, may not be installed
         raise RunError(f'options: {" ".join(options)!r} cannot be read: {error}') from error
 
 
 def _check_nodes(cfg: DictConfig) -> None:
-    """Raises RunError on keys of a LazyConfig's node ``train`` that are misspelt ones of Detectron2's."""
+    """Raises RunError if a key in the node ``train`` of a LazyConfig is misspelt."""
     for where, known in _READ.items():
         node = OmegaConf.select(cfg, where)
         for key in set(node) - known if isinstance(node, DictConfig) else ():
-            # `train` may hold what programs of the user's own read; the nodes in it are arguments.
+            # The user's own programs may read other keys of `train`. The nodes in it are keyword arguments.
             if where != 'train' or difflib.get_close_matches(key, known, cutoff=0.8):
                 raise RunError(f'the LazyConfig has {where}.{key}: {explain_unknown(key, known)}')
 
 
 def _check_lazy_key(cfg: DictConfig, key: str) -> None:
-    """Raises RunError on an option that nothing would read.
+    """Raises RunError if nothing would read an option.
 
-    A leaf that is not in the config may be new: it is how a callable is given an argument. A ``+`` before
-    a key says that it is meant to be new, and helps where nothing tells what there may be.
+    A key that is not in the config may be a new argument of a callable. A ``+`` before a key says that it is
+    new; it is needed if the possible keys are not known.
     """
     is_new = key.startswith('+')
     key = key.lstrip('+')
     node: Any = cfg
     above: list[str] = []
-    is_argument = False  # of a callable above: what keys it may have is for that to say
+    is_argument = False  # whether the node belongs to an argument of a callable, which may take any keys
     for part in key.split('.'):
         where = '.'.join(above)
         if isinstance(node, ListConfig):
@@ -98,22 +110,23 @@ def _check_lazy_key(cfg: DictConfig, key: str) -> None:
 def _check_new_key(
     node: DictConfig, part: str, key: str, where: str, is_argument: bool, is_new: bool
 ) -> None:
-    """Of :func:`_check_lazy_key`: ``part``, of ``key``, is not in ``node``, which is under ``where``."""
+    """Raises RunError if ``part`` of the option ``key`` cannot be added to ``node``, which is at
+    ``where``."""
     is_open = is_argument or is_new
     known = {*node, *_READ.get(where, ())}
     if '_target_' in node:
         parameters, is_open = _parameters(node['_target_'])
         known |= parameters
-    # What takes any argument hands it on, to one that most likely has no other of nearly the same name.
+    # A callable that takes any argument passes it on. A name much like a known one is most likely misspelt.
     if part not in known and (not is_open or difflib.get_close_matches(part, known, cutoff=0.9)):
         raise RunError(f'options: there is no {key}; for {part}, {explain_unknown(part, known)}')
 
 
 def _parameters(target: Any) -> tuple[set[str], bool]:
-    """The parameters of a callable, and whether it takes others as well."""
-    # A path, where it was read from YAML or given as an option.
+    """The names of a callable's parameters, and whether it takes others as well."""
+    # In YAML and in an option, the callable is given by its path.
     target = pydoc.locate(target) if isinstance(target, str) else target
-    # A class with **kwargs hands them on to the one that it is made of.
+    # A class with **kwargs passes them on to its base class.
     functions = [target]
     if inspect.isclass(target):
         functions = [vars(type_)['__init__'] for type_ in target.__mro__ if '__init__' in vars(type_)]
@@ -121,7 +134,7 @@ def _parameters(target: Any) -> tuple[set[str], bool]:
     for function in functions:
         try:
             parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):  # not a callable, or one of C
+        except (TypeError, ValueError):  # not a callable, or one written in C
             return names, True
         names |= {parameter.name for parameter in parameters}
         if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):

@@ -30,10 +30,17 @@ from .train import train
 
 
 def check_processes(args: argparse.Namespace) -> None:
-    """Raises RunError on numbers of machines and processes that make no sense together."""
+    """Checks the numbers of machines and processes.
+
+    Args:
+        args: the command line.
+
+    Raises:
+        RunError: they contradict each other or the hardware.
+    """
     if args.num_machines < 1:
         raise RunError(f'--num-machines: got {args.num_machines}, expected at least 1')
-    # On one machine, 0 is Detectron2's other word for one process.
+    # On one machine, Detectron2 takes 0 as 1.
     fewest = 0 if args.num_machines == 1 else 1
     if args.num_gpus < fewest:
         raise RunError(
@@ -55,7 +62,14 @@ def check_processes(args: argparse.Namespace) -> None:
 
 
 def take_processes_from_torchrun(args: argparse.Namespace) -> None:
-    """Sets the numbers of machines and processes to those that torchrun has started."""
+    """Sets the numbers of machines and processes to those that torchrun has started.
+
+    Args:
+        args: the command line, which is changed.
+
+    Raises:
+        RunError: the command line gives these numbers too.
+    """
     given = [args.num_gpus, args.num_machines, args.machine_rank]
     if given != [1, 1, 0]:
         raise RunError(
@@ -68,7 +82,7 @@ def take_processes_from_torchrun(args: argparse.Namespace) -> None:
 
 
 def work_under_torchrun(args: argparse.Namespace) -> None:
-    """What Detectron2's ``launch`` does in a process that it has started."""
+    """Joins the processes that torchrun has started, as Detectron2's ``launch`` does, and does the work."""
     on_gpu = torch.cuda.is_available()
     torch.distributed.init_process_group('nccl' if on_gpu else 'gloo', timeout=DEFAULT_TIMEOUT)
     try:
@@ -77,14 +91,14 @@ def work_under_torchrun(args: argparse.Namespace) -> None:
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         comm.synchronize()
         _work(args)
-        # The first process still evaluates when the others are done, and torchrun ends all when one leaves.
+        # The others wait for the first process, which still evaluates: torchrun ends all if one leaves early.
         comm.synchronize()
     finally:
         torch.distributed.destroy_process_group()
 
 
 def _work(args: argparse.Namespace) -> None:
-    """What each process does."""
+    """Trains and evaluates, or only evaluates; each process does this."""
     print_anything()
     run = describe(configure(args), max_dets=args.max_dets)
     settings = as_settings(run.cfg)
@@ -96,29 +110,29 @@ def _work(args: argparse.Namespace) -> None:
         if comm.is_main_process():
             write_settings(run.output_dir, settings, trains=True)
         model = train(run, args.resume)
-        checkpoint = ''  # the first process alone names it: it has written it, maybe elsewhere
+        checkpoint = ''  # only the first process has it, maybe on a disk of its own
         if comm.is_main_process():
             checkpoint = str(saved_checkpoints(run.output_dir, run.prefix)[0])
     result = evaluate(run, model, config=args.config_file, checkpoint=checkpoint, command=as_command(args))
     if result is not None:
         if args.eval_only:
-            del settings[run.settings['weights']]  # what is tested is no part of how it was made
+            del settings[run.settings['weights']]  # the tested weights are not a setting of their training
             write_settings(run.output_dir, settings, trains=False)
         print_metrics(result['metrics'])
 
 
 def work_of_process(args: argparse.Namespace) -> None:
-    """Of a process that Detectron2's ``launch`` has started, or of the only one."""
+    """The work of a process that Detectron2's ``launch`` has started, or of the only process."""
     try:
         _work(args)
     except (RunError, DataError) as error:
         if torch.multiprocessing.parent_process() is None:
             raise
-        # What it raised would come out of the parent as a traceback.
+        # The parent would print a traceback of an error that is raised here.
         print_error(error)
         sys.exit(2)
 
 
 def print_error(error: Exception) -> None:
-    """In one line, also where the message of a library is in it."""
+    """Prints an error in one line, even if it has the message of a library in it."""
     print('error:', ' '.join(map(str.strip, str(error).splitlines())), file=sys.stderr, flush=True)

@@ -15,20 +15,24 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import RunError, describe_error
 from .config import read_config
 
-# What a saved LazyConfig is made of, besides the user's own.
+# The packages that a saved LazyConfig names, besides those of the user.
 _PACKAGES = ('detectron2', 'fvcore', 'roi_plugins', 'torch', 'torchvision')
 
 
 def read_saved_config(path: str | Path, packages: Iterable[str] = ()) -> CfgNode | DictConfig:
-    """The ``config.yaml`` that a training has left, of either language, read as data.
+    """Reads the ``config.yaml`` of a training as data, for a YAML config or a LazyConfig.
 
-    Detectron2 itself reads that of a LazyConfig with YAML's unsafe loader, which runs any code.
+    Detectron2 itself reads that of a LazyConfig with YAML's unsafe loader, which can run any code.
 
     Args:
-        packages: whose classes and functions it may name besides those of the libraries that it is built of.
+        path: the file.
+        packages: further packages whose classes and functions it may name.
+
+    Returns:
+        The config.
 
     Raises:
-        RunError: the file cannot be read, or names what is of another package.
+        RunError: the file cannot be read, or names a class or function of another package.
     """
     known = {*_PACKAGES, *packages}
     try:
@@ -44,7 +48,8 @@ def read_saved_config(path: str | Path, packages: Iterable[str] = ()) -> CfgNode
 
 
 class _SavedConfig(yaml.SafeLoader):
-    """What ``LazyConfig.save`` writes: plain data, tuples, dataclasses, names of classes and functions."""
+    """Loads what ``LazyConfig.save`` writes: plain data, tuples, dataclasses, names of classes and
+    functions."""
 
     def __init__(self, text: bytes, known: Set[str]):
         super().__init__(text)
@@ -73,7 +78,7 @@ _SavedConfig.add_multi_constructor('tag:yaml.org,2002:python/object:', _SavedCon
 
 
 def _targets(node: Any) -> Iterator[str]:
-    """The names of all that a config has built."""
+    """The names of all classes and functions that a config would call."""
     if isinstance(node, dict):
         if isinstance(node.get('_target_'), str):
             yield node['_target_']

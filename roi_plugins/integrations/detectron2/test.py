@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,14 +15,19 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
 from roi_plugins.files import write_json
-from roi_plugins.run_record import METRICS_FILE, PREDICTION_FILES, write_run
+from roi_plugins.run_record import PREDICTION_FILES, write_run
 
+from ..results import partial_predictions, replace_predictions
 from .poolers import describe_poolers
 from .run import Run
 
 
 class Predictions(DatasetEvaluator):
-    """Gathers predictions of all processes in COCO's format; it computes no figure."""
+    """Gathers the predictions of all processes in COCO's format; it does not compute AP.
+
+    Args:
+        dataset: the name of the test dataset.
+    """
 
     def __init__(self, dataset: str):
         ids = MetadataCatalog.get(dataset).get('thing_dataset_id_to_contiguous_id', {})
@@ -37,7 +40,7 @@ class Predictions(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             instances = output['instances'].to('cpu')
-            # Even where no mask is predicted, its file tells that masks were asked for.
+            # Masks get a file even if none is predicted.
             self._masks |= instances.has('pred_masks')
             for found in instances_to_coco_json(instances, image['image_id']):
                 label = found['category_id']
@@ -45,7 +48,10 @@ class Predictions(DatasetEvaluator):
                 self._found.append(found)
 
     def evaluate(self) -> dict[str, list[dict]] | None:
-        """Results lists under ``bbox`` and ``segm``; None in processes other than the first."""
+        """The predictions, as lists in COCO's format under ``bbox`` and ``segm``.
+
+        None in processes other than the first.
+        """
         gathered = comm.gather((self._found, self._masks))
         if not comm.is_main_process():
             return None
@@ -63,7 +69,14 @@ class Predictions(DatasetEvaluator):
 def evaluate(
     run: Run, model: torch.nn.Module, *, config: str, checkpoint: str, command: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Leaves predictions and ``metrics.json`` in ``run.output_dir``.
+    """Evaluates a model, and writes predictions and ``metrics.json`` to the output folder.
+
+    Args:
+        run: the run.
+        model: the model.
+        config: path of the config, as the user gave it.
+        checkpoint: path of the evaluated weights.
+        command: the command of the run.
 
     Returns:
         The content of ``metrics.json``; None in processes other than the first.
@@ -71,19 +84,11 @@ def evaluate(
     predictions = predict(run, model)
     if not comm.is_main_process():
         return None
-    # Aside first: one that is stopped half-way leaves an earlier result as it was.
-    aside = run.output_dir / 'predictions.partial'
-    shutil.rmtree(aside, ignore_errors=True)  # of an evaluation that was stopped
-    aside.mkdir(parents=True)
+    partial = partial_predictions(run.output_dir)
+    partial.mkdir(parents=True)
     for iou_type, results in predictions.items():
-        write_json(aside / PREDICTION_FILES[iou_type], results)
-    (run.output_dir / METRICS_FILE).unlink(missing_ok=True)
-    for name in PREDICTION_FILES.values():
-        if (aside / name).exists():
-            os.replace(aside / name, run.output_dir / name)
-        else:
-            (run.output_dir / name).unlink(missing_ok=True)
-    aside.rmdir()
+        write_json(partial / PREDICTION_FILES[iou_type], results)
+    replace_predictions(run.output_dir, partial, predictions)
     return write_run(
         run.output_dir,
         framework='detectron2',
@@ -98,12 +103,19 @@ def evaluate(
 
 
 def predict(run: Run, model: torch.nn.Module) -> dict[str, list[dict]]:
-    """What :class:`Predictions` gathers; nothing in processes other than the first."""
+    """The predictions of a model on the test set, see :class:`Predictions`; empty except in the first
+    process.
+
+    Args:
+        run: the run.
+        model: the model.
+    """
     (dataset,) = run.test_datasets
-    loader = run.test_loader()  # reads the dataset, whose category ids Predictions takes
+    loader = run.test_loader()  # reads the dataset first, which gives Predictions its category ids
     return inference_on_dataset(model, loader, Predictions(dataset))
 
 
 def ann_file_of(run: Run) -> str:
+    """The path of the annotations of the test set."""
     (dataset,) = run.test_datasets
     return MetadataCatalog.get(dataset).json_file

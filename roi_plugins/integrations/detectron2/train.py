@@ -27,7 +27,18 @@ from .test import ann_file_of, predict
 
 
 def train(run: Run, resume: bool) -> torch.nn.Module:
-    """Trains up to ``run.max_iter``; with ``resume``, from the last checkpoint, if there is one."""
+    """Trains a model up to ``run.max_iter``.
+
+    Args:
+        run: the run.
+        resume: whether to resume from the last checkpoint, if there is one.
+
+    Returns:
+        The model.
+
+    Raises:
+        RunError: a part of the run cannot be built, or a checkpoint cannot be loaded.
+    """
     saved = saved_checkpoints(run.output_dir, run.prefix) if resume else []
     model = build_model(run)
     optimizer = run.optimizer(model)
@@ -36,14 +47,14 @@ def train(run: Run, resume: bool) -> torch.nn.Module:
     trainer = (AMPTrainer if run.amp else SimpleTrainer)(wrapped, loader, optimizer)
     checkpointer = Checkpointer(wrapped, str(run.output_dir), prefix=run.prefix, trainer=trainer)
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, run.scheduler(optimizer))])
-    # Of all processes, and before the figures are written, so that those of an evaluation are.
+    # Register on every rank, before PeriodicWriter, so that evaluation metrics get logged.
     trainer.register_hooks(
         [hooks.EvalHook(run.eval_period, lambda: _metrics(run, model), eval_after_train=False)]
     )
     if comm.is_main_process():
         writers = [
             CommonMetricPrinter(run.max_iter),
-            # Not metrics.json, Detectron2's name for it: that is the result.
+            # Detectron2 calls this file metrics.json, which is the name of the result here.
             JSONWriter(str(run.output_dir / 'training.json')),
         ]
         if find_spec('tensorboard'):
@@ -67,7 +78,7 @@ def train(run: Run, resume: bool) -> torch.nn.Module:
 
 
 def _metrics(run: Run, model: torch.nn.Module) -> dict[str, dict[str, float]]:
-    """What an evaluation during the training shows: the figures that ``metrics.json`` would have."""
+    """Prints and returns the metrics of an evaluation during the training, as ``metrics.json`` has them."""
     metrics = {}
     for iou_type, predictions in predict(run, model).items():
         found = compute_metrics(ann_file_of(run), predictions, iou_type, run.max_dets)
@@ -77,7 +88,7 @@ def _metrics(run: Run, model: torch.nn.Module) -> dict[str, dict[str, float]]:
 
 
 def _distributed(model: torch.nn.Module, options: Mapping[str, Any]) -> torch.nn.Module:
-    """As ``create_ddp_model``, which takes for granted that each process has a GPU."""
+    """As ``create_ddp_model``, which assumes that each process has a GPU, but also on the CPU."""
     if next(model.parameters()).device.type == 'cpu':
         options = {**options, 'device_ids': None}
     return create_ddp_model(model, **options)

@@ -1,4 +1,4 @@
-"""A training step of a Detectron2 config, to be measured."""
+"""A training step of a Detectron2 config, whose time and memory can be measured."""
 
 from __future__ import annotations
 
@@ -29,14 +29,19 @@ EXTRACTOR_TYPES = (ROIPooler, RoIPluginsPooler)
 def load_step(
     config: str | Path, checkpoint: str | Path, device: torch.device
 ) -> tuple[nn.Module, Callable[[], object]]:
-    """The detector of a finished training, and what trains it for one step: forward, losses, backward and
-    optimiser, always on the first batch of the training data. The learning rate is 0: the weights stay.
+    """A training step of a finished training, for the ``train_step`` of a ``Framework``.
 
     Args:
-        config: the ``config.yaml`` that the training left, or what it was made of.
+        config: the ``config.yaml`` that the training has saved, or the config of the training.
+        checkpoint: path of the trained weights.
+        device: where the model runs.
+
+    Returns:
+        The detector, and a function that runs a step: forward, losses, backward and optimiser, always on the
+        first batch of the training data. The learning rate is 0, so that the weights stay.
 
     Raises:
-        RunError: the training data is not registered, or not there.
+        RunError: the training data is not registered or does not exist.
     """
     imported = _register_data(Path(config).parent)
     is_python = Path(config).suffix == '.py'
@@ -70,10 +75,10 @@ def load_step(
 
 
 def _register_data(run_dir: Path) -> list[str]:
-    """Does again what registered the data of a finished run: its imports, and its LazyConfig.
+    """Registers the data of a finished run again, by its imports and its LazyConfig.
 
     Returns:
-        The packages of its imports.
+        The packages that the run imported.
     """
     if not (run_dir / METRICS_FILE).is_file():
         return []

@@ -25,7 +25,15 @@ _OPTIONS = {
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
-    """Raises RunError where annotations or image folders of these loaders are not there."""
+    """Checks that annotations and image folders exist.
+
+    Args:
+        cfg: the config.
+        loaders: the settings of the data loaders to check, such as ``'train_dataloader'``.
+
+    Raises:
+        RunError: a file or folder does not exist, or is not named by one path.
+    """
     for loader in loaders:
         for dataset in innermost_datasets((cfg.get(loader) or {}).get('dataset') or {}):
             if dataset.get('backend_args'):
@@ -57,7 +65,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
 
 def innermost_datasets(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The innermost datasets of wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    """The configs of the datasets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
     inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', [])
     if not inner:
         yield dataset
@@ -66,7 +74,15 @@ def innermost_datasets(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]
 
 
 def coco_datasets(cfg: Config, loader: str) -> Iterator[CocoDataset]:
-    """The local datasets of COCO format among those of a loader; their annotations are not read yet."""
+    """The datasets of a loader that read local COCO files, built without reading their annotations.
+
+    Args:
+        cfg: the config.
+        loader: the setting of the loader.
+
+    Raises:
+        RunError: a dataset cannot be built, or its annotations do not exist.
+    """
     for options in innermost_datasets((cfg.get(loader) or {}).get('dataset') or {}):
         kind = class_of(DATASETS, options.get('type'))
         if not is_subclass(kind, CocoDataset) or options.get('backend_args'):
@@ -78,7 +94,16 @@ def coco_datasets(cfg: Config, loader: str) -> Iterator[CocoDataset]:
 
 
 def check_images(coco: COCO, ann_file: str, dataset: Any) -> None:
-    """Raises RunError on images that the annotations do not have, that come twice or that are not there."""
+    """Checks the images of a test set.
+
+    Args:
+        coco: the annotations that are evaluated.
+        ann_file: their file, for the error.
+        dataset: the test set.
+
+    Raises:
+        RunError: an image is not in the annotations, is in the dataset twice, or its file does not exist.
+    """
     seen: set[int] = set()
     folders = Folders()
     if not len(dataset):
@@ -93,12 +118,13 @@ def check_images(coco: COCO, ann_file: str, dataset: Any) -> None:
         seen.add(id_)
         if not path or '://' in path or getattr(dataset, 'backend_args', None):
             continue
-        # A name in the annotations may hold folders, so a file may be behind a link that a list has not.
+        # The second check is for files behind links, which the listed folders do not show.
         if not folders.has(path) and not os.path.exists(path):
             raise RunError(f'test_dataloader.dataset: the image {path} does not exist')
 
 
 def class_names(setting: str, dataset: Any) -> Sequence[str]:
+    """The classes of a dataset; a RunError, which names ``setting``, if it has none."""
     metainfo = dataset.metainfo
     if not isinstance(metainfo, Mapping):
         raise RunError(f'{setting}: its parts have different metainfo; give them the same')
@@ -109,6 +135,7 @@ def class_names(setting: str, dataset: Any) -> Sequence[str]:
 
 
 def no_category(setting: str, ann_file: str, names: Sequence[str]) -> str:
+    """The error message for annotations that have none of the classes ``names`` of a dataset."""
     return (
         f'{setting}.metainfo.classes is {listed(names)}, but {ann_file} has no category of such a name: set '
         'it to the names in the file'
@@ -116,5 +143,6 @@ def no_category(setting: str, ann_file: str, names: Sequence[str]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
+    """The first six names, for an error message."""
     shown = ', '.join(names[:6])
     return f'{shown}, ... ({len(names)} in all)' if len(names) > 6 else shown

@@ -31,9 +31,21 @@ BUILD_ERRORS = (
 
 
 def build(registry: Registry, setting: str, options: Mapping[str, Any]) -> Any:
-    """What the config describes; a RunError that names the setting where it cannot be built."""
+    """Builds a part of a config.
+
+    Args:
+        registry: the registry of the part.
+        setting: the name of the part in the config, for the error.
+        options: the part; it is not changed.
+
+    Returns:
+        What the registry builds.
+
+    Raises:
+        RunError: it cannot be built.
+    """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how far it is
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             return registry.build(copy.deepcopy(options))
     except BUILD_ERRORS as error:
         message = explain_unregistered(error) or describe_error(error)
@@ -41,15 +53,28 @@ def build(registry: Registry, setting: str, options: Mapping[str, Any]) -> Any:
 
 
 def check_model(cfg: Config) -> torch.nn.Module:
-    """The model, not initialised; a RunError where the config does not make one."""
+    """Builds the model of a config, without initialising its weights.
+
+    Raises:
+        RunError: the model cannot be built.
+    """
     enter_scope(cfg)
     return build(MODELS, 'model', cfg.model)
 
 
 def check_num_classes(cfg: Config, expected: int, setting: str, ann_file: str) -> None:
-    misfits = {
-        name: found for name, found in _numbers_of_classes(cfg.get('model') or {}) if found != expected
-    }
+    """Checks that all heads of the model are for as many classes as a dataset has.
+
+    Args:
+        cfg: the config.
+        expected: the number of classes of the dataset.
+        setting: the setting of the dataset, for the error.
+        ann_file: the annotations of the dataset, for the error.
+
+    Raises:
+        RunError: a head is for another number of classes.
+    """
+    misfits = {name: found for name, found in _num_classes(cfg.get('model') or {}) if found != expected}
     if misfits:
         name, found = next(iter(misfits.items()))
         options = ' '.join(f'{name}={expected}' for name in misfits)
@@ -59,8 +84,8 @@ def check_num_classes(cfg: Config, expected: int, setting: str, ann_file: str) -
         )
 
 
-def _numbers_of_classes(model: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """The settings of the heads' numbers of classes, of detectors of two stages or one."""
+def _num_classes(model: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Setting and value of ``num_classes`` of each head of a detector of one or two stages."""
     for where, heads in (('model', model), ('model.roi_head', model.get('roi_head') or {})):
         for key in _HEADS:
             head = heads.get(key) or {}
@@ -74,7 +99,7 @@ def _numbers_of_classes(model: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _default(kind: Any, option: str) -> Any:
-    """What a part of a model takes for an option that its config leaves out; None where that is not known."""
+    """The default of an option of a part of a model; None if it is not known."""
     found = class_of(MODELS, kind) if kind else None
     for owner in getattr(found, '__mro__', ()):
         parameter = inspect.signature(owner).parameters.get(option)

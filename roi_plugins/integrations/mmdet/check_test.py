@@ -27,7 +27,7 @@ from .registered import class_of, enter_scope, is_subclass, type_name
 
 TEST_SETTINGS = ('test_dataloader', 'test_cfg', 'test_evaluator')
 
-# Of two CocoMetrics, these choose what is printed and where; the others choose what is computed.
+# Options of CocoMetric that change what is printed or written, but not what is computed.
 _OF_THE_OUTPUT = ('type', 'metric', 'classwise', 'metric_items', 'prefix', 'format_only', 'outfile_prefix')
 
 
@@ -37,13 +37,13 @@ class Evaluation:
 
     Attributes:
         metric: the options of its ``CocoMetric``.
-        other_metrics: the options of the evaluators of other types, which are run as they are.
-        ann_file: the annotations.
-        iou_types: what has an AP, of ``IOU_TYPES``.
-        category_ids: of each label, in order; AP is the mean over these.
-        classes: their names.
+        other_metrics: the options of its other metrics, which run unchanged.
+        ann_file: path of the annotations.
+        iou_types: the IoU types that are evaluated, some of ``IOU_TYPES``.
+        category_ids: the category of each label, in order; AP is the mean over these.
+        classes: the names of these categories.
         max_dets: how many detections of each class count in an image.
-        image_dir: the folder of the images, of the first where there are several; None where it is not known.
+        image_dir: the folder of the images, the first if there are several; None if it is not known.
     """
 
     metric: dict[str, Any]
@@ -57,16 +57,24 @@ class Evaluation:
 
 
 def has_test(cfg: Config) -> bool:
-    """Whether the config says how to test, which a training can do without."""
+    """Whether the config has a test, which a training does not need."""
     return any(cfg.get(setting) is not None for setting in TEST_SETTINGS)
 
 
 def check_test(cfg: Config, max_dets: int | None = None) -> Evaluation:
-    """Raises RunError or DataError where a test would fail, or report another AP than MMDetection's own.
+    """Checks the test of a config.
 
     Args:
-        max_dets: how many detections of each class count in an image, in place of what the config's
-            evaluator says; AP is then one at this limit.
+        cfg: the config.
+        max_dets: how many detections of each class count in an image; by default the AP is that of the
+            config's evaluator.
+
+    Returns:
+        What the test evaluates.
+
+    Raises:
+        RunError: the test would fail, or would report another AP than MMDetection's own test.
+        DataError: the annotations cannot be evaluated.
     """
     for setting in (*TEST_SETTINGS, 'test_dataloader.dataset'):
         half, _, part = setting.partition('.')
@@ -79,13 +87,13 @@ def check_test(cfg: Config, max_dets: int | None = None) -> Evaluation:
     kinds = _kinds(cfg, setting, options)
     ann_file = annotation_file(setting, options)
     coco = check_annotations(ann_file, kinds)
-    metric = build(METRICS, setting, {**options, 'ann_file': None})  # they are read already
+    metric = build(METRICS, setting, {**options, 'ann_file': None})  # already read
     _check_thresholds(setting, metric)
     if max_dets is None:
         _check_limits(cfg, setting, metric)
     else:
         _check_max_dets(cfg, max_dets)
-    parts = list(coco_datasets(cfg, 'test_dataloader'))  # each is looked at on its way
+    parts = list(coco_datasets(cfg, 'test_dataloader'))  # checks each of them
     dataset = build(DATASETS, 'test_dataloader.dataset', cfg.test_dataloader.dataset)
     check_images(coco, ann_file, dataset)
     names = class_names('test_dataloader.dataset', dataset)
@@ -108,15 +116,17 @@ def check_test(cfg: Config, max_dets: int | None = None) -> Evaluation:
 
 
 def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
-    """The setting and the options of the one CocoMetric, and the evaluators of other types.
+    """Setting and options of the CocoMetric of a config, and the options of its other metrics.
 
-    Of several that differ in what is printed alone, it is the first, with the ``metric`` of all.
+    Several CocoMetrics that only differ in what they print count as one, with the ``metric`` of all.
     """
     evaluator = cfg.test_evaluator
     if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
         kind = type_name({'type': 'Evaluator', **evaluator})
         if kind.rpartition('.')[2] != 'Evaluator':
-            raise RunError(f'test_evaluator.type is {kind}, which this tool cannot do; use a list of metrics')
+            raise RunError(
+                f'test_evaluator.type is {kind}, which this tool does not support; use a list of metrics'
+            )
     found, others = [], []
     entries = metrics_of('test_evaluator', evaluator)
     for setting, options, kind in entries:
@@ -125,15 +135,15 @@ def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]
             continue
         if kind.compute_metrics is not CocoMetric.compute_metrics:
             raise RunError(
-                f"{setting}.type is {kind.__name__}, which computes its own metrics; this tool's are "
-                "CocoMetric's"
+                f'{setting}.type is {kind.__name__}, which computes its own metrics; this tool computes '
+                'those of CocoMetric'
             )
         found.append((setting, options))
     if not found:
         types = ', '.join(type_name(options) for _, options, _ in entries)
         raise RunError(
-            f'test_evaluator of the config {cfg.filename} has no CocoMetric, only {types}; it is what writes '
-            "the predictions in COCO format, and this tool's AP is COCO's"
+            f'test_evaluator of the config {cfg.filename} has no CocoMetric, only {types}; this tool needs '
+            "one to write the predictions, from which it computes COCO's AP"
         )
     setting, options = found[0]
     kinds = metric_list(options)
@@ -142,14 +152,22 @@ def _coco_metric(cfg: Config) -> tuple[str, dict[str, Any], list[dict[str, Any]]
             if key not in _OF_THE_OUTPUT and options.get(key) != other.get(key):
                 raise RunError(
                     f'{setting}.{key} is {options.get(key)!r} and {other_setting}.{key} is '
-                    f'{other.get(key)!r}; this tool reports one evaluation: leave one CocoMetric'
+                    f'{other.get(key)!r}; this tool reports one evaluation: keep one CocoMetric'
                 )
         kinds += [kind for kind in metric_list(other) if kind not in kinds]
     return setting, {**options, 'metric': kinds}, others
 
 
 def metrics_of(setting: str, evaluator: Any) -> list[tuple[str, Any, Any]]:
-    """Setting, options and class of each metric of an evaluator, in any of the forms that it may have."""
+    """The metrics of an evaluator.
+
+    Args:
+        setting: the setting of the evaluator.
+        evaluator: its config: one metric, a list of them, or a dict with ``metrics``.
+
+    Returns:
+        Setting, options and class of each metric; the class is None if it is not registered.
+    """
     if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
         setting, evaluator = f'{setting}.metrics', evaluator['metrics']
     named = [(setting, evaluator)]
@@ -162,6 +180,7 @@ def metrics_of(setting: str, evaluator: Any) -> list[tuple[str, Any, Any]]:
 
 
 def metric_list(options: Mapping[str, Any]) -> list[str]:
+    """The option ``metric`` of a CocoMetric as a list."""
     metric = options.get('metric', 'bbox')
     return list(metric) if isinstance(metric, (list, tuple)) else [metric]
 
@@ -181,9 +200,10 @@ def _kinds(cfg: Config, setting: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def annotation_file(setting: str, options: Mapping[str, Any]) -> str:
+    """The path of the annotations of a CocoMetric; a RunError if it is not one local file."""
     ann_file = options.get('ann_file')
     if not ann_file:
-        raise RunError(f"{setting} has no ann_file: this tool's AP is of an annotation file in COCO format")
+        raise RunError(f'{setting} has no ann_file: this tool evaluates on an annotation file in COCO format')
     if not isinstance(ann_file, (str, os.PathLike)):
         raise RunError(f'{setting}.ann_file is {ann_file!r}; expected one path')
     if '://' in str(ann_file) or options.get('backend_args'):
@@ -194,18 +214,19 @@ def annotation_file(setting: str, options: Mapping[str, Any]) -> str:
 
 
 def _check_thresholds(setting: str, metric: CocoMetric) -> None:
-    # Of a list, pycocotools finds no AP50 and no AP75: both are -1.
+    # With a list instead of an array, pycocotools reports -1 for AP50 and AP75.
     if not (isinstance(metric.iou_thrs, np.ndarray) and np.allclose(metric.iou_thrs, IOU_THRESHOLDS)):
         raise RunError(
-            f"{setting}.iou_thrs is {metric.iou_thrs}; this tool's AP is over 0.50 to 0.95 as by default: "
+            f"{setting}.iou_thrs is {metric.iou_thrs}; this tool's AP is over 0.50 to 0.95, the default: "
             'leave the setting out'
         )
 
 
 def _check_limits(cfg: Config, setting: str, metric: CocoMetric) -> None:
-    """Raises RunError where MMDetection's AP is not of the 100 best detections of each class and image.
+    """Checks that MMDetection's AP counts the 100 best detections of each class in an image.
 
-    pycocotools takes AP at 100, whatever the limits are, and AP50, AP75 and those of the areas at the third.
+    pycocotools computes AP at 100 detections, whatever the limits are, but AP50, AP75 and the AP by area at
+    the third limit.
     """
     limits = sorted(metric.proposal_nums)
     advice = f'set it to (1, 10, {MAX_DETS})'
@@ -238,7 +259,7 @@ def _check_max_dets(cfg: Config, max_dets: int) -> None:
 
 
 def _max_per_image(cfg: Config) -> int:
-    """How many detections an image has at most: COCO's 100 where the config does not say, -1 for no limit."""
+    """How many detections the model gives for an image: 100 if the config does not say, -1 for no limit."""
     options = (cfg.get('model') or {}).get('test_cfg') or {}
     options = options.get('rcnn') or options
     return options.get('max_per_img', MAX_DETS)

@@ -23,9 +23,18 @@ from .registered import check_type, enter_scope
 
 
 def check_training(cfg: Config, evaluation: Evaluation | None) -> None:
-    """Raises RunError on training data of other classes than the heads, or than the test, if there is one.
+    """Checks that the training data has objects, and the classes of the test in the same order.
 
-    Labels number the categories as the annotation file lists them, whatever the order in ``metainfo``.
+    MMDetection numbers the classes in the order of the annotation file, whatever their order in ``metainfo``.
+
+    Args:
+        cfg: the config.
+        evaluation: the test of the config; None if it has none. Then the number of classes of the heads
+            counts.
+
+    Raises:
+        RunError: there is nothing to train on, or the classes differ.
+        DataError: the annotations cannot be read.
     """
     enter_scope(cfg)
     setting = 'train_dataloader.dataset'
@@ -57,12 +66,17 @@ def check_training(cfg: Config, evaluation: Evaluation | None) -> None:
 
 
 def check_validation(cfg: Config) -> None:
-    """Raises RunError or DataError where a validation on the way would fail on its annotations."""
+    """Checks the annotations of the validation during a training, if there is one.
+
+    Raises:
+        RunError: the annotation file does not exist.
+        DataError: the annotations cannot be evaluated.
+    """
     if cfg.get('val_evaluator') is None:
         return
     enter_scope(cfg)
     for setting, options, kind in metrics_of('val_evaluator', cfg.val_evaluator):
-        # Others, such as LVISMetric, may need other annotations.
+        # Other metrics, such as LVISMetric, may need other annotations.
         if getattr(kind, 'compute_metrics', None) is not CocoMetric.compute_metrics:
             continue
         ann_file = options.get('ann_file')
@@ -72,10 +86,15 @@ def check_validation(cfg: Config) -> None:
 
 
 def check_space_for_checkpoints(cfg: Config, model: torch.nn.Module, done: int) -> None:
-    """Raises RunError where the checkpoints of a training would fill the disk, or it has no optimiser.
+    """Checks that the disk has room for the checkpoints of a training.
 
     Args:
-        done: the epochs or steps that a training to be resumed has done.
+        cfg: the config.
+        model: its model.
+        done: how many epochs or steps of the training are done already.
+
+    Raises:
+        RunError: the disk would become full, or the optimiser cannot be built.
     """
     options = (cfg.get('default_hooks') or {}).get('checkpoint', {'type': 'CheckpointHook'})
     if options is None:
@@ -90,11 +109,11 @@ def check_space_for_checkpoints(cfg: Config, model: torch.nn.Module, done: int) 
     train_cfg = cfg.get('train_cfg') or {}
     unit = 'epochs' if options.get('by_epoch', True) else 'iters'
     total, interval = train_cfg.get(f'max_{unit}'), options.get('interval', -1)
-    if not total:  # saved by epoch and trained by step, or the other way: how many is not known
+    if not total:  # saved by epoch but trained by step, or the other way round: the number is not known
         return
     count = total // interval - done // interval if interval > 0 else 0
     keep = options.get('max_keep_ckpts', -1)
-    # One more is written before the oldest goes, and the last is saved whatever the interval.
+    # A new checkpoint is written before the oldest is removed, and the last step is always saved.
     count = (count if keep < 0 else min(count, keep)) + 1
     check_space(
         cfg.work_dir,

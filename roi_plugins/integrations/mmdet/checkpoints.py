@@ -17,30 +17,32 @@ from mmengine.runner import Runner
 
 from roi_plugins.files import written_aside
 
-from ..errors import RunError
-from ..weights import (
+from ..checkpoints import (
     ARRAY_GLOBALS,
-    describe_misfit,
+    describe_incompatible_keys,
     is_whole,
+    newest_first,
     saving,
 )
+from ..errors import RunError
 
 
 @register_backend('atomic_local', force=True)
 class AtomicLocalBackend(LocalBackend):
-    """MMEngine's local files, but written aside and renamed: an interrupted save leaves the old.
+    """MMEngine's backend for local files, with atomic writes.
 
-    So does what MMEngine removes before a save, to make room for it: it is removed after.
+    MMEngine removes the oldest checkpoint before it saves a new one. Here it is removed afterwards, so that
+    an interrupted save leaves the old checkpoints as they were.
     """
 
     _outdated: ClassVar[list[str | Path]] = []
 
     def remove(self, filepath: str | Path) -> None:
-        """Removes the file ``filepath`` once another one is written."""
+        """Removes the file ``filepath`` after the next call of :meth:`put`."""
         self._outdated.append(filepath)
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Writes ``obj`` to the file ``filepath``, and makes its folder if needed."""
+        """Writes ``obj`` to the file ``filepath`` and makes its folder if needed."""
         with saving(filepath):
             Path(filepath).parent.mkdir(parents=True, exist_ok=True)
             with written_aside(filepath) as aside:
@@ -51,9 +53,9 @@ class AtomicLocalBackend(LocalBackend):
 
 
 class RandomState(Hook):
-    """Lets a resumed training draw what it would have drawn: torch's random numbers, of the first process.
+    """Saves torch's random state of the first process, so that a resumed training draws the same numbers.
 
-    MMEngine goes on with the right data, but samples the boxes of the heads as at the start.
+    MMEngine itself restores the order of the data, but not the random state, by which heads sample boxes.
     """
 
     _state: list[torch.Tensor] | None = None
@@ -73,47 +75,53 @@ class RandomState(Hook):
 
 
 class CheckpointFits(Hook):
-    """Raises RunError on weights that are not the model's, before they are loaded."""
+    """Raises RunError before weights are loaded that do not fit the model."""
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         expected = unwrapped(runner.model).state_dict()
         weights = checkpoint.get('state_dict', checkpoint)
         given = {name.removeprefix('module.'): value for name, value in weights.items()}
-        misfit = describe_misfit(
-            # Models of old versions of torch did not count their batches, and nothing needs it.
+        incompatible_keys = describe_incompatible_keys(
+            # Old versions of torch did not save num_batches_tracked; evaluation does not need it.
             [n for n in expected if n not in given and not n.endswith('.num_batches_tracked')],
             [name for name in given if name not in expected],
             [n for n, value in expected.items() if n in given and given[n].shape != value.shape],
         )
-        if misfit:
+        if incompatible_keys:
             raise RunError(
-                f'the checkpoint {runner.cfg.load_from} does not fit the config: {misfit}. Give the '
+                f'the checkpoint {runner.cfg.load_from} does not fit the config: '
+                f'{incompatible_keys}. Give the '
                 'config of the detector that it was trained for'
             )
 
 
 def last_checkpoint(work_dir: str | Path) -> Path | None:
-    """The newest checkpoint that a training has left in its work directory, if any."""
+    """The last checkpoint that a training has left in its work directory; None if there is none."""
     return next(iter(saved_checkpoints(work_dir)), None)
 
 
 def saved_checkpoints(work_dir: str | Path) -> list[Path]:
-    """The last one first."""
+    """The checkpoints that a training has left in its work directory, the last one first.
+
+    Args:
+        work_dir: the work directory; it need not exist.
+    """
     work_dir = Path(work_dir)
-    try:
-        named = Path((work_dir / 'last_checkpoint').read_text(encoding='utf-8').strip())
-    except FileNotFoundError:
-        named = Path()
-    # MMEngine wrote an absolute path, which is wrong once the folder is moved; and it removes old
-    # checkpoints before it writes this file, so that after a crash the named one may be gone.
-    saved = {*work_dir.glob('iter_*.pth'), *work_dir.glob('epoch_*.pth')}
-    if (work_dir / named.name).is_file():
-        saved.add(work_dir / named.name)
-    return sorted(saved, key=lambda path: (path.name == named.name, path.stat().st_mtime), reverse=True)
+    return newest_first(work_dir, [*work_dir.glob('iter_*.pth'), *work_dir.glob('epoch_*.pth')])
 
 
 def check_checkpoint(path: str | Path) -> str:
-    """The path of a checkpoint, or its URL; a RunError where the file is not there or is damaged."""
+    """Checks that a checkpoint is there and undamaged.
+
+    Args:
+        path: a file, or a URL, which is not checked.
+
+    Returns:
+        ``path`` as a string.
+
+    Raises:
+        RunError: the file does not exist or is damaged.
+    """
     if '://' not in str(path):
         if not Path(path).is_file():
             raise RunError(f'the checkpoint {path} does not exist')
@@ -125,8 +133,8 @@ def check_checkpoint(path: str | Path) -> str:
 def allow_mmengine_checkpoints() -> None:
     """Lets ``torch.load(weights_only=True)`` read what MMEngine saves beside tensors.
 
-    That is the history of the logged values: numpy arrays and :class:`HistoryBuffer`. The safe
-    unpickler stays on; all that is allowed here holds data and runs no code of the file's choice.
+    That is the history of the logged values: numpy arrays and :class:`HistoryBuffer`. They only hold data, so
+    that a checkpoint still cannot run code.
     """
     named = {**ARRAY_GLOBALS, 'builtins.getattr': _history_statistic}
     torch.serialization.add_safe_globals(
@@ -139,7 +147,7 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def _under(name: str, function: Callable) -> Callable:
-    """A function that is known by another name; torch 2.4 has no other way to allow it under that."""
+    """The function under another name, since torch 2.4 takes the name that it allows from the function."""
 
     def call(*arguments: Any) -> Any:
         return function(*arguments)
@@ -150,18 +158,20 @@ def _under(name: str, function: Callable) -> Callable:
 
 
 def _history_statistic(owner: Any, name: str) -> Any:
-    """Stands for ``getattr``, by which a pickled HistoryBuffer refers to its four methods."""
+    """Replaces ``getattr``, which a pickled HistoryBuffer calls to get its four methods."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
     return getattr(owner, name)
 
 
 def unsafe_objects(checkpoint: str) -> str:
+    """The names of the objects in a checkpoint that ``weights_only`` refuses; empty if it cannot be read."""
     try:
         return ', '.join(torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint))
-    except Exception:  # a damaged file, or not a local one: the caller has the first error
+    except Exception:  # a damaged file or a URL: the caller reports its own error
         return ''
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model without the wrapper that a distributed training puts around it."""
     return model.get_submodule('module') if is_model_wrapper(model) else model

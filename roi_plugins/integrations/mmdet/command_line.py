@@ -36,7 +36,14 @@ from .train import train
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
-    """The command line of :func:`train`."""
+    """Trains as the command line says.
+
+    Args:
+        argv: the arguments; by default ``sys.argv``.
+
+    Returns:
+        The exit code: 0, or 2 after an error that was printed.
+    """
     return _main(train, _parse_training(argv))
 
 
@@ -56,7 +63,7 @@ def _parse_training(argv: Sequence[str] | None) -> dict[str, Any]:
 
 
 def test_main(argv: Sequence[str] | None = None) -> int:
-    """The command line of :func:`test`."""
+    """Tests as the command line says; arguments and exit code are as for :func:`train_main`."""
     return _main(test, _parse_test(argv))
 
 
@@ -74,10 +81,13 @@ def _parse_test(argv: Sequence[str] | None) -> dict[str, Any]:
 
 
 def check(argv: Sequence[str]) -> None:
-    """Raises RunError or DataError where the command line could not come to its end; it runs nothing.
+    """Checks that a command would run to its end, without running it.
 
     Args:
-        argv: of the module: ``train`` or ``test``, and what follows it.
+        argv: ``train`` or ``test``, and the arguments that follow it.
+
+    Raises:
+        RunError, DataError: the command would fail.
     """
     phase, *rest = argv
     if phase == 'train':
@@ -87,7 +97,7 @@ def check(argv: Sequence[str]) -> None:
 
 
 class _Options(DictAction):
-    """MMEngine's, which fails on an option without a value."""
+    """MMEngine's ``DictAction``, with a usage error for an option without a value."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *rest: Any) -> None:
         for pair in values:
@@ -108,7 +118,7 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[
     parser.add_argument(
         '--launcher', choices=LAUNCHERS, default='none', help='how the processes were started'
     )
-    # torch.distributed.launch gives it; torchrun sets the environment variable.
+    # torch.distributed.launch gives this option; torchrun sets the environment variable instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = vars(parser.parse_args(argv))
     os.environ.setdefault('LOCAL_RANK', str(args.pop('local_rank')))
@@ -119,8 +129,8 @@ def _main(function: Any, args: dict[str, Any]) -> int:
     print_anything()
     try:
         result = function(**args)
-        # The first process still evaluates and writes when the others are done. One that leaves takes
-        # its end of the connections with it, and torchrun ends all when one does not leave cleanly.
+        # The others wait for the first process, which still evaluates and writes: a process that ends closes
+        # its connections, and torchrun ends all processes if one of them fails.
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
     except (RunError, DataError) as error:
@@ -135,7 +145,14 @@ def _main(function: Any, args: dict[str, Any]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of this module: ``train`` or ``test``, and what follows."""
+    """Runs ``train`` or ``test``.
+
+    Args:
+        argv: ``train`` or ``test``, and the arguments that follow it; by default ``sys.argv``.
+
+    Returns:
+        The exit code.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     commands = {'train': train_main, 'test': test_main}
     if given[:1] == [] or given[0] not in commands:

@@ -19,8 +19,7 @@ from .swap import swap_extractors
 _OURS = {f'{name}RoIExtractor' for name in EXTRACTORS}
 
 IMPORTED_FILES = 'imported_files'
-"""The setting for imported ``.py`` files, which MMEngine's ``custom_imports`` cannot name."""
-
+"""The setting for imported ``.py`` files. MMEngine's ``custom_imports`` takes names of modules only."""
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -37,15 +36,21 @@ def read_config(
     extractor: str | None = None,
     heads: Sequence[str] = (),
 ) -> Config:
-    """A config. It names the modules that were imported for it, so that once saved it can be read again.
+    """Reads a config.
 
-    Where it has an extractor of ours, that is this package too, which MMDetection's own tools have to import.
+    The modules that were imported for it are added to its ``custom_imports``, so that the config can be read
+    again once it is saved. If it has an extractor of this package, the package is added too.
 
     Args:
+        path: path of an MMDetection config.
         options: config options, ``{'dotted.key': value}``.
-        imports: modules of the user's own, see :func:`~roi_plugins.integrations.modules.import_modules`.
-        extractor: a row of a comparison, see :func:`~roi_plugins.extractors.presets.parse_preset`.
-        heads: those whose extractors are swapped; by default all.
+        imports: modules to import first, see :func:`~roi_plugins.integrations.modules.import_modules`.
+        extractor: a row of a comparison that replaces the extractors of the config, see
+            :func:`~roi_plugins.extractors.presets.parse_preset`.
+        heads: the heads whose extractors are replaced; by default all.
+
+    Returns:
+        The config.
 
     Raises:
         RunError: the config, a base of it or a module cannot be read.
@@ -54,8 +59,8 @@ def read_config(
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(dict(options or {}))
-    except Exception as error:  # configs are programs: anything can happen in them
-        # MMEngine's own message on an import lists the whole search path.
+    except Exception as error:  # configs are programs, which may raise anything
+        # MMEngine's own message about a failed import lists the whole search path.
         cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
         raise RunError(f'the config {path} cannot be read: {describe_error(cause)}') from error
     if extractor is not None:
@@ -86,6 +91,20 @@ def read_run_config(
     extractor: str | None,
     heads: Sequence[str],
 ) -> Config:
+    """Reads the config of a training or a test, and sets its launcher and work directory.
+
+    Args:
+        path, cfg_options, imports, extractor, heads: see :func:`read_config`.
+        work_dir: the work directory; by default the config's ``work_dir``, else ``work_dirs/NAME``
+            with the name of the config.
+        launcher: how the processes were started, one of ``LAUNCHERS``.
+
+    Returns:
+        The config.
+
+    Raises:
+        RunError: the config does not exist or cannot be read, or a section of it is not a dict.
+    """
     if launcher not in LAUNCHERS:
         raise RunError(f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}')
     if '://' not in str(path) and not Path(path).is_file():
@@ -101,7 +120,7 @@ def read_run_config(
 
 
 def _names_ours(node: Any) -> bool:
-    """Whether a part of a config has an extractor of ours by its registered name."""
+    """Whether a part of a config names an extractor of this package by its registered name."""
     if isinstance(node, Mapping):
         return node.get('type') in _OURS or any(map(_names_ours, node.values()))
     return isinstance(node, (list, tuple)) and any(map(_names_ours, node))

@@ -23,32 +23,33 @@ _INHERITED = ('output_size', 'clockwise')
 
 
 class MMDetRoIExtractor(BaseModule):
-    """Stands where ``SingleRoIExtractor`` stands, with one of our extractors inside.
+    """A drop-in replacement of ``SingleRoIExtractor`` with an extractor of this package.
 
-    The level rule, ``roi_scale_factor``, empty RoIs and a gradient for every level are
-    ``SingleRoIExtractor``'s. RoIs are not cast to the features' dtype under AMP, which would move them. As
-    there, RoIs get no gradient, but through ``Precise``, as MMCV's ``PrRoIPool`` gives them one.
+    Level assignment, ``roi_scale_factor``, empty RoIs and gradients for every level match
+    ``SingleRoIExtractor``. Under AMP, RoIs are not cast to the dtype of the features, which would move them.
+    RoIs get no gradient, except with ``Precise``, which matches MMCV's ``PrRoIPool``.
 
     A config that changes the ``type`` alone keeps the other options of the stock extractor. Its ``roi_layer``
-    then gives ``output_size``, and those of this extractor's options that the layer has, stated or by the
-    layer's own default, where they are not set beside it.
+    then gives ``output_size`` and, with the layer's own defaults, every option that this extractor has too.
+    An option that is set beside ``roi_layer`` wins.
 
     Args:
         output_size: bins ``(height, width)``, or one number for both; by default that of ``roi_layer``.
-        out_channels: channels of the output, which for most are those of every map.
+        out_channels: channels of the output; for most extractors also the channels of every map.
         featmap_strides: input pixels per cell of each map, finest first.
-        finest_scale: sqrt(area), in pixels, below twice which the finest map is read.
-        clockwise: how the angles of rotated RoIs turn, as in MMCV's ``RoIAlignRotated``; MMRotate sets it. By
-            default as in ``roi_layer``, or counter-clockwise.
-        roi_layer: the config of a layer of MMCV's.
-        init_cfg: as for every MMEngine module.
-        options: those of the extractor, see :mod:`roi_plugins.extractors`. Where the output may have other
-            channels than the maps, ``in_channels`` are those of the maps; by default ``out_channels``.
+        finest_scale: RoIs with sqrt(area) below twice this number of pixels read the finest map.
+        clockwise: whether the angles of rotated RoIs turn clockwise, as in MMCV's ``RoIAlignRotated``;
+            MMRotate sets it. By default that of ``roi_layer``, else False.
+        roi_layer: the config of a layer of ``mmcv.ops``.
+        init_cfg: the weight initialisation, as for every MMEngine module.
+        options: the options of the extractor, see :mod:`roi_plugins.extractors`. If the output may have other
+            channels than the maps, ``in_channels`` is the number of channels of the maps, by default
+            ``out_channels``.
 
     Raises:
-        TypeError: an option that the extractor does not have, its own or one of ``roi_layer``; or there is no
+        TypeError: the extractor does not have an option, given here or in ``roi_layer``; or there is no
             ``output_size``.
-        ValueError: an option of a value without meaning, or one that ``roi_layer`` contradicts.
+        ValueError: the value of an option is invalid, or contradicts ``roi_layer``.
     """
 
     extractor_type: type[RoIExtractor]
@@ -73,7 +74,7 @@ class MMDetRoIExtractor(BaseModule):
             if output_size is not None and as_pair(output_size) != as_pair(layer_size):
                 raise ValueError(
                     f'output_size is {output_size}, but that of roi_layer is {layer_size}; leave one out, '
-                    'roi_layer=None for the latter'
+                    'the latter by roi_layer=None'
                 )
             output_size = layer_size
             layer_clockwise = inherited.pop('clockwise', None)
@@ -113,7 +114,7 @@ class MMDetRoIExtractor(BaseModule):
             )
 
     def _check_layer(self, roi_layer: Mapping[str, Any], out_channels: int) -> None:
-        """Raises ValueError on what the layer states of more than its options, where it would not hold."""
+        """Raises ValueError if the layer has another ``output_channels`` or ``pool_mode``."""
         channels = roi_layer.get('output_channels', out_channels)
         if channels != out_channels:
             raise ValueError(
@@ -127,30 +128,42 @@ class MMDetRoIExtractor(BaseModule):
 
     @classmethod
     def options(cls) -> list[str]:
-        """Names of the options beyond those that every extractor takes."""
+        """Names of the options that this extractor has beyond those of every extractor."""
         return ['in_channels' if name == 'depth' else name for name in extractor_options(cls.extractor_type)]
 
     @property
     def num_inputs(self) -> int:
+        """How many maps the extractor reads."""
         return len(self.extractor.featmap_strides)
 
     @property
     def featmap_strides(self) -> list[float]:
+        """Input pixels per cell of each map, finest first."""
         return self.extractor.featmap_strides
 
     @property
     def output_size(self) -> tuple[int, int]:
+        """Bins ``(height, width)`` of the output."""
         return self.extractor.output_size
 
     def map_roi_levels(self, rois: Tensor, num_levels: int) -> Tensor:
-        return self.extractor.level_rule(rois, num_levels)
-
-    def roi_rescale(self, rois: Tensor, scale_factor: float) -> Tensor:
-        """RoIs that have grown about their centres.
+        """The index of the map that each RoI reads, ``(K,)``.
 
         Args:
             rois: ``(K, 5)``, or ``(K, 6)`` rotated ones.
-            scale_factor: what their width and height are multiplied by.
+            num_levels: how many maps there are.
+        """
+        return self.extractor.level_rule(rois, num_levels)
+
+    def roi_rescale(self, rois: Tensor, scale_factor: float) -> Tensor:
+        """RoIs whose width and height are multiplied about their centres.
+
+        Args:
+            rois: ``(K, 5)``, or ``(K, 6)`` rotated ones.
+            scale_factor: the factor.
+
+        Returns:
+            RoIs of the same shape.
         """
         if rois.shape[1] == 6:
             return torch.cat([rois[:, :3], rois[:, 3:5] * scale_factor, rois[:, 5:]], dim=1)
@@ -159,12 +172,14 @@ class MMDetRoIExtractor(BaseModule):
         return torch.cat([rois[:, :1], centre - half, centre + half], dim=1)
 
     def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
-        """
+        """Extracts the features of RoIs.
+
         Args:
-            feats: one ``(N, C, H, W)`` map a stride, finest first.
-            rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)`` in pixels of the input image; or rotated
-                ones, ``(K, 6)`` rows ``(batch_index, cx, cy, w, h, angle)``, in radians as in MMCV.
-            roi_scale_factor: see :meth:`roi_rescale`; without effect on one map, as in MMDetection.
+            feats: ``(N, C, H, W)`` maps, one for each stride, finest first.
+            rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)`` in pixels of the input image; or ``(K,
+                6)`` rotated rows ``(batch_index, cx, cy, w, h, angle)``, the angle in radians as in MMCV.
+            roi_scale_factor: the factor of :meth:`roi_rescale`. As in MMDetection, it is ignored if there is
+                one map.
 
         Returns:
             ``(K, out_channels, height, width)`` in the order of the RoIs.
@@ -178,13 +193,13 @@ class MMDetRoIExtractor(BaseModule):
                 f'out_channels: got {self.out_channels}, expected {expected} for the '
                 f'{feats[0].shape[1]} channels of the maps that reach the extractor'
             )
-        check_indices(rois, feats[0].shape[0])  # before they are widened, which hides it
+        check_indices(rois, feats[0].shape[0])  # before widening, which would hide a wrong index
         rois = widened(rois)
-        # Of MMCV's layers PrRoIPool alone gives boxes a gradient, which would train Sparse R-CNN's proposals.
+        # Of MMCV's layers, only PrRoIPool gives RoIs a gradient. Others would train Sparse R-CNN's proposals.
         if self.extractor.reduction != 'integral':
             rois = rois.detach()
         levels = self.map_roi_levels(rois, len(feats))
-        # With one map SingleRoIExtractor has no use for the factor; a swap changes nothing else.
+        # SingleRoIExtractor ignores the factor if there is one map.
         if roi_scale_factor is not None and len(feats) > 1:
             rois = self.roi_rescale(rois, roi_scale_factor)
         if rois.shape[1] == 6:
@@ -194,10 +209,13 @@ class MMDetRoIExtractor(BaseModule):
 
 
 class _WithModules(MMDetRoIExtractor):
-    """Builds the modules of :class:`AllLevels` as ``GenericRoIExtractor`` does, whose checkpoints load.
+    """``AllLevels`` with modules built from configs; loads checkpoints of ``GenericRoIExtractor``.
 
     Args:
-        pre_cfg, post_cfg: of a plugin layer of MMCV's, e.g. ``dict(type='ConvModule', ...)``.
+        args: as for :class:`MMDetRoIExtractor`.
+        pre_cfg, post_cfg: configs of plugin layers of MMCV, e.g. ``dict(type='ConvModule', ...)``, which make
+            ``pre_module`` and ``post_module`` of :class:`~roi_plugins.extractors.AllLevels`.
+        options: as for :class:`MMDetRoIExtractor`.
     """
 
     def __init__(self, *args: Any, pre_cfg: dict | None = None, post_cfg: dict | None = None, **options: Any):
@@ -225,6 +243,8 @@ class _WithModules(MMDetRoIExtractor):
 
 
 def _register(name: str, extractor_type: type[RoIExtractor]) -> type[MMDetRoIExtractor]:
+    """Makes an MMDetection module of an extractor and registers it as ``<name>RoIExtractor``."""
+    name = f'{name}RoIExtractor'
     base = _WithModules if extractor_type is AllLevels else MMDetRoIExtractor
     members = {
         'extractor_type': extractor_type,
@@ -234,8 +254,5 @@ def _register(name: str, extractor_type: type[RoIExtractor]) -> type[MMDetRoIExt
     return MODELS.register_module(name=name, module=type(name, (base,), members))
 
 
-REGISTERED = {
-    name: _register(name, type_)
-    for name, type_ in ((f'{name}RoIExtractor', type_) for name, type_ in EXTRACTORS.items())
-}
-"""The registered classes by their names."""
+REGISTERED = {f'{name}RoIExtractor': _register(name, type_) for name, type_ in EXTRACTORS.items()}
+"""The registered classes by name."""

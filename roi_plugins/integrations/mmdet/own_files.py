@@ -1,4 +1,4 @@
-"""COCO files of the user's own in place of the data of an MMDetection config."""
+"""Replaces the data of an MMDetection config by COCO files of the user."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from ..errors import RunError
 from .check_test import metrics_of
 from .registered import class_of, is_subclass, type_name
 
-# A validation during the training must not run on what the config has, of other classes.
+# The validation during a training is replaced too: the config's own data may have other classes.
 _LOADERS = {'train': ('train_dataloader',), 'test': ('test_dataloader', 'val_dataloader')}
 _EVALUATORS = {'train': (), 'test': ('test_evaluator', 'val_evaluator')}
 
 
 def use_files(cfg: Config, half: str, files: Sequence[str | Path] | None) -> None:
-    """Puts COCO files in the place of the config's data: of its innermost dataset, and of its metrics.
+    """Replaces the annotations, images and classes of a config's dataset, and the annotations of its metrics.
 
-    What else the dataset has stays, such as its type, pipeline, filter and wrappers. Of a ``ConcatDataset``
-    its first part stays. The paths are absolute, for the config is saved and read from other folders too.
+    The rest of the dataset stays, such as its type, pipeline, filter and wrappers. A ``ConcatDataset`` is
+    replaced by its first part. The paths become absolute, since the saved config is read from other folders.
 
     Args:
-        half: ``'train'``; or ``'test'``, which is the validation too, if there is one.
-        files: instance annotations (``.json``) and the folder of the images; None leaves all as it is.
+        cfg: the config, which is changed.
+        half: ``'train'``, or ``'test'`` for the test and the validation.
+        files: instance annotations (``.json``) and the folder of the images; None changes nothing.
 
     Raises:
-        RunError: the config has no such data, or it is not in COCO format; or the folder is not there.
+        RunError: the config has no such data, it is not in COCO format, or the folder does not exist.
         DataError: the annotations cannot be read.
     """
     if files is None:
@@ -75,12 +76,12 @@ def _replaced(option: str, setting: str, dataset: Any, data: Mapping[str, Any]) 
         )
     for key, value in data.items():
         dataset[key] = value
-    dataset.pop('backend_args', None)  # of a store that is not the local disk
+    dataset.pop('backend_args', None)  # it reads from another store than the local disk
     return dataset
 
 
 def _classes(option: str, annotations: str) -> list[str]:
-    """The names of the categories as CocoDataset numbers them: as the file lists them."""
+    """The names of the categories in the order of the file, by which CocoDataset numbers them."""
     if not annotations.endswith('.json'):
         raise RunError(f'{option}: the annotations {annotations} are not a .json file of COCO annotations')
     try:

@@ -13,10 +13,10 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..errors import RunError, describe_error
-from ..weights import (
-    only_data,
+from ..checkpoints import (
+    weights_only,
 )
+from ..errors import RunError, describe_error
 from .check_model import BUILD_ERRORS
 from .checkpoints import CheckpointFits, RandomState, allow_mmengine_checkpoints, unsafe_objects, unwrapped
 from .registered import explain_unregistered
@@ -24,7 +24,11 @@ from .registered import explain_unregistered
 
 @contextlib.contextmanager
 def named_images() -> Iterator[None]:
-    """Lets errors of MMCV's ``LoadImageFromFile`` name the image, whatever a config calls this class."""
+    """Makes MMCV's ``LoadImageFromFile`` name the image in its errors.
+
+    The method of the class is replaced, since a config may name the class with or without a scope, as an
+    object, or use a subclass.
+    """
     load = LoadImageFromFile.transform
 
     def transform(self: LoadImageFromFile, results: dict) -> dict | None:
@@ -33,7 +37,6 @@ def named_images() -> Iterator[None]:
         except Exception as error:
             raise OSError(f'the image {results["img_path"]} cannot be read: {error}') from error
 
-    # Of the class: a config may name it with a scope, as an object, or by a subclass.
     LoadImageFromFile.transform = transform
     try:
         yield
@@ -42,27 +45,38 @@ def named_images() -> Iterator[None]:
 
 
 def run(cfg: Config, phase: str) -> torch.nn.Module:
-    """Trains or tests, as ``phase`` says. Returns the model."""
+    """Trains or tests a detector.
+
+    Args:
+        cfg: the config; ``load_from`` names the checkpoint to start from or to test.
+        phase: ``'train'`` or ``'test'``.
+
+    Returns:
+        The model, without the wrapper of a distributed run.
+
+    Raises:
+        RunError: the config cannot be built, or the checkpoint is refused or does not fit it.
+    """
     _join_processes(cfg)
     allow_mmengine_checkpoints()
     runner = _build_runner(cfg, phase)
     if phase == 'train':
         runner.register_hook(RandomState())
     else:
-        # After the hooks that change what is loaded, such as the EMA's.
+        # Hooks such as the EMA's change the weights that are loaded, so this one comes after them.
         runner.register_hook(CheckpointFits(), 'LOWEST')
     try:
-        with only_data(), named_images():
+        with weights_only(), named_images():
             getattr(runner, phase)()
-    except KeyError as error:  # of what is built last, such as a transform in a transform
+    except KeyError as error:  # some types are looked up late, such as a transform inside a transform
         if not (message := explain_unregistered(error)):
             raise
         raise RunError(message) from error
     except pickle.UnpicklingError as error:
-        if not cfg.load_from:  # it is of the config's own pretrained weights
+        if not cfg.load_from:  # the error is about the pretrained weights of the config
             raise
         raise RunError(
-            f'the checkpoint {cfg.load_from} was not loaded, for it is damaged or holds objects '
+            f'the checkpoint {cfg.load_from} was not loaded, because it is damaged or holds objects '
             f'that could run code: {unsafe_objects(cfg.load_from) or error}. Give one that was '
             'saved by MMEngine'
         ) from error
@@ -70,12 +84,12 @@ def run(cfg: Config, phase: str) -> torch.nn.Module:
 
 
 def _build_runner(cfg: Config, phase: str) -> Runner:
-    """The runner, with what it builds at its start: what fails here is the config's fault."""
+    """Builds the runner with its loop, data and optimiser, so that mistakes in the config are found here."""
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
     try:
-        with only_data():
+        with weights_only():
             runner = build(cfg)
-            getattr(runner, f'{phase}_loop')  # builds it with its data, once
+            getattr(runner, f'{phase}_loop')  # this property builds the loop with its data
             if phase == 'train' and isinstance(runner, Runner):
                 runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     except BUILD_ERRORS as error:
@@ -85,9 +99,12 @@ def _build_runner(cfg: Config, phase: str) -> Runner:
 
 
 def _join_processes(cfg: Config) -> None:
-    """Without a GPU, joins the processes by gloo, which MMEngine then leaves alone.
+    """Joins the processes by gloo if there is no GPU.
 
-    MMEngine itself would choose a GPU for each process.
+    MMEngine would assign a GPU to each process, but leaves processes alone that are joined already.
+
+    Raises:
+        RunError: the launcher does not fit the way in which the process was started.
     """
     if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise RunError(
@@ -103,7 +120,7 @@ def _join_processes(cfg: Config) -> None:
         )
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
-    # MMEngine's defaults, but for the GPU.
+    # MMEngine's defaults, except for device_ids.
     cfg.setdefault(
         'model_wrapper_cfg',
         {

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
 
-from roi_plugins.run_record import METRICS_FILE, PREDICTION_FILES, write_run
+from roi_plugins.run_record import write_run
 from roi_plugins.settings import write_settings
 
 from ..arguments import as_arguments
 from ..errors import RunError
 from ..mmdet_framework import MODULE
 from ..output import check_writable
+from ..results import check_same_run, partial_predictions, replace_predictions
 from . import runner
 from .check_model import check_model
 from .check_test import check_test
@@ -48,24 +47,24 @@ def test(
 
     Args:
         config: path of an MMDetection config.
-        checkpoint: a checkpoint, or the work directory of a training for the last one in it.
-        work_dir: where the predictions and ``metrics.json`` go; by default the config's
-            ``work_dir``, else ``work_dirs/{name of the config}``.
+        checkpoint: a checkpoint, or the work directory of a training, whose last checkpoint is used.
+        work_dir: the folder for predictions and ``metrics.json``; by default the config's ``work_dir``, else
+            ``work_dirs/NAME`` with the name of the config.
         overwrite: replace the result of another config, checkpoint or options in ``work_dir``.
         max_dets: how many detections of each class count in an image, those with the highest scores; by
-            default the AP is MMDetection's own.
+            default the AP is MMDetection's own, at 100.
         cfg_options: config options, ``{'dotted.key': value}``.
         launcher: how the processes were started, one of ``LAUNCHERS``.
-        imports, extractor, heads, test_data: as of :func:`train`.
-        train_data: as of :func:`train`, for the config that is saved in ``work_dir``; it changes no result.
-        dry_run: look at all that a test needs, and stop.
+        imports, extractor, heads, test_data: as for :func:`~.train.train`.
+        train_data: as for :func:`~.train.train`. It only changes the config that is saved in ``work_dir``.
+        dry_run: check only, and do not test.
 
     Returns:
-        The content of ``metrics.json``; None in processes other than the first, and of a dry run.
+        The content of ``metrics.json``; None in processes other than the first, and with ``dry_run``.
 
     Raises:
-        RunError: an input is missing, the checkpoint is not of the config's detector, its AP
-            would be another than MMDetection's own, or the work directory holds another result.
+        RunError: an input is missing; the checkpoint does not fit the config; the AP would differ from
+            MMDetection's own; or the work directory holds another result.
         DataError: the annotations cannot be evaluated.
     """
     cfg = read_run_config(config, work_dir, cfg_options, launcher, imports, extractor, heads)
@@ -90,27 +89,23 @@ def test(
     if cfg_options:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in cfg_options.items())]
     if not overwrite:
-        _check_same_result(run_dir, config, checkpoint, command)
+        new = _identity(config, checkpoint, command)
+        check_same_run(
+            run_dir,
+            lambda found: _identity(found['config'], found['checkpoint'], found['command']) == new,
+            'Give another --work-dir, or --overwrite to replace it',
+        )
     if dry_run:
         return None
 
-    # One place evaluates, for every framework: the metric writes the predictions, and no more. They
-    # come aside first, for a test that is stopped half-way must leave an earlier result as it was.
-    aside = run_dir / 'predictions.partial'
-    shutil.rmtree(aside, ignore_errors=True)  # of a test that was stopped
-    writer = {**evaluation.metric, 'format_only': True, 'outfile_prefix': str(aside / 'predictions')}
+    # The metric only writes predictions: AP is computed by write_run, as for every framework.
+    partial = partial_predictions(run_dir)
+    writer = {**evaluation.metric, 'format_only': True, 'outfile_prefix': str(partial / 'predictions')}
     cfg.test_evaluator = [writer, *evaluation.other_metrics]
     model = runner.run(cfg, 'test')
     if not is_main_process():
         return None
-    (run_dir / METRICS_FILE).unlink(missing_ok=True)
-    for iou_type, name in PREDICTION_FILES.items():
-        # CocoMetric writes boxes, and masks where there are any, whichever are evaluated.
-        if iou_type in evaluation.iou_types:
-            os.replace(aside / name, run_dir / name)
-        else:
-            (run_dir / name).unlink(missing_ok=True)
-    shutil.rmtree(aside)
+    replace_predictions(run_dir, partial, evaluation.iou_types)
     write_settings(run_dir, settings, trains=False)
     return write_run(
         run_dir,
@@ -126,22 +121,9 @@ def test(
     )
 
 
-def _check_same_result(
-    run_dir: Path, config: str | Path, checkpoint: str | Path, command: Sequence[str]
-) -> None:
-    try:
-        found = json.loads((run_dir / METRICS_FILE).read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        return
-
-    def identity(config: str | Path, checkpoint: str | Path, command: Sequence[str]) -> tuple:
-        options = command[command.index('--launcher') + 2 :]  # what comes before decides nothing
-        return os.path.realpath(config), os.path.realpath(checkpoint), sorted(options)
-
-    new = identity(config, checkpoint, command)
-    if identity(found['config'], found['checkpoint'], found['command']) != new:
-        raise RunError(
-            f'{run_dir} holds the result of another test, of the checkpoint {found["checkpoint"]} '
-            f'with the config {found["config"]} ({" ".join(found["command"])}). Give another '
-            '--work-dir, or --overwrite to replace it'
-        )
+def _identity(
+    config: str | Path, checkpoint: str | Path, command: Sequence[str]
+) -> tuple[str, str, list[str]]:
+    """What decides the result of a test; not how it was launched, nor the order of its options."""
+    options = command[command.index('--launcher') + 2 :]
+    return os.path.realpath(config), os.path.realpath(checkpoint), sorted(options)

@@ -1,4 +1,4 @@
-"""Checkpoints as neither framework takes them: read without running code, checked, and never half a file."""
+"""Safe checkpoint I/O: weights-only loading, integrity checks, finding the last one."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ ARRAY_GLOBALS = {
     'numpy.dtype': np.dtype,
     '_codecs.encode': codecs.encode,
 }
-"""What a pickle of numpy arrays names, old or new: it makes data, and runs no code of the file's choice."""
+"""The functions and classes that pickles of numpy arrays name, all of which are safe to call."""
 
 
 @contextlib.contextmanager
-def only_data() -> Iterator[None]:
-    """Every ``torch.load`` uses the safe unpickler: by a version of torch that would not, by a caller that
-    does not say so, and against the environment variable that turns it off."""
+def weights_only() -> Iterator[None]:
+    """Makes every ``torch.load`` use the safe unpickler, as with ``weights_only=True``.
+
+    Old versions of torch do not use it by default, callers may leave the argument out, and an environment
+    variable may turn it off.
+    """
     names = ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
     before = {name: os.environ.pop(name, None) for name in names}
     os.environ[names[0]] = '1'
@@ -60,18 +63,32 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def check_pickle(path: str | Path) -> None:
-    """Raises ``pickle.UnpicklingError`` on a file of weights (``.pkl``) that holds more than numpy arrays."""
+    """Checks that a pickle of weights (``.pkl``) holds numpy arrays and plain data only.
+
+    Args:
+        path: the file.
+
+    Raises:
+        pickle.UnpicklingError: it names another class or function.
+    """
     with open(path, 'rb') as file:
         _ArrayUnpickler(file, encoding='latin1').load()
 
 
 @contextlib.contextmanager
 def saving(checkpoint: str | Path) -> Iterator[None]:
-    """What the system says while a checkpoint is written becomes an OSError that names it."""
+    """Turns an error while a checkpoint is written into an OSError that names the checkpoint.
+
+    Args:
+        checkpoint: the file that is written in the block.
+
+    Raises:
+        OSError: the operating system could not write it, such as to a full disk.
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch's writer then fails to close what it could not write, and says that alone.
+        # torch's writer then fails to close the file, and raises a RuntimeError about that alone.
         said = error if isinstance(error, OSError) else error.__context__
         if not isinstance(said, OSError):
             raise
@@ -81,22 +98,52 @@ def saving(checkpoint: str | Path) -> Iterator[None]:
 
 
 def is_whole(checkpoint: str | Path) -> bool:
-    """Whether a file is as ``torch.save`` wrote it; ``torch.load`` does not look at the sums in it."""
+    """Whether a checkpoint is undamaged, by its checksums, which ``torch.load`` does not check.
+
+    Args:
+        checkpoint: the file. The format of torch before 1.6 has no checksums and counts as undamaged.
+    """
     try:
         with open(checkpoint, 'rb') as file:
             start = file.read(2)
-            if start == b'\x80\x02':  # of torch before 1.6: without sums
+            if start == b'\x80\x02':  # torch before 1.6
                 return True
             return start == b'PK' and zipfile.ZipFile(file).testzip() is None
     except Exception:  # whatever is wrong with it
         return False
 
 
+def newest_first(folder: Path, checkpoints: Iterable[Path]) -> list[Path]:
+    """The checkpoints of a training, the last one first.
+
+    The file ``last_checkpoint`` in the folder names the last one. It may be missing, or name a checkpoint
+    that is gone. MMEngine writes an absolute path to it, which is wrong once the folder has moved.
+
+    Args:
+        folder: the folder that the training saves to; it need not exist.
+        checkpoints: the checkpoints found in it; one that ``last_checkpoint`` names is added.
+    """
+    try:
+        named = Path((folder / 'last_checkpoint').read_text(encoding='utf-8').strip()).name
+    except FileNotFoundError:
+        named = ''
+    found = set(checkpoints)
+    if (folder / named).is_file():
+        found.add(folder / named)
+    return sorted(found, key=lambda path: (path.name == named, path.stat().st_mtime), reverse=True)
+
+
 def first_whole(checkpoints: Iterable[Path]) -> Path | None:
-    """The first that is whole, with a warning of each before it; None where there are none.
+    """The first checkpoint that is undamaged; each damaged one before it is skipped with a warning.
+
+    Args:
+        checkpoints: the files, in the order in which they are tried.
+
+    Returns:
+        The file; None if there are no checkpoints.
 
     Raises:
-        ValueError: all are damaged: to start anew instead is for the user to decide.
+        ValueError: all are damaged. Whether to train from the start instead is for the user to decide.
     """
     damaged = []
     for path in checkpoints:
@@ -112,20 +159,25 @@ def first_whole(checkpoints: Iterable[Path]) -> Path | None:
     return None
 
 
-def describe_misfit(missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]) -> str:
-    """Names the weights that do not fit, the first of each kind; empty where all do.
+def describe_incompatible_keys(
+    missing_keys: Sequence[str], unexpected_keys: Sequence[str], incorrect_shapes: Sequence[str]
+) -> str:
+    """The weights of a checkpoint that do not fit a model, in words; the first few of each kind.
 
-    Both frameworks only warn of these, and test what is then partly a random model.
+    Both frameworks only warn about these, and would then test a partly random model.
 
     Args:
-        missing: names of weights of the model that the checkpoint lacks.
-        unexpected: those of the checkpoint that the model does not have.
-        misshapen: those of both whose shapes differ.
+        missing_keys: weights of the model that the checkpoint does not have.
+        unexpected_keys: weights of the checkpoint that the model does not have.
+        incorrect_shapes: weights whose shapes differ between the two.
+
+    Returns:
+        Text for an error message; empty if all weights fit.
     """
     kinds = {
-        'it lacks': missing,
-        'the model does not have its': unexpected,
-        'of another shape are': misshapen,
+        'it lacks': missing_keys,
+        'the model does not have its': unexpected_keys,
+        'of another shape are': incorrect_shapes,
     }
     parts = []
     for kind, names in kinds.items():
