@@ -7,14 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, List, Tuple  # noqa: UP035  TorchScript reads these
 
 import torch
-from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
-from torchvision.ops import RoIPool
 
 from ...extractors import EXTRACTORS, RoIExtractor, RoIWarp
-from ...extractors.presets import describe
 from ...ops import assign_levels_detectron2
 from ...ops.arguments import rows_of_image
 from ..errors import ask_for_near
@@ -190,56 +187,6 @@ def build_pooler(
         canonical_level,
         **options,
     )
-
-
-def extractor_of(module: nn.Module) -> RoIExtractor | None:
-    """The extractor in a pooler, or the extractor of this package that computes the same.
-
-    Args:
-        module: a module of a model.
-
-    Returns:
-        The extractor; None if the module is not a pooler, or a pooler of Detectron2 for rotated boxes.
-    """
-    if isinstance(module, RoIPluginsPooler):
-        return module.extractor
-    if not isinstance(module, ROIPooler):
-        return None
-    layer = module.level_poolers[0]
-    if isinstance(layer, ROIAlign):
-        method = {'sampling_ratio': layer.sampling_ratio, 'aligned': layer.aligned}
-    elif isinstance(layer, RoIPool):
-        method = {'region': 'round', 'sampling_ratio': None, 'reduction': 'max'}
-    else:
-        return None
-    return RoIExtractor(
-        module.output_size,
-        [1 / layer.spatial_scale for layer in module.level_poolers],
-        level_rule=Detectron2LevelRule(module.min_level, module.canonical_box_size, module.canonical_level),
-        **method,
-    )
-
-
-def describe_poolers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Type and options of each pooler of a model.
-
-    Args:
-        model: a detector of Detectron2.
-
-    Returns:
-        A dict for each pooler, by its place in the model, such as ``roi_heads.box_pooler``.
-    """
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, RoIPluginsPooler):
-            type_ = module.pooler_type
-        elif isinstance(module, ROIPooler):
-            type_ = f'ROIPooler of {type(module.level_poolers[0]).__name__}'
-        else:
-            continue
-        extractor = extractor_of(module)
-        found[name] = {'type': type_, **(describe(extractor) if extractor else {})}
-    return found
 
 
 def check_pooler_type(pooler_type: str, name: str = 'pooler_type') -> None:

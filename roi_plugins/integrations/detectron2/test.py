@@ -18,7 +18,7 @@ from roi_plugins.files import write_json
 from roi_plugins.run_record import PREDICTION_FILES, write_run
 
 from ..results import partial_predictions, replace_predictions
-from .poolers import describe_poolers
+from .inspect import describe_extractors
 from .run import Run
 
 
@@ -98,7 +98,7 @@ def evaluate(
         command=command,
         max_dets=run.max_dets,
         image_dir=MetadataCatalog.get(run.test_datasets[0]).get('image_root'),
-        extractors=describe_poolers(model),
+        extractors=describe_extractors(model),
     )
 
 
