@@ -93,7 +93,8 @@ def saving(checkpoint: str | Path) -> Iterator[None]:
         if not isinstance(said, OSError):
             raise
         raise OSError(
-            said.errno, f'the checkpoint {checkpoint} was not saved: {said.strerror}; those before it stay'
+            said.errno,
+            f'the checkpoint {checkpoint} was not saved: {said.strerror}; earlier checkpoints are unchanged',
         ) from error
 
 
@@ -153,7 +154,7 @@ def first_whole(checkpoints: Iterable[Path]) -> Path | None:
         damaged.append(str(path))
     if damaged:
         raise ValueError(
-            f'no checkpoint to resume from is whole: {", ".join(damaged)}; move them away, and '
+            f'all checkpoints to resume from are damaged: {", ".join(damaged)}; move them away, and '
             'last_checkpoint beside them, to train from the start'
         )
     return None

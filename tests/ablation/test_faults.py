@@ -185,7 +185,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [
         f'warning: the checkpoint {path} is damaged and left out' for path in paths[:2]
     ]
-    with pytest.raises(ValueError, match=r'no checkpoint to resume from is whole: .*a\.pth, .*b\.pth'):
+    with pytest.raises(ValueError, match=r'all checkpoints to resume from are damaged: .*a\.pth, .*b\.pth'):
         first_whole(paths[:2])
 
 
@@ -226,7 +226,9 @@ def test_detectron2_saves_whole_checkpoints_or_none(tmp_path, small_disk):
     assert checkpointer.resume_or_load('', resume=True)['iteration'] == 4
     assert torch.equal(model.weight, first.weight)
     os.truncate(tmp_path / 'model_0000004.pth', 3_000_000)
-    with pytest.raises(RunError, match=r'no checkpoint to resume from is whole: .*0009\.pth, .*0004\.pth'):
+    with pytest.raises(
+        RunError, match=r'all checkpoints to resume from are damaged: .*0009\.pth, .*0004\.pth'
+    ):
         checkpointer.resume_or_load('', resume=True)
     with pytest.raises(RunError, match=r'0009\.pth is damaged'):
         checkpointer.load(str(newest))

@@ -371,7 +371,9 @@ def test_maps_and_boxes_that_do_not_fit():
     with pytest.raises(ValueError, match='box_lists: got 1 lists of boxes, expected 2'):
         pool(maps(), BOX_LISTS['boxes'][:1])
     rotated = RotatedBoxes(torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=r'box_lists\[1\]: got boxes of 5 numbers, expected .*in all images'):
+    with pytest.raises(
+        ValueError, match=r'box_lists\[1\]: got boxes of 5 coordinates, expected .*in all images'
+    ):
         pool(maps(), [no_boxes(), rotated])
 
 

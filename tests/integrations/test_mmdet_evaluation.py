@@ -363,8 +363,8 @@ def test_annotations_that_cannot_be_evaluated_are_named_before_the_training(
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda d: d['categories'].reverse(), 'its labels are ellipse, .*those of the test are cross, '),
-        (lambda d: d['categories'].pop(), 'its labels are'),
+        (lambda d: d['categories'].reverse(), 'its classes are ellipse, .*those of the test are cross, '),
+        (lambda d: d['categories'].pop(), 'its classes are'),
         (lambda d: d['annotations'].clear(), 'has 8 images and 0 annotations'),
         (lambda d: d.pop('images'), 'has no images, annotations or categories'),
     ],

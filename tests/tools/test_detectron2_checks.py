@@ -206,7 +206,7 @@ def test_training_sets_of_other_classes(refused, own, tmp_path, data):
     _, annotations, images = own('train', rename)
     names = f"('shapes_train', '{annotations}@{images}')"
     error = refused(yaml_run(tmp_path / 'out', **{'DATASETS.TRAIN': names}))
-    assert error.startswith('error: DATASETS.TRAIN: ') and 'and shapes_train have other names' in error
+    assert error.startswith('error: DATASETS.TRAIN: ') and 'and shapes_train have different names' in error
 
 
 def test_lazy_predictor_of_other_classes(refused, tmp_path):
@@ -272,13 +272,16 @@ def test_a_module_that_registers_data_reaches_every_process(data, tmp_path):
                 'MODEL.ROI_HEADS.NAME': 'RoIPluginsRes5ROIHeads',
                 'MODEL.ROI_MASK_HEAD.POOLER_OPTIONS.ALIGNED': 'False',
             },
-            'ALIGNED: RoIPluginsRes5ROIHeads does not read it; its pooler is of MODEL.ROI_BOX_HEAD',
+            'ALIGNED: RoIPluginsRes5ROIHeads does not read it; its pooler reads MODEL.ROI_BOX_HEAD',
         ),
         ({'MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO': 0.5}, 'POOLER_SAMPLING_RATIO'),
         ({'MODEL.WEIGHTS': 'none.pth'}, 'MODEL.WEIGHTS: none.pth does not exist'),
         ({'SOLVER.MAX_ITER': 0}, 'SOLVER.MAX_ITER: got 0'),
         ({'SOLVER.IMS_PER_BATCH': 0}, 'SOLVER.IMS_PER_BATCH: got 0'),
-        ({'SOLVER.LR_SCHEDULER_NAME': 'CosineLR'}, 'the config makes no schedule: Unknown LR scheduler'),
+        (
+            {'SOLVER.LR_SCHEDULER_NAME': 'CosineLR'},
+            "the config's schedule cannot be built: Unknown LR scheduler",
+        ),
         (
             {'MODEL.LOAD_PROPOSALS': 'True', 'DATASETS.PROPOSAL_FILES_TRAIN': "('none.pkl',)"},
             'DATASETS.PROPOSAL_FILES_TRAIN: none.pkl does not exist',
@@ -311,13 +314,13 @@ def lazy_config(tmp_path, *lines):
         ('del train.max_iter', 'has no train.max_iter'),
         ('del model', 'has no model'),
         ('del optimizer', 'has no optimizer, which a training needs'),
-        ('optimizer.learning_rate = 3', "makes no optimiser: .*'learning_rate'"),
+        ('optimizer.learning_rate = 3', "the config's optimiser cannot be built: .*'learning_rate'"),
         ('dataloader.train.total_batch_size = 3', 'total_batch_size: got 3, expected a multiple of the 2'),
         ('del dataloader.train', 'has no dataloader.train, which a training needs'),
         ('del dataloader.test', r'dataloader\.test\.dataset\.names: got \[\]'),
         ("model.roi_heads.box_pooler.pooler_type = 'AlignMin'", "got 'AlignMin', expected one of"),
-        ("model.roi_heads._target_ = 'detectron2.Heads'", 'makes no model: .*Heads'),
-        ('model.roi_heads.nms = 3', "the config makes no model: .*'nms'"),
+        ("model.roi_heads._target_ = 'detectron2.Heads'", "the config's model cannot be built: .*Heads"),
+        ('model.roi_heads.nms = 3', "the config's model cannot be built: .*'nms'"),
     ],
 )
 def test_a_lazy_config_that_makes_no_run(data, tmp_path, capfd, line, message):
@@ -508,4 +511,5 @@ def test_a_broken_lazy_config(refused, tmp_path, text, message):
 def test_a_sampler_that_does_not_exist(data, tmp_path, capfd):
     assert main(yaml_run(tmp_path / 'out', **{'DATALOADER.SAMPLER_TRAIN': 'Nope'})) == 2
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error == 'error: the config makes no loader of the training data: Unknown training sampler: Nope'
+    cause = 'Unknown training sampler: Nope'
+    assert error == f"error: the config's loader of the training data cannot be built: {cause}"

@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, trained, tmp_
 
     for path in tmp_path.glob('iter_*.pth'):
         path.write_bytes(b'')
-    with pytest.raises(RunError, match=r'no checkpoint to resume from is whole: .*move them away'):
+    with pytest.raises(RunError, match=r'all checkpoints to resume from are damaged: .*move them away'):
         train(config, work_dir=tmp_path, resume='auto')
 
 

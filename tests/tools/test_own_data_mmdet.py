@@ -267,7 +267,7 @@ def test_training_files_alone_must_have_the_classes_of_the_test(data, tmp_path, 
     (tmp_path / 'train.json').write_text(json.dumps(annotations))
     flags = ['--train-data', str(tmp_path / 'train.json'), str(data / 'images_train')]
     assert train(tmp_path / 'run', *flags, options=options) == 2
-    assert 'its labels are ellipse, triangle' in error_of(capsys)
+    assert 'its classes are ellipse, triangle' in error_of(capsys)
 
 
 @pytest.mark.parametrize('given', ['by_name', 'by_file.py'])

@@ -92,8 +92,8 @@ def check_training_sets(run: Run, model: torch.nn.Module, test: str, test_classe
     for name, found in classes.items():
         if list(found) != list(classes[run.train_datasets[0]]):
             raise RunError(
-                f'{run.settings["train"]}: the classes of {name} and {run.train_datasets[0]} have other '
-                'names, but they are trained as one'
+                f'{run.settings["train"]}: the classes of {name} and {run.train_datasets[0]} have '
+                'different names, so they cannot be trained together'
             )
 
 
@@ -157,6 +157,6 @@ def _check_order(train: str, found: Sequence[str], test: str, expected: Sequence
     for place, name in enumerate(found):
         if name and name in expected and expected[place] != name:
             raise RunError(
-                f'the datasets {train} and {test} number their classes differently: by rising category id, '
-                f'{name!r} is class {place} of the first and {list(expected).index(name)} of the second'
+                f'the datasets {train} and {test} number their classes differently: by ascending category '
+                f'id, {name!r} is class {place} of the first and {list(expected).index(name)} of the second'
             )

@@ -49,7 +49,7 @@ def build(what: str, make: Callable[[], Any]) -> Any:
         if 'Unknown pooler type' in message:
             # Detectron2's message does not list the types that exist.
             message = f'{message}; {_explain_type(message.rpartition(" ")[2])}'
-        raise RunError(f'the config makes no {what}: {message}') from error
+        raise RunError(f"the config's {what} cannot be built: {message}") from error
 
 
 def _explain_type(name: str) -> str:
@@ -167,5 +167,5 @@ def check_pooler_options(cfg: CfgNode) -> None:
                 f'as MODEL.{head}.POOLER_TYPE AlignMax'
             )
         if head not in read:
-            raise RunError(f'{names}: {heads} does not read it; its pooler is of MODEL.{" and ".join(read)}')
+            raise RunError(f'{names}: {heads} does not read it; its pooler reads MODEL.{" and ".join(read)}')
         raise RunError(f'{names}: without a MODEL.{head}.POOLER_TYPE the head has no pooler to read it')

@@ -132,7 +132,7 @@ def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
         if OmegaConf.select(cfg, key, default=...) is ...:
             raise RunError(
                 f'the LazyConfig has no {key}; it needs model, dataloader, optimizer, lr_multiplier and '
-                "train, of which model_zoo.get_config('common/train.py').train has all"
+                "train; model_zoo.get_config('common/train.py').train is a complete train"
             )
     for name in ('max_iter', 'checkpointer.period', 'eval_period', 'log_period'):
         value = OmegaConf.select(cfg, f'train.{name}')

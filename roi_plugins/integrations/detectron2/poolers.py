@@ -128,10 +128,11 @@ class RoIPluginsPooler(nn.Module):
         """
         num_maps = len(self.extractor.spatial_scales)
         if len(x) != num_maps:
-            raise ValueError(f'x: got {len(x)} maps, expected {num_maps}, one a scale')
+            raise ValueError(f'x: got {len(x)} maps, expected {num_maps}, one for each scale')
         if len(box_lists) != x[0].shape[0]:
             raise ValueError(
-                f'box_lists: got {len(box_lists)} lists of boxes, expected {x[0].shape[0]}, one an image'
+                f'box_lists: got {len(box_lists)} lists of boxes, expected {x[0].shape[0]}, '
+                'one for each image'
             )
         # A batch without images still has to give a gradient to each map.
         rows = [x[0].new_zeros([0, 5])]
@@ -141,8 +142,8 @@ class RoIPluginsPooler(nn.Module):
                 box_dim = boxes.tensor.shape[1]
                 if box_dim not in (4, 5) or box_dim != box_lists[0].tensor.shape[1]:
                     raise ValueError(
-                        f'box_lists[{i}]: got boxes of {box_dim} numbers, expected upright ones '
-                        'of 4 in all images, or rotated ones of 5'
+                        f'box_lists[{i}]: got boxes of {box_dim} coordinates, expected 4, or 5 if they are '
+                        'rotated, and the same in all images'
                     )
                 rows.append(rows_of_image(boxes.tensor, i))
         rois = torch.cat(rows, dim=0)

@@ -48,8 +48,7 @@ def read_saved_config(path: str | Path, packages: Iterable[str] = ()) -> CfgNode
 
 
 class _SavedConfig(yaml.SafeLoader):
-    """Loads what ``LazyConfig.save`` writes: plain data, tuples, dataclasses, names of classes and
-    functions."""
+    """Loads the output of ``LazyConfig.save``: plain data, tuples, dataclasses, and names of code."""
 
     def __init__(self, text: bytes, known: Set[str]):
         super().__init__(text)
@@ -65,7 +64,7 @@ class _SavedConfig(yaml.SafeLoader):
     def construct_dataclass(self, name: str, node: yaml.Node) -> Any:
         kind = self.construct_named(name, node)
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-            raise ValueError(f'it holds an object of {name}; of objects, dataclasses alone are read')
+            raise ValueError(f'it holds an object of {name}; the only objects that are read are dataclasses')
         return kind(**self.construct_mapping(node, deep=True))
 
     def construct_tuple(self, node: yaml.Node) -> tuple:

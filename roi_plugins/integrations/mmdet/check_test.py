@@ -239,10 +239,10 @@ def _check_limits(cfg: Config, setting: str, metric: CocoMetric) -> None:
     most = _max_per_image(cfg)
     if limits[2] != MAX_DETS and not 0 < most <= limit:
         raise RunError(
-            f"{setting}.proposal_nums is {tuple(metric.proposal_nums)}, so that MMDetection's AP is of "
-            f'{MAX_DETS} detections of a class in an image and its AP50 of {limits[2]}, while the '
-            f"model gives up to {most if most > 0 else 'any number'} (max_per_img). This tool's are all of "
-            f'{MAX_DETS}: {advice}, or give --max-dets for an AP at another limit'
+            f'{setting}.proposal_nums is {tuple(metric.proposal_nums)}, so that MMDetection computes AP at '
+            f'{MAX_DETS} detections of a class in an image, but AP50 at {limits[2]}, and the model gives up '
+            f'to {most if most > 0 else "any number"} (max_per_img). This tool computes both at {MAX_DETS}: '
+            f'{advice}, or give --max-dets for another limit'
         )
 
 

@@ -59,9 +59,10 @@ def check_training(cfg: Config, evaluation: Evaluation | None) -> None:
             check_num_classes(cfg, len(found), setting, dataset.ann_file)
         elif found != evaluation.classes:
             raise RunError(
-                f'{setting}: its labels are {listed(found)}, as {dataset.ann_file} lists them, but those of '
-                f'the test are {listed(evaluation.classes)}, as {evaluation.ann_file} does. Labels must be '
-                'the same classes in both: set metainfo.classes, or sort the categories of the files'
+                f'{setting}: its classes are {listed(found)}, in the order of {dataset.ann_file}, but those '
+                f'of the test are {listed(evaluation.classes)}, in the order of {evaluation.ann_file}. They '
+                'must be the same, in the same order: set metainfo.classes, or sort the categories of the '
+                'files'
             )
 
 
