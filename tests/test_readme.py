@@ -93,7 +93,7 @@ def test_the_options_of_our_tool_for_mmdetection():
     pytest.importorskip('mmcv.ops')
     from mmengine.config import DictAction
 
-    from roi_plugins.integrations.mmdet.reading import read_config
+    from roi_plugins.integrations.mmdet.config import read_config
 
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
@@ -130,7 +130,7 @@ def assert_one_head(cfg):
 @needs_detectron2
 @pytest.mark.parametrize('suffix', ['yaml', 'py'])
 def test_the_options_of_our_tool_for_detectron2(suffix):
-    from roi_plugins.integrations.detectron2.reading import read_config
+    from roi_plugins.integrations.detectron2.config import read_config
 
     start = f'python tools/detectron2/train_net.py --config-file CONFIG.{suffix} '
     (line,) = [line for line in README.splitlines() if line.startswith(start)]

@@ -20,7 +20,8 @@ from roi_plugins.ablation.report.formats import to_latex, to_markdown, write_com
 from roi_plugins.ablation.report.page import write_report
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.files import write_json
-from roi_plugins.integrations.weights import check_pickle, is_whole, only_data
+from roi_plugins.integrations.checkpoints import check_pickle, is_whole, weights_only
+from roi_plugins.integrations.errors import RunError
 from roi_plugins.run_record import write_run
 
 PACKAGE = Path(roi_plugins.__file__).parent
@@ -66,7 +67,7 @@ def test_torch_load_is_safe_even_where_the_environment_turns_it_off(tmp_path, tr
     if off:
         monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     before = dict(os.environ)
-    with only_data():
+    with weights_only():
         with pytest.raises(pickle.UnpicklingError):
             torch.load(tmp_path / 'bad.pth')
         assert torch.load(tmp_path / 'good.pth')['model']['weight'].tolist() == [1, 1]
@@ -86,11 +87,11 @@ def test_pickles_of_weights_are_of_arrays_alone(tmp_path, trap):
 
 class TestDetectron2:
     @pytest.fixture(autouse=True)
-    def runs(self):
+    def modules(self):
         pytest.importorskip('detectron2', reason='Detectron2 is not installed')
-        from roi_plugins.integrations.detectron2 import checkpoints, runs
+        from roi_plugins.integrations.detectron2 import checkpoints, config
 
-        self.checkpoints, self.runs = checkpoints, runs
+        self.checkpoints, self.config = checkpoints, config
 
     @pytest.mark.parametrize('suffix', ['pth', 'pkl', 'pyth'])
     def test_a_checkpoint_that_runs_code_is_refused(self, tmp_path, trap, suffix):
@@ -100,7 +101,7 @@ class TestDetectron2:
             path.write_bytes(pickle.dumps(content))
         else:
             torch.save(content, path)
-        with pytest.raises(self.runs.RunError, match=rf'bad\.{suffix} was not loaded'):
+        with pytest.raises(RunError, match=rf'bad\.{suffix} was not loaded'):
             self.checkpoints.DataCheckpointer(torch.nn.Linear(2, 2)).load(str(path))
 
     def test_weights_of_the_model_zoo_are_read(self, tmp_path):
@@ -113,8 +114,8 @@ class TestDetectron2:
     def test_a_yaml_config_that_runs_code_is_refused(self, tmp_path, trap):
         path = tmp_path / 'config.yaml'
         path.write_text(f'OUTPUT_DIR: !!python/object/apply:os.system ["touch {trap}"]')
-        with pytest.raises(self.runs.RunError, match='cannot be read: '):
-            self.runs.read_config(path)
+        with pytest.raises(RunError, match='cannot be read: '):
+            self.config.read_config(path)
 
 
 ODD_NAMES = ['../up', '/etc/x', 'a/b', 'a\nb', 'a\n', '..', '.', '', 'a b', '<b>', 'a\0']

@@ -26,7 +26,7 @@ import psutil
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation.coco import METRICS, format_points
 from roi_plugins.files import write_json
-from roi_plugins.integrations.weights import is_whole
+from roi_plugins.integrations.checkpoints import is_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 VICTIMS = ('all', 'runner', 'training')

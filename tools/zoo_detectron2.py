@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from zoo_kinds import Computed, Kind, image_size, seed_everything
 
 from roi_plugins.extractors.presets import Preset
-from roi_plugins.integrations.detectron2.config import HEADS, is_on
-from roi_plugins.integrations.detectron2.reading import read_config
+from roi_plugins.integrations.detectron2.config import read_config
+from roi_plugins.integrations.detectron2.nodes import HEADS, is_on
 from roi_plugins.integrations.detectron2.rows import row_options
 from roi_plugins.integrations.detectron2.swap import lazy_pooler_types
 

@@ -22,7 +22,7 @@ from zoo_kinds import Computed, Kind, image_size, seed_everything
 
 from roi_plugins.extractors.presets import Preset
 from roi_plugins.integrations.errors import RunError
-from roi_plugins.integrations.mmdet.reading import read_config
+from roi_plugins.integrations.mmdet.config import read_config
 from roi_plugins.integrations.mmdet.registered import type_name
 from roi_plugins.integrations.mmdet.swap import swap_extractors
 

@@ -109,8 +109,8 @@ def _mmdet_contenders(device: torch.device) -> list[Contender]:
 
     from roi_plugins.datasets import generate_shapes
     from roi_plugins.extractors.presets import find_preset
-    from roi_plugins.integrations.mmdet.steps import build_step
     from roi_plugins.integrations.mmdet.swap import swap_extractors
+    from roi_plugins.integrations.mmdet.train_step import build_step
 
     def make_step(extractor: str, options: dict[str, Any]) -> Callable[[], object]:
         config = Config.fromfile(_CONFIGS / 'mask-rcnn_r18-c4_shapes.py')

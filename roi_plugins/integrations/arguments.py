@@ -1,4 +1,4 @@
-"""Options of the command line that the train and test tools of all frameworks have."""
+"""The command-line options that the train and test tools of all frameworks share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from .modules import absolute_modules
 
 
 def add_shared_options(parser: argparse.ArgumentParser) -> None:
-    """Adds all of them."""
+    """Adds all of these options to a parser.
+
+    Args:
+        parser: the parser, which is changed.
+    """
     add_import_option(parser)
     _add_swap_options(parser)
     _add_data_options(parser)
@@ -19,7 +23,11 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--import MODULE``, whose values are in ``imports``."""
+    """Adds the option ``--import MODULE`` to a parser, whose values are a list ``imports``.
+
+    Args:
+        parser: the parser, which is changed.
+    """
     parser.add_argument(
         '--import',
         dest='imports',
@@ -32,11 +40,11 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_swap_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--extractor``, which is None where it is not given, and ``--heads``."""
+    """Adds ``--extractor``, by default None, and ``--heads``, by default empty."""
     parser.add_argument(
         '--extractor',
         metavar='ROW',
-        help='what stands in the place of the RoI extractors of the config: a row of presets.yaml such as '
+        help='what replaces the RoI extractors of the config: a row of presets.yaml such as '
         'align-max, a type alone such as AlignMax, which keeps the other options of the config, or a row '
         "written in place, '{name: max-4, type: AlignMax, sampling_ratio: 4}'; stock: nothing",
     )
@@ -45,24 +53,24 @@ def _add_swap_options(parser: argparse.ArgumentParser) -> None:
         type=lambda text: text.split(','),
         default=[],
         metavar='HEAD[,HEAD...]',
-        help='those whose extractors are swapped, of bbox, mask, keypoint and so on; by default all',
+        help='the heads whose extractors are replaced: bbox, mask, keypoint and so on; by default all',
     )
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--train-data`` and ``--test-data``, which are None where they are not given."""
+    """Adds ``--train-data`` and ``--test-data``, by default None."""
     for half, what in (('train', 'train'), ('test', 'evaluate')):
         parser.add_argument(
             f'--{half}-data',
             nargs=2,
             metavar=('ANNOTATIONS', 'IMAGES'),
-            help=f'{what} on COCO files of your own, in place of the datasets of the config: '
+            help=f'{what} on COCO files of your own instead of the datasets of the config: '
             'instance annotations (.json) and the folder of the images',
         )
 
 
 def _add_max_dets(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--max-dets``, which is None where it is not given."""
+    """Adds ``--max-dets``, by default None."""
     parser.add_argument(
         '--max-dets',
         type=whole_number(1),
@@ -73,7 +81,15 @@ def _add_max_dets(parser: argparse.ArgumentParser) -> None:
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
-    """The parser of an argument that is a whole number, from ``low`` up to ``high``."""
+    """The ``type`` of an argument that is a whole number.
+
+    Args:
+        low: the least number.
+        high: the greatest number; None for no limit.
+
+    Returns:
+        A function that parses the text of an argument.
+    """
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
@@ -92,7 +108,18 @@ def as_arguments(
     extractor: str | None = None,
     heads: Sequence[str] = (),
 ) -> list[str]:
-    """These options as a command line that means the same from any folder."""
+    """The command line that gives these options. Its paths are absolute, so that it works in any folder.
+
+    Args:
+        imports: modules to import first, names or ``.py`` files.
+        train_data, test_data: COCO annotations and the folder of their images.
+        max_dets: how many detections of each class count in an image.
+        extractor: a row that replaces the extractors of the config.
+        heads: the heads whose extractors are replaced.
+
+    Returns:
+        The arguments, without those options that have their defaults.
+    """
     arguments = []
     for module in absolute_modules(imports):
         arguments += ['--import', module]

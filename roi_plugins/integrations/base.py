@@ -1,8 +1,8 @@
 """The contract of a framework: how its configs are read, and how its trainings and tests are run and watched.
 
 A framework is a folder beside this file, a description such as :mod:`.mmdet_framework`, and a line in
-:mod:`.registry`. The description imports nothing of the framework, so that a plan is read and watched where
-others run it.
+:mod:`.registry`. The description does not import the framework, so that a plan can be read and watched on a
+machine where the framework is not installed.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any
 from .arguments import as_arguments
 
 WORK_DIR = '--work-dir, or work_dir of the plan'
-"""What a user gives in place of a framework's own option for the folder of a run."""
+"""What a user gives instead of a framework's own option for the folder of a run."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a trial is given beside its config, by options that the tools of all frameworks have.
+    """What a trial is given in addition to its config, by options that all frameworks' tools share.
 
     Attributes:
-        imports: modules to be imported first, by their names, or ``.py`` files.
-        train_data: COCO annotations and the folder of the images, in place of the config's training data.
-        test_data: likewise, in place of its test data.
+        imports: modules to import first, names or ``.py`` files.
+        train_data: COCO annotations and the folder of their images, which replace the config's training data.
+        test_data: likewise for the test data.
         max_dets: how many detections of each class count in an image.
-        extractor: a row in the place of the config's extractors, as ``--extractor`` takes it.
-        heads: those whose extractors are swapped; empty for all.
+        extractor: a row that replaces the config's extractors, as ``--extractor`` takes it.
+        heads: the heads whose extractors are replaced; empty for all.
     """
 
     imports: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Inputs:
 
     @property
     def arguments(self) -> list[str]:
-        """The command line of it."""
+        """The command-line arguments that give these inputs."""
         return as_arguments(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 
@@ -53,24 +53,25 @@ class Framework:
     """How trials of one framework are described, run and watched.
 
     Attributes:
-        resolve: ``(config, options) -> dict``: all that the config says, with the files it inherits
-            from and the options. What a trial was run with is compared by this.
+        resolve: ``(config, options) -> dict``: the complete config, with the files it inherits from and the
+            options. Two trials are the same if these are equal.
         commands: ``(config, run_dir, options, inputs, checkpoint, num_gpus, num_nodes) -> list of commands``,
-            to be run one after the other, of all GPUs together. Each may be run again after an interruption
-            and then goes on where it was; after the last, ``run_dir`` holds a finished run: of these
-            weights, or, where ``checkpoint`` is None, of those that the commands train.
+            which are run one after the other, each on all GPUs. A command that is run again after an
+            interruption continues where it was. After the last, ``run_dir`` holds a finished run: a test of
+            ``checkpoint``, or, if it is None, of the weights that the commands train.
         seed_option: the config option that seeds the initial weights and the order of the data.
         weights_options: the config options that name the weights to start from.
         progress: ``(end of the log) -> (what is done, seconds left of this command)``, or None.
-        module: which the commands run as ``python -m``, and whose ``main(arguments)`` is the same; with
-            ``check`` for its only argument it says what keeps commands from running, as
-            ``roi_plugins.integrations.dry_run`` has it. None: it cannot.
-        tool_arguments: ``(phase, config, others) -> arguments`` of ``module`` for a ``'train'`` or a
-            ``'test'`` that a user asks for; ``config`` is None where only the help is wanted.
-        inspection: the module whose ``find_extractors(config)`` gives the extractors that a config builds.
+        module: the module that the commands run by ``python -m``; its ``main(arguments)`` does the same. With
+            the only argument ``check`` it reports what would make commands fail, see
+            ``roi_plugins.integrations.dry_run``. None if there is no such module.
+        tool_arguments: ``(phase, config, others) -> arguments`` of ``module`` for a ``'train'`` or ``'test'``
+            that a user asks for; ``config`` is None if only the help is wanted.
+        inspection: the module whose ``find_extractors(config)`` gives the extractors that a config builds;
+            None if there is none.
         train_step: the module whose ``load_step(config, checkpoint, device)`` gives a model and a step of its
-            training, with its ``EXTRACTOR_TYPES``.
-        plan_options: further config options that the commands set, and what a user gives in their place.
+            training, and whose ``EXTRACTOR_TYPES`` are the classes of its extractors; None if there is none.
+        plan_options: other config options that the commands set, and what a user gives instead.
     """
 
     resolve: Callable[[Path, Mapping[str, Any]], dict]
@@ -87,22 +88,29 @@ class Framework:
 
 @contextlib.contextmanager
 def pkg_resources_allowed() -> Iterator[None]:
-    """Both frameworks find configs by it; that it is deprecated is of no use to who runs a plan."""
+    """Silences the warning that ``pkg_resources``, by which both frameworks find configs, is deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
         yield
 
 
 def torchrun(num_gpus: int, num_nodes: int) -> list[str]:
-    """The start of a command line, of one process for each of the GPUs.
+    """The start of a command that runs one process for each GPU.
 
-    On several machines it is one agent on each, which Slurm starts in the allocation that it is called in;
-    they find each other by the environment variable ``PET_RDZV_ENDPOINT``, torchrun's own.
+    On several machines, Slurm starts one torchrun agent on each, within the allocation in which the command
+    is called. The agents find each other by torchrun's environment variable ``PET_RDZV_ENDPOINT``.
+
+    Args:
+        num_gpus: the number of GPUs on all machines together.
+        num_nodes: the number of machines.
+
+    Returns:
+        The arguments, which are followed by those of ``python``.
     """
     start, nodes = [], ['--standalone']
     if num_nodes > 1:
         count = str(num_nodes)
-        # In a step of its own beside the one that watches it, which holds the same CPUs and GPUs.
+        # --overlap, since the job step that watches this one holds the same CPUs and GPUs.
         start = ['srun', '--overlap', '--kill-on-bad-exit', '--nodes', count, '--ntasks', count]
         start += ['--ntasks-per-node', '1']
         nodes = ['--nnodes', count, '--rdzv_backend', 'c10d']
@@ -111,5 +119,6 @@ def torchrun(num_gpus: int, num_nodes: int) -> list[str]:
 
 
 def as_seconds(*parts: str) -> float:
+    """Seconds of days, hours, minutes and seconds; an empty string is 0."""
     days, hours, minutes, seconds = (int(part or 0) for part in parts)
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()

@@ -1,4 +1,4 @@
-"""Detectron2, as ablations see it."""
+"""The description of Detectron2 as a framework: commands, options, progress."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from .base import WORK_DIR, Framework, Inputs, as_seconds, pkg_resources_allowed, torchrun
 
-_MODULE = 'roi_plugins.integrations.detectron2.runs'
+MODULE = 'roi_plugins.integrations.detectron2.command_line'
 
 
 def _resolve(config: Path, options: Mapping[str, Any]) -> dict:
-    from roi_plugins.integrations.detectron2.reading import as_settings, read_config
+    from roi_plugins.integrations.detectron2.config import as_settings, read_config
 
     with pkg_resources_allowed():
         return as_settings(read_config(config, _arguments(config, options)))
@@ -31,7 +31,7 @@ def _commands(
     num_nodes: int,
 ) -> list[list[str]]:
     runs = torchrun(num_gpus, num_nodes) if num_nodes > 1 else [sys.executable]
-    runs += ['-m', _MODULE]
+    runs += ['-m', MODULE]
     options = {**options, 'OUTPUT_DIR': str(run_dir)}
     if checkpoint:
         options['MODEL.WEIGHTS'] = str(checkpoint)
@@ -82,10 +82,10 @@ FRAMEWORK = Framework(
     seed_option='SEED',  # train.seed of a LazyConfig
     weights_options=('MODEL.WEIGHTS', 'train.init_checkpoint'),
     progress=_progress,
-    module=_MODULE,
+    module=MODULE,
     tool_arguments=_tool_arguments,
-    inspection='roi_plugins.integrations.detectron2.inspection',
-    train_step='roi_plugins.integrations.detectron2.steps',
+    inspection='roi_plugins.integrations.detectron2.inspect',
+    train_step='roi_plugins.integrations.detectron2.train_step',
     plan_options={
         'train.seed': "the plan's seeds",
         'OUTPUT_DIR': WORK_DIR,

@@ -1,6 +1,6 @@
-"""What ``tools/ablate.py --dry-run`` asks the tools of a framework: whether their commands can run.
+"""Answers ``roi-plugins ablate --dry-run``, which asks a framework whether the commands of a plan can run.
 
-All commands are asked about at once, for it takes seconds to import a framework.
+One process answers for all commands, since importing a framework takes seconds.
 """
 
 from __future__ import annotations
@@ -16,9 +16,16 @@ from .errors import RunError
 
 
 def answer(check: Callable[[Sequence[str]], None]) -> int:
-    """Reads the arguments of commands from stdin and prints what keeps each from running, '' if nothing.
+    """Reads a JSON list of argument lists from stdin, and prints a JSON list of their problems.
 
-    Both are lists in JSON. What is printed on the way goes to stderr.
+    A problem is the error with which the command would end, in one line, or ``''``. All other output goes to
+    stderr.
+
+    Args:
+        check: takes the arguments of a command, and raises an error if it would fail.
+
+    Returns:
+        The exit code, 0.
     """
     with contextlib.redirect_stdout(sys.stderr):
         problems = [_problem(check, arguments) for arguments in json.load(sys.stdin)]
@@ -31,6 +38,6 @@ def _problem(check: Callable[[Sequence[str]], None], arguments: Sequence[str]) -
         check(arguments)
     except (RunError, DataError) as error:
         return ' '.join(str(error).split())
-    except Exception as error:  # configs are programs: anything can happen in them
+    except Exception as error:  # configs are programs, which may raise anything
         return ' '.join(f'{type(error).__name__}: {error}'.split())
     return ''

@@ -1,4 +1,4 @@
-"""The RoI extractors that a config of either framework builds, as those of this package."""
+"""The RoI extractors that a config of either framework builds, as extractors of this package."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from ..extractors import RoIExtractor
 from ..needs import explain_missing
 from .registry import FRAMEWORKS
 
-# Packages and names that a config of one framework has, and none of the other.
+# Packages and names that only occur in configs of one framework.
 _OPENMMLAB = {'mmengine', 'mmcv', 'mmdet'}
 _OF_MMENGINE = {'_base_', 'read_base', 'default_scope', 'custom_imports', 'train_dataloader'}
 _OF_A_LAZY_CONFIG = {'LazyCall', 'LazyConfig', 'L', 'dataloader', 'lr_multiplier', 'train'}
 
 
 class InspectionError(ValueError):
-    """A config whose extractors cannot be had; the message names it and the cause."""
+    """The extractors of a config cannot be read. The message names the config and the cause."""
 
 
 def read_extractors(config: str | Path) -> dict[str, RoIExtractor]:
-    """The extractors of a config, by where they are in the detector, e.g. ``roi_head.bbox_roi_extractor``.
-
-    The frameworks' own are given as the :class:`~roi_plugins.extractors.RoIExtractor` that computes
-    the same.
+    """The extractors that a config builds.
 
     Args:
-        config: an MMDetection config, or a Detectron2 config (YAML or LazyConfig).
+        config: path of an MMDetection config, or of a Detectron2 config (YAML or LazyConfig).
+
+    Returns:
+        The extractors by their places in the detector, such as ``roi_head.bbox_roi_extractor``. Those of the
+        framework are given as the :class:`~roi_plugins.extractors.RoIExtractor` that computes the same.
 
     Raises:
         InspectionError: the config is missing, cannot be read, or has no extractor of upright boxes.
@@ -40,7 +41,7 @@ def read_extractors(config: str | Path) -> dict[str, RoIExtractor]:
     for framework in frameworks:
         try:
             return _read_extractors(config, framework)
-        except Exception as error:  # configs are programs: anything can happen in them
+        except Exception as error:  # configs are programs, which may raise anything
             if len(frameworks) == 1:
                 raise
             errors.append(f'read as one of {framework}: {" ".join(str(error).split())}')
@@ -48,7 +49,14 @@ def read_extractors(config: str | Path) -> dict[str, RoIExtractor]:
 
 
 def guess_frameworks(config: Path) -> list[str]:
-    """Whose config it is: ``'detectron2'`` or ``'mmdet'``, or both where nothing in it tells."""
+    """The frameworks that a config may be of: ``'detectron2'``, ``'mmdet'``, or both if nothing in it tells.
+
+    Args:
+        config: path of the config.
+
+    Raises:
+        InspectionError: the file is not Python code.
+    """
     if config.suffix != '.py':
         return ['detectron2']
     try:
@@ -60,20 +68,23 @@ def guess_frameworks(config: Path) -> list[str]:
     imported = [node.module or '' for node in imports if node.level == 0]
     imported += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     packages = {name.partition('.')[0] for name in imported}
-    # What the config has: of its own, and of the modules that it takes it from.
+    # The names that the config defines or imports.
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     names |= {alias.asname or alias.name for node in imports for alias in node.names}
     if packages & _OPENMMLAB or names & _OF_MMENGINE:
         return ['mmdet']
-    # Both frameworks' configs may import others by relative paths, MMEngine's under its read_base.
+    # A relative import without MMEngine's read_base is one of a LazyConfig.
     if 'detectron2' in packages or names & _OF_A_LAZY_CONFIG or any(node.level > 0 for node in imports):
         return ['detectron2']
     return ['mmdet', 'detectron2'] if packages else ['mmdet']
 
 
 def _read_extractors(config: Path, framework: str) -> dict[str, RoIExtractor]:
+    module = FRAMEWORKS[framework].inspection
+    if module is None:
+        raise InspectionError(f'{config} is a config of {framework}, whose extractors cannot be read')
     try:
-        inspection = import_module(FRAMEWORKS[framework].inspection)
+        inspection = import_module(module)
     except ImportError as error:
         missing = explain_missing(error)
         if missing:

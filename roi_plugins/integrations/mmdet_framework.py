@@ -1,4 +1,4 @@
-"""MMDetection, as ablations see it."""
+"""The description of MMDetection as a framework: commands, options, progress."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from .base import WORK_DIR, Framework, Inputs, as_seconds, pkg_resources_allowed, torchrun
 
-_MODULE = 'roi_plugins.integrations.mmdet.runs'
+MODULE = 'roi_plugins.integrations.mmdet.command_line'
 
 
 def _resolve(config: Path, options: Mapping[str, Any]) -> dict:
     with pkg_resources_allowed():
         from mmengine.config import Config
 
-        # The modules of custom_imports register things; they do not change what the config says.
+        # The modules of custom_imports register things, but do not change the config.
         cfg = Config.fromfile(config, import_custom_modules=False)
     cfg.merge_from_dict(dict(options))
     return cfg.to_dict()
@@ -38,7 +38,7 @@ def _commands(
     if num_gpus > 1:
         runs = torchrun(num_gpus, num_nodes)
         common += ['--launcher', 'pytorch']
-    runs += ['-m', _MODULE]
+    runs += ['-m', MODULE]
     common += [*inputs.arguments, '--cfg-options', *_arguments(options)]
     train = [*runs, 'train', str(config), '--resume', 'auto', *common]
     test = [*runs, 'test', str(config), str(checkpoint or run_dir), *common]
@@ -46,7 +46,7 @@ def _commands(
 
 
 def _arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options in the ``key=value`` language of MMEngine, which cannot express every value."""
+    """Options as ``key=value`` arguments of MMEngine, whose syntax cannot express every value."""
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser()
@@ -55,7 +55,7 @@ def _arguments(options: Mapping[str, Any]) -> list[str]:
     for key, value in options.items():
         argument = f'{key}={_value(value)}'
         read = parser.parse_args(['--cfg-options', argument]).cfg_options[key]
-        # YAML reads 1e-3 as a string; MMEngine reads it as the number that was meant.
+        # YAML reads 1e-3 as a string. MMEngine reads it as a number, as was meant.
         if read != value and not (isinstance(value, str) and isinstance(read, float)):
             raise ValueError(
                 f'the option {key}={value!r} cannot be passed to MMDetection, which would read '
@@ -95,10 +95,10 @@ FRAMEWORK = Framework(
     seed_option='randomness.seed',
     weights_options=('load_from', 'resume'),
     progress=_progress,
-    module=_MODULE,
+    module=MODULE,
     tool_arguments=_tool_arguments,
-    inspection='roi_plugins.integrations.mmdet.inspection',
-    train_step='roi_plugins.integrations.mmdet.steps',
+    inspection='roi_plugins.integrations.mmdet.inspect',
+    train_step='roi_plugins.integrations.mmdet.train_step',
     plan_options={
         'work_dir': WORK_DIR,
         'resume': 'the same command again, which resumes what was interrupted',

@@ -1,4 +1,4 @@
-"""Modules of the user's own, which register datasets, transforms or parts of models."""
+"""Imports modules of the user, which register datasets, transforms or parts of models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import RunError
 
 
 def absolute_modules(modules: Sequence[str]) -> list[str]:
-    """Modules as they are found from any folder: files by their absolute paths, others by their names."""
+    """The modules with absolute paths for ``.py`` files, so that they are found from any folder."""
     return [os.path.abspath(module) if module.endswith('.py') else module for module in modules]
 
 
@@ -22,14 +22,14 @@ def import_modules(modules: Sequence[str], given_by: str = '--import') -> None:
     """Imports modules that register datasets, transforms or parts of models.
 
     Args:
-        modules: each a dotted name, also of a module in the current folder, or the path of a ``.py`` file.
-            One that is imported already is left alone.
+        modules: dotted names, which may be of modules in the current folder, or paths of ``.py`` files. A
+            module that is imported already is not imported again.
         given_by: the option or setting that named them, for errors.
 
     Raises:
         RunError: a module is not found, or fails while it is imported.
     """
-    # A tool has its own folder on the path, ``python -m`` the current one: the same modules for both.
+    # ``python -m`` has the current folder on the path, but tools have their own folder instead.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for module in modules:
@@ -43,9 +43,9 @@ def import_modules(modules: Sequence[str], given_by: str = '--import') -> None:
                 f'{given_by}: {module} cannot be imported: {error}. Give the name of a module that Python '
                 'finds from here, or the path of a .py file'
             ) from error
-        except Exception as error:  # modules are programs: anything can happen in them
+        except Exception as error:  # modules are programs, which may raise anything
             cause = ' '.join(f'{type(error).__name__}: {error}'.split())
-            if not isinstance(error, SyntaxError):  # which says where itself
+            if not isinstance(error, SyntaxError):  # its message names the line
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 cause += f' (line {where.lineno} of {where.filename})'
             raise RunError(f'{given_by}: {module} cannot be imported: {cause}') from error
@@ -59,8 +59,9 @@ def _import_file(path: str) -> None:
             return
         raise ImportError(f'there is another module {file.stem} already; rename the file')
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None  # as of any .py file
     module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module  # before it runs, as of any import: what it defines can be pickled
+    sys.modules[file.stem] = module  # as any import does; pickle looks up what the module defines here
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -1,4 +1,4 @@
-"""The folder that a training writes to: whether it can be written to, and has room for the checkpoints."""
+"""Checks that the output folder of a training can be written to and has room for its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from .errors import RunError
 
 
 def check_writable(folder: str | Path, setting: str) -> None:
-    """Raises RunError where an output folder is none, or cannot be written to.
+    """Checks that an output folder can be written to.
 
     Args:
-        folder: it need not be there yet.
-        setting: what names it, for the message.
+        folder: the folder; it need not exist yet.
+        setting: the setting that names it, for the error.
+
+    Raises:
+        RunError: it is not a folder, or cannot be written to.
     """
     existing = _existing(folder)
     if not existing.is_dir():
@@ -26,14 +29,17 @@ def check_writable(folder: str | Path, setting: str) -> None:
 
 
 def check_space(folder: str | Path, size: int, count: int, *, setting: str, count_setting: str) -> None:
-    """Raises RunError where the checkpoints of a training would fill the disk.
+    """Checks that a disk has room for the checkpoints of a training.
 
     Args:
-        folder: where they are saved.
-        size: of one, in bytes.
-        count: how many there will be at a time.
-        setting: what names the folder, for the message.
-        count_setting: what decides how many are saved.
+        folder: the folder that they are saved to.
+        size: bytes of a checkpoint.
+        count: how many checkpoints there will be at the same time.
+        setting: the setting that names the folder, for the error.
+        count_setting: the settings that decide how many are saved, for the error.
+
+    Raises:
+        RunError: there is not enough room.
     """
     existing = _existing(folder)
     free = shutil.disk_usage(existing).free
@@ -45,10 +51,15 @@ def check_space(folder: str | Path, size: int, count: int, *, setting: str, coun
 
 
 def checkpoint_bytes(model: torch.nn.Module, *optimizers: torch.optim.Optimizer) -> int:
-    """The size of a checkpoint: the weights, and what optimisers keep of each that is trained."""
+    """Bytes of a checkpoint: the weights, and the state of the optimisers.
+
+    Args:
+        model: the model.
+        optimizers: its optimisers; they need not have taken a step.
+    """
     size = sum(value.nbytes for value in model.state_dict().values())
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        # SGD's momentum, or the two averages of Adam and its kin.
+        # SGD keeps the momentum of each weight, Adam and its variants keep two averages.
         copies = 2 if 'betas' in group else int(bool(group.get('momentum')))
         size += copies * sum(value.nbytes for value in group['params'])
     return size
@@ -59,6 +70,6 @@ def _gigabytes(size: int) -> str:
 
 
 def _existing(path: str | Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """The path if it exists, else the nearest folder above it that does."""
     path = Path(path).absolute()
     return next(found for found in (path, *path.parents) if found.exists())

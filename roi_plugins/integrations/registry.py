@@ -1,4 +1,4 @@
-"""The frameworks that there are."""
+"""The frameworks by name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Rows of a comparison as the tools of all frameworks are given them.
+"""Parses ``--extractor``, a row of a comparison.
 
-Apart from the other options, for it needs torch, which a comparison does not.
+It is not in ``arguments.py``, since it imports torch, which a comparison does not need.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from .errors import RunError
 
 
 def read_row(text: str) -> Preset:
-    """What ``--extractor`` names.
+    """Parses the value of ``--extractor``.
+
+    Args:
+        text: see :func:`~roi_plugins.extractors.presets.parse_preset`.
 
     Raises:
-        RunError: there is no such row or type, or it has no such option.
+        RunError: there is no such row or type, or it does not have an option.
     """
     try:
         return parse_preset(text)

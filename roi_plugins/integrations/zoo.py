@@ -1,4 +1,4 @@
-"""Where a config is that a user names: a file, one of this package, or one of a framework's model zoo."""
+"""Finds the config that a user names: a file, a config of this package or of a framework's model zoo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SUFFIXES = ('.py', '.yaml', '.yml', '.json')
 def configs_folder() -> Path:
     """The folder of the configs and plans of this package.
 
-    An installed package has them inside, a checkout beside it.
+    It is inside an installed package, and beside the package in a checkout.
     """
     package = Path(__file__).absolute().parents[1]
     inside = package / 'configs'
@@ -22,13 +22,19 @@ def configs_folder() -> Path:
 
 
 def find_config(name: str) -> Path | None:
-    """The file of a config that a package has with it; None for a name that is none of them.
+    """The file of a config that comes with a package.
 
     Args:
-        name: ``mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_coco.py`` or ``ablations/demo.yaml``, of this
-            package: a path in :func:`configs_folder`; ``mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py``, as
-            MMEngine takes it in ``_base_``, of any package that has its configs with it; or
-            ``COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml``, as Detectron2's ``model_zoo`` takes it.
+        name: one of
+
+            - a path in :func:`configs_folder`, such as ``mmdet/mask_rcnn/mask-rcnn_r50-fpn_1x_coco.py`` or
+              ``ablations/demo.yaml``;
+            - a package and a path in its configs, as in MMEngine's ``_base_``, such as
+              ``mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py``;
+            - a name in Detectron2's ``model_zoo``, such as ``COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml``.
+
+    Returns:
+        Its path; None if there is no such config.
     """
     package, separator, path = name.partition('::')
     if not separator:
@@ -36,20 +42,24 @@ def find_config(name: str) -> Path | None:
     elif package == 'roi_plugins':
         folders = [configs_folder()]
     else:
-        # A package that is installed for development has its configs beside it.
+        # A package in development mode has its configs beside it.
         folders = [_folder(package) / '.mim' / 'configs', _folder(package).parent / 'configs']
     found = (folder / path for folder in folders)
     return next((file for file in found if os.path.isfile(file)), None)
 
 
 def locate_config(name: str, what: str = 'config') -> Path:
-    """The file of a config or plan: one in the current folder wins, then :func:`find_config` looks.
+    """The file of a config or plan: ``name`` itself if it is a file, else what :func:`find_config` finds.
 
     Args:
-        what: what it is, for the error.
+        name: a path, or a name for :func:`find_config`.
+        what: ``'config'`` or ``'plan'``, for the error.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        RunError: there is none; the message says where was looked.
+        RunError: there is no such file. The message names the folders that were searched.
     """
     if os.path.isfile(name):
         return Path(name)
@@ -60,7 +70,7 @@ def locate_config(name: str, what: str = 'config') -> Path:
 
 
 def where_was_looked(name: str) -> str:
-    """For messages: the folders that a name of no config was looked for in, and the names near to it."""
+    """The end of an error message: the folders that were searched for ``name``, and similar names in them."""
     package, separator, _ = name.partition('::')
     if separator:
         if package != 'roi_plugins' and not _folder(package).is_dir():
@@ -74,6 +84,6 @@ def where_was_looked(name: str) -> str:
 
 
 def _folder(package: str) -> Path:
-    """The folder of a package, which need not be imported; one that is not there, for none."""
+    """The folder of a package, without importing it; a folder that does not exist if there is none."""
     spec = find_spec(package) if package.isidentifier() else None
     return Path(spec.origin).parent if spec and spec.origin else Path('/nonexistent')

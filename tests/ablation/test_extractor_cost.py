@@ -66,7 +66,7 @@ def _make_mmdet_run(make_run, data, extractor):
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
-    from roi_plugins.integrations.mmdet.reading import read_config
+    from roi_plugins.integrations.mmdet.config import read_config
 
     run_dir = make_run(extractor, 'mmdet', 'configs/tiny.py')
     options = {'train_dataloader.dataset.data_root': f'{data}/', 'train_dataloader.batch_size': 1}
@@ -84,8 +84,9 @@ def detectron2_run(request, make_run, data):
         pytest.skip('Detectron2 is not installed')
     from detectron2.config import LazyConfig
 
+    from roi_plugins.integrations.detectron2.config import read_config
     from roi_plugins.integrations.detectron2.datasets import register_shapes
-    from roi_plugins.integrations.detectron2.runs import describe, read_config
+    from roi_plugins.integrations.detectron2.describe import describe
 
     register_shapes(str(data))
     run_dir = make_run('align-max', 'detectron2', 'configs/tiny')

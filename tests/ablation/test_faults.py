@@ -19,7 +19,7 @@ import torch
 from fake_framework import hear_signals
 
 from roi_plugins.evaluation.coco import METRICS
-from roi_plugins.integrations.weights import first_whole
+from roi_plugins.integrations.checkpoints import first_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -186,7 +186,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [
         f'warning: the checkpoint {path} is damaged and left out' for path in paths[:2]
     ]
-    with pytest.raises(ValueError, match=r'no checkpoint to resume from is whole: .*a\.pth, .*b\.pth'):
+    with pytest.raises(ValueError, match=r'all checkpoints to resume from are damaged: .*a\.pth, .*b\.pth'):
         first_whole(paths[:2])
 
 
@@ -204,7 +204,8 @@ def small_disk():
 
 def test_detectron2_saves_whole_checkpoints_or_none(tmp_path, small_disk):
     pytest.importorskip('detectron2', reason='Detectron2 is not installed')
-    from roi_plugins.integrations.detectron2.runs import Checkpointer, RunError
+    from roi_plugins.integrations.detectron2.checkpoints import Checkpointer
+    from roi_plugins.integrations.errors import RunError
 
     def make():
         model = torch.nn.Linear(1000, 1000)
@@ -226,7 +227,9 @@ def test_detectron2_saves_whole_checkpoints_or_none(tmp_path, small_disk):
     assert checkpointer.resume_or_load('', resume=True)['iteration'] == 4
     assert torch.equal(model.weight, first.weight)
     os.truncate(tmp_path / 'model_0000004.pth', 3_000_000)
-    with pytest.raises(RunError, match=r'no checkpoint to resume from is whole: .*0009\.pth, .*0004\.pth'):
+    with pytest.raises(
+        RunError, match=r'all checkpoints to resume from are damaged: .*0009\.pth, .*0004\.pth'
+    ):
         checkpointer.resume_or_load('', resume=True)
     with pytest.raises(RunError, match=r'0009\.pth is damaged'):
         checkpointer.load(str(newest))
@@ -234,7 +237,7 @@ def test_detectron2_saves_whole_checkpoints_or_none(tmp_path, small_disk):
 
 def test_mmengine_saves_whole_checkpoints_or_none(tmp_path, small_disk):
     pytest.importorskip('mmdet', reason='MMDetection is not installed')
-    from roi_plugins.integrations.mmdet.runs import AtomicLocalBackend
+    from roi_plugins.integrations.mmdet.checkpoints import AtomicLocalBackend
 
     backend = AtomicLocalBackend()
     backend.put(b'first', tmp_path / 'iter_1.pth')

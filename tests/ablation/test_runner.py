@@ -455,7 +455,7 @@ class TestMMDetection:
         for command in self.mmdet.commands(Path('c.py'), Path('run'), {'a': 1}, Inputs(), None, 8, 1):
             at = command.index('--nproc_per_node')
             assert command[1:at] == ['-m', 'torch.distributed.run', '--standalone']
-            assert command[at + 1 : at + 4] == ['8', '-m', 'roi_plugins.integrations.mmdet.runs']
+            assert command[at + 1 : at + 4] == ['8', '-m', 'roi_plugins.integrations.mmdet.command_line']
             assert command[-4:] == ['--launcher', 'pytorch', '--cfg-options', 'a=1']
 
     def test_several_machines_have_an_agent_each(self):
@@ -466,7 +466,7 @@ class TestMMDetection:
                 start = command[: command.index('-m')]
                 assert start[0] == 'srun' and start[start.index('--ntasks') + 1] == '2'
                 agent = ['torch.distributed.run', '--nnodes', '2', '--rdzv_backend', 'c10d']
-                agent += ['--nproc_per_node', '4', '-m', f'roi_plugins.integrations.{name}.runs']
+                agent += ['--nproc_per_node', '4', '-m', f'roi_plugins.integrations.{name}.command_line']
                 assert command[len(start) + 1 :][: len(agent)] == agent
                 assert '--num-gpus' not in command
 

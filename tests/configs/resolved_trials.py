@@ -23,11 +23,11 @@ from mmengine.config import Config, ConfigDict
 from omegaconf import OmegaConf
 
 from roi_plugins.ablation.plan import load_plan
+from roi_plugins.integrations.detectron2.config import read_config as read_detectron2
 from roi_plugins.integrations.detectron2.poolers import RoIPluginsPooler
-from roi_plugins.integrations.detectron2.reading import read_config as read_detectron2
 from roi_plugins.integrations.detectron2.rows import row_options
 from roi_plugins.integrations.mmdet import MMDetRoIExtractor
-from roi_plugins.integrations.mmdet.reading import read_config as read_mmdet
+from roi_plugins.integrations.mmdet.config import read_config as read_mmdet
 from roi_plugins.integrations.rows import read_row
 
 ROOT = Path(__file__).resolve().parents[2]

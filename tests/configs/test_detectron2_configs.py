@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from roi_plugins.ablation.plan import load_plan
 from roi_plugins.extractors.presets import find_preset
 from roi_plugins.integrations.detectron2 import RoIPluginsPooler
-from roi_plugins.integrations.detectron2.reading import read_config
+from roi_plugins.integrations.detectron2.config import read_config
 from roi_plugins.integrations.detectron2.rows import row_options
 from roi_plugins.integrations.zoo import find_config
 

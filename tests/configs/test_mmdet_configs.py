@@ -20,7 +20,7 @@ from mmdet.utils import register_all_modules
 
 from roi_plugins.ablation.plan import load_plan
 from roi_plugins.datasets import CLASSES
-from roi_plugins.integrations.mmdet.reading import read_config
+from roi_plugins.integrations.mmdet.config import read_config
 
 ROOT = Path(__file__).parents[2] / 'configs'
 PLANS = sorted(

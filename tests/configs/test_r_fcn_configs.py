@@ -19,7 +19,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
 from roi_plugins.extractors import PositionSensitive
-from roi_plugins.integrations.detectron2.runs import read_config
+from roi_plugins.integrations.detectron2.config import read_config
 
 ROOT = Path(__file__).parents[2] / 'configs'
 MMDET = ROOT / 'mmdet/r_fcn/r-fcn_r18-c4_shapes.py'

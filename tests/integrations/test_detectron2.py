@@ -371,7 +371,9 @@ def test_maps_and_boxes_that_do_not_fit():
     with pytest.raises(ValueError, match='box_lists: got 1 lists of boxes, expected 2'):
         pool(maps(), BOX_LISTS['boxes'][:1])
     rotated = RotatedBoxes(torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=r'box_lists\[1\]: got boxes of 5 numbers, expected .*in all images'):
+    with pytest.raises(
+        ValueError, match=r'box_lists\[1\]: got boxes of 5 coordinates, expected .*in all images'
+    ):
         pool(maps(), [no_boxes(), rotated])
 
 
@@ -630,7 +632,7 @@ def test_a_head_is_built_for_the_channels_that_its_pooler_gives(kind, type_, opt
 def test_a_head_of_fixed_channels_says_so():
     cfg = config('res5', type_='PositionSensitive')
     cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.DEPTH = 5
-    with pytest.raises(ValueError, match='would give 5 channels, but RoIPluginsRes5ROIHeads'):
+    with pytest.raises(ValueError, match='would give 5 channels, but the head of RoIPluginsRes5ROIHeads'):
         build_roi_heads(cfg, C4)
 
 

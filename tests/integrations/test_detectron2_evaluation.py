@@ -20,8 +20,10 @@ from pycocotools.coco import COCO
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation.coco import METRICS
 from roi_plugins.evaluation.coco import evaluate as evaluate_predictions
+from roi_plugins.integrations.detectron2.config import read_config
 from roi_plugins.integrations.detectron2.datasets import coco_files, register_shapes
-from roi_plugins.integrations.detectron2.runs import describe, evaluate, read_config
+from roi_plugins.integrations.detectron2.describe import describe
+from roi_plugins.integrations.detectron2.test import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_shapes.yaml'

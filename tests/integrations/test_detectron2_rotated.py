@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from mmcv import ops as mmcv_ops
 
 from roi_plugins.integrations.detectron2 import RoIPluginsPooler
-from roi_plugins.integrations.detectron2.runs import read_config
+from roi_plugins.integrations.detectron2.config import read_config
 
 CONFIG = Path(__file__).parents[2] / 'configs/detectron2/rotated/faster-rcnn_r50w16-c4_align-avg_rotated.yaml'
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]

@@ -9,7 +9,8 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 from detectron2.config import CfgNode
 
 from roi_plugins.extractors.presets import load_presets
-from roi_plugins.integrations.detectron2.runs import _configure, describe, parse_arguments
+from roi_plugins.integrations.detectron2.arguments import configure, parse_arguments
+from roi_plugins.integrations.detectron2.describe import describe
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.zoo import find_config
 
@@ -21,7 +22,7 @@ SMALL = ['MODEL.RESNETS.RES2_OUT_CHANNELS', '16', 'MODEL.FPN.OUT_CHANNELS', '32'
 
 def configured(name, *arguments, options=()):
     path = str(find_config(name))
-    return _configure(parse_arguments(['--config-file', path, *arguments, *options]))
+    return configure(parse_arguments(['--config-file', path, *arguments, *options]))
 
 
 def poolers(cfg):
@@ -58,7 +59,7 @@ def lazy_config(tmp_path):
 @pytest.mark.parametrize('row', ['align-max', 'align-avg-unaligned', 'roi-warp-max', 'deformable', 'precise'])
 def test_rows_in_a_lazy_config(lazy_config, row):
     preset = load_presets()[row]
-    cfg = _configure(parse_arguments(['--config-file', lazy_config, '--extractor', row, '--heads', 'mask']))
+    cfg = configure(parse_arguments(['--config-file', lazy_config, '--extractor', row, '--heads', 'mask']))
     assert cfg.model.roi_heads.box_pooler.pooler_type == 'ROIAlignV2'
     node = cfg.model.roi_heads.mask_pooler
     assert node.pooler_type == {'roi-warp-max': 'RoIWarpMax'}.get(row, preset.type)
@@ -71,11 +72,11 @@ def test_rows_in_a_lazy_config(lazy_config, row):
 def test_channels_of_a_lazy_config_without_a_neck(row):
     """Its backbone does not say them; the heads do."""
     path = str(ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_shapes.py')
-    heads = _configure(parse_arguments(['--config-file', path, '--extractor', row])).model.roi_heads
+    heads = configure(parse_arguments(['--config-file', path, '--extractor', row])).model.roi_heads
     assert heads.box_pooler.channels == heads.mask_pooler.channels == 128
     # What is said is not looked for.
     options = ['model.roi_heads.mask_pooler.channels=64']
-    heads = _configure(parse_arguments(['--config-file', path, '--extractor', row, *options])).model.roi_heads
+    heads = configure(parse_arguments(['--config-file', path, '--extractor', row, *options])).model.roi_heads
     assert (heads.box_pooler.channels, heads.mask_pooler.channels) == (128, 64)
 
 

@@ -19,9 +19,9 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 
 from roi_plugins.integrations.detectron2 import POOLER_TYPES, RoIPluginsPooler
-from roi_plugins.integrations.detectron2.checks import build_model
-from roi_plugins.integrations.detectron2.reading import read_config
-from roi_plugins.integrations.detectron2.runs import describe
+from roi_plugins.integrations.detectron2.check_model import build_model
+from roi_plugins.integrations.detectron2.config import read_config
+from roi_plugins.integrations.detectron2.describe import describe
 from roi_plugins.integrations.detectron2.swap import lazy_pooler_types, swap_yaml
 from roi_plugins.integrations.errors import RunError
 
@@ -304,7 +304,7 @@ def test_what_replaces_the_legacy_align_is_not_aligned_either(tmp_path, base, ow
     cfg = read_config(path, options, notes)
     assert cfg.MODEL.ROI_BOX_HEAD.POOLER_OPTIONS.ALIGNED is aligned
     assert cfg.MODEL.ROI_MASK_HEAD.POOLER_OPTIONS.ALIGNED is None  # is not swapped
-    assert (f'{ALIGNED} False, as of the ROIAlign that it replaces' in notes[0]) == (aligned is False)
+    assert (f'{ALIGNED} False, as for the ROIAlign that it replaces' in notes[0]) == (aligned is False)
     # What is saved says it itself.
     saved = tmp_path / 'config.yaml'
     saved.write_text(cfg.dump())
@@ -316,7 +316,7 @@ def test_what_replaces_the_legacy_align_is_not_aligned_either(tmp_path, base, ow
     ('line', 'options', 'aligned', 'note'),
     [
         ('', [], None, 'build_pooler in place of ROIPooler'),
-        ("{box}.pooler_type = 'ROIAlign'", [], False, 'aligned=False, as of the ROIAlign that it replaces'),
+        ("{box}.pooler_type = 'ROIAlign'", [], False, 'aligned=False, as for the ROIAlign that it replaces'),
         ("{box}.pooler_type = 'ROIAlign'", ['{box}.aligned=True'], True, 'in place of ROIPooler'),
         ("{box}.pooler_type = 'AlignAvg'", [], None, 'set aligned=False if it replaces ROIAlign'),
     ],
@@ -389,14 +389,14 @@ def test_heads_of_a_project(pointrend):
 
 
 def test_a_mask_head_that_pools_by_itself_is_refused(pointrend):
-    message = "got 'AlignMax', but in the config it is '': PointRendMaskHead pools by itself"
+    message = "got 'AlignMax', but in the config it is '': PointRendMaskHead reads the maps itself"
     with pytest.raises(RunError, match=message):
         swap_yaml(pointrend('ROIAlignV2', 'AlignMax'), STOCK)
     # Its old name, of which the project takes the pooler away while it is built.
     cfg = pointrend('AlignMax', 'AlignMax')
     cfg.MODEL.ROI_MASK_HEAD.NAME = 'CoarseMaskHead'
     swap_yaml(cfg, dict.fromkeys(STOCK, 'ROIAlignV2'))
-    with pytest.raises(RunError, match='builds no pooler there: the head pools by itself'):
+    with pytest.raises(RunError, match='builds no pooler there: the head reads the maps itself'):
         build_model(describe(cfg, 'cpu'))
 
 
@@ -439,7 +439,7 @@ LAZY_BOX = 'model.roi_heads.box_pooler'
         (
             'COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml',
             'MODEL.ROI_MASK_HEAD.POOLER_TYPE AlignMax',
-            'MODEL.ROI_MASK_HEAD.POOLER_TYPE AlignMax: no pooler is made of it; the poolers of this model '
+            'MODEL.ROI_MASK_HEAD.POOLER_TYPE AlignMax: there is no such pooler; the poolers of this model '
             f'(StandardROIHeads) are those of MODEL.ROI_BOX_HEAD, such as {BOX} AlignMax',
         ),
         (
@@ -450,20 +450,20 @@ LAZY_BOX = 'model.roi_heads.box_pooler'
         (
             'COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml',
             f'{BOX} AlignMax MODEL.ROI_MASK_HEAD.POOLER_TYPE AlignAvg',
-            'MODEL.ROI_MASK_HEAD.POOLER_TYPE AlignAvg: no pooler is made of it; the poolers of this model',
+            'MODEL.ROI_MASK_HEAD.POOLER_TYPE AlignAvg: there is no such pooler; the poolers of this model',
         ),
         (
             f'{FPN}.py',
             'model.roi_heads.keypoint_pooler.pooler_type=AlignMax',
-            'no pooler at model.roi_heads.keypoint_pooler; a head without one is not there, or pools by '
+            'no pooler at model.roi_heads.keypoint_pooler; there is no such head, or it reads the maps '
             f'itself. GeneralizedRCNN has {LAZY_BOX}, model.roi_heads.mask_pooler, such as '
             f'{LAZY_BOX}.pooler_type=AlignMax',
         ),
         (
             'COCO-Detection/retinanet_R_50_FPN_1x.py',
             f'{LAZY_BOX}.pooler_type=AlignMax',
-            f'no pooler at {LAZY_BOX}; a head without one is not there, or pools by itself. RetinaNet '
-            'has none; models of two stages have, such as GeneralizedRCNN',
+            f'no pooler at {LAZY_BOX}; there is no such head, or it reads the maps itself. RetinaNet '
+            'has no pooler; two-stage models such as GeneralizedRCNN have',
         ),
     ],
 )

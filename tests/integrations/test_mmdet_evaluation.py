@@ -25,8 +25,11 @@ from pycocotools.cocoeval import COCOeval
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.files import DataError
 from roi_plugins.integrations import output
-from roi_plugins.integrations.mmdet import checks, runs
-from roi_plugins.integrations.mmdet.runs import RunError
+from roi_plugins.integrations.errors import RunError
+from roi_plugins.integrations.mmdet import runner
+from roi_plugins.integrations.mmdet.check_test import TEST_SETTINGS, check_test
+from roi_plugins.integrations.mmdet.test import test as run_test
+from roi_plugins.integrations.mmdet.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 STOCK = ROOT / 'configs/mmdet/shapes/mask-rcnn_r18-c4_shapes.py'
@@ -107,8 +110,8 @@ def both_numbers(cfg_options, work_dir, monkeypatch, per_image=20, **arguments):
     work_dir.mkdir(exist_ok=True)
     torch.save({'state_dict': {}}, work_dir / 'iter_1.pth')
     with monkeypatch.context() as patch:
-        patch.setattr(runs, '_run', lambda cfg, phase: (predict(cfg, per_image), torch.nn.Identity())[1])
-        record = runs.test(
+        patch.setattr(runner, 'run', lambda cfg, phase: (predict(cfg, per_image), torch.nn.Identity())[1])
+        record = run_test(
             STOCK,
             work_dir / 'iter_1.pth',
             work_dir=work_dir,
@@ -204,7 +207,7 @@ def test_the_number_is_mmdetections_or_a_setting_is_refused(
         cfg = Config.fromfile(STOCK)
         cfg.merge_from_dict(cfg_options)
         with pytest.raises(RunError, match=r'proposal_nums is .*set it to \(1, 10, 100\)'):
-            checks.check_test(cfg)
+            check_test(cfg)
         return
     assert_equal_numbers(*both_numbers(cfg_options, tmp_path, monkeypatch, per_image))
 
@@ -244,9 +247,9 @@ def test_the_number_is_mmdetections_or_a_setting_is_refused(
 def test_a_setting_that_cannot_be_tested_is_refused_before_the_training(
     options, tmp_path, monkeypatch, changes, message
 ):
-    monkeypatch.setattr(runs, '_run', lambda cfg, phase: pytest.fail('the training began'))
+    monkeypatch.setattr(runner, 'run', lambda cfg, phase: pytest.fail('the training began'))
     with pytest.raises((RunError, DataError), match=message) as raised:
-        runs.train(STOCK, work_dir=tmp_path / 'run', cfg_options={**options, **changes})
+        train(STOCK, work_dir=tmp_path / 'run', cfg_options={**options, **changes})
     assert '\n' not in str(raised.value)
     assert not (tmp_path / 'run').exists()
 
@@ -288,9 +291,9 @@ def test_max_dets_is_cocos_limit_of_all_figures(options, tmp_path, monkeypatch, 
 def test_a_limit_that_would_have_no_effect_is_refused_before_the_training(
     options, tmp_path, monkeypatch, max_dets, message
 ):
-    monkeypatch.setattr(runs, '_run', lambda cfg, phase: pytest.fail('the training began'))
+    monkeypatch.setattr(runner, 'run', lambda cfg, phase: pytest.fail('the training began'))
     with pytest.raises(RunError, match=message):
-        runs.train(
+        train(
             STOCK,
             work_dir=tmp_path,
             cfg_options={**options, 'model.test_cfg.rcnn.max_per_img': 100},
@@ -300,8 +303,8 @@ def test_a_limit_that_would_have_no_effect_is_refused_before_the_training(
 
 def test_a_test_at_another_limit_is_another_result(options, tmp_path, monkeypatch):
     both_numbers(options, tmp_path, monkeypatch)
-    with pytest.raises(RunError, match='holds the result of another test'):
-        runs.test(STOCK, tmp_path / 'iter_1.pth', work_dir=tmp_path, cfg_options=options, max_dets=10)
+    with pytest.raises(RunError, match='holds the result of another run'):
+        run_test(STOCK, tmp_path / 'iter_1.pth', work_dir=tmp_path, cfg_options=options, max_dets=10)
 
 
 def test_an_evaluator_with_its_metrics(options, tmp_path):
@@ -313,18 +316,18 @@ test_dataloader = dict(dataset=dict(data_root=data_root))
 test_evaluator = dict(_delete_=True, metrics=[dict(type='CocoMetric', ann_file='{ann_file}')])
 """
     config.write_text(text)
-    evaluation = checks.check_test(Config.fromfile(config))
+    evaluation = check_test(Config.fromfile(config))
     assert (evaluation.ann_file, evaluation.iou_types) == (ann_file, ['bbox'])
     config.write_text(text.replace('metrics=', "type='MultiDatasetsEvaluator', metrics="))
     with pytest.raises(RunError, match=r'test_evaluator\.type is MultiDatasetsEvaluator'):
-        checks.check_test(Config.fromfile(config))
+        check_test(Config.fromfile(config))
 
 
 def test_two_evaluations_are_refused(options, tmp_path, data):
     metric = {'type': 'CocoMetric', 'ann_file': options.pop('test_evaluator.ann_file')}
     other = {**metric, 'ann_file': str(data / 'annotations/instances_train.json')}
     with pytest.raises(RunError, match=r'test_evaluator\.0\.ann_file is .*test_evaluator\.1\.ann_file is'):
-        runs.train(STOCK, work_dir=tmp_path, cfg_options={**options, 'test_evaluator': [metric, other]})
+        train(STOCK, work_dir=tmp_path, cfg_options={**options, 'test_evaluator': [metric, other]})
 
 
 def damage(data, folder, change, half='val'):
@@ -351,17 +354,17 @@ def damage(data, folder, change, half='val'):
 def test_annotations_that_cannot_be_evaluated_are_named_before_the_training(
     data, options, tmp_path, monkeypatch, change, message
 ):
-    monkeypatch.setattr(runs, '_run', lambda cfg, phase: pytest.fail('the training began'))
+    monkeypatch.setattr(runner, 'run', lambda cfg, phase: pytest.fail('the training began'))
     options['test_evaluator.ann_file'] = damage(data, tmp_path, change)
     with pytest.raises((RunError, DataError), match=message):
-        runs.train(STOCK, work_dir=tmp_path / 'run', cfg_options=options)
+        train(STOCK, work_dir=tmp_path / 'run', cfg_options=options)
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda d: d['categories'].reverse(), 'its labels are ellipse, .*those of the test are cross, '),
-        (lambda d: d['categories'].pop(), 'its labels are'),
+        (lambda d: d['categories'].reverse(), 'its classes are ellipse, .*those of the test are cross, '),
+        (lambda d: d['categories'].pop(), 'its classes are'),
         (lambda d: d['annotations'].clear(), 'has 8 images and 0 annotations'),
         (lambda d: d.pop('images'), 'has no images, annotations or categories'),
     ],
@@ -370,33 +373,33 @@ def test_training_data_with_other_labels_or_none_is_refused(data, options, tmp_p
     """MMDetection numbers categories as the file lists them: the classes of the test would be swapped."""
     options['train_dataloader.dataset.ann_file'] = damage(data, tmp_path, change, 'train')
     with pytest.raises(RunError, match=rf'^train_dataloader\.dataset.*{message}'):
-        runs.train(STOCK, work_dir=tmp_path / 'run', cfg_options=options)
+        train(STOCK, work_dir=tmp_path / 'run', cfg_options=options)
 
 
 def test_an_image_of_the_test_that_is_not_there_is_named(data, options, tmp_path):
     changed = damage(data, tmp_path, lambda d: d['images'][3].update(file_name='gone.png'))
     options['test_dataloader.dataset.ann_file'] = changed
     with pytest.raises(RunError, match=r'test_dataloader\.dataset: the image \S+/val/gone\.png does not'):
-        runs.train(STOCK, work_dir=tmp_path / 'run', cfg_options=options)
+        train(STOCK, work_dir=tmp_path / 'run', cfg_options=options)
 
 
 def test_an_empty_annotation_file_is_named(options, tmp_path):
     (tmp_path / 'empty.json').touch()
     options['train_dataloader.dataset.ann_file'] = str(tmp_path / 'empty.json')
     with pytest.raises(RunError, match=r'train_dataloader\.dataset\.ann_file: \S+empty\.json is empty'):
-        runs.train(STOCK, work_dir=tmp_path / 'run', cfg_options=options)
+        train(STOCK, work_dir=tmp_path / 'run', cfg_options=options)
 
 
 @pytest.mark.parametrize('form', ['dict', 'list'])
 def test_annotations_of_the_validation_are_looked_at_too(data, options, tmp_path, monkeypatch, form):
-    monkeypatch.setattr(runs, '_run', lambda cfg, phase: pytest.fail('the training began'))
+    monkeypatch.setattr(runner, 'run', lambda cfg, phase: pytest.fail('the training began'))
     metric = {'type': 'CocoMetric', 'ann_file': str(data / 'gone.json')}
     options['val_evaluator'] = [metric] if form == 'list' else metric
     with pytest.raises(RunError, match=r'^val_evaluator\S*\.ann_file: .*gone\.json does not exist'):
-        runs.train(STOCK, work_dir=tmp_path, cfg_options=options)
+        train(STOCK, work_dir=tmp_path, cfg_options=options)
     metric['ann_file'] = damage(data, tmp_path, lambda d: d['annotations'][0].pop('iscrowd'))
     with pytest.raises(DataError, match='lacks iscrowd'):
-        runs.train(STOCK, work_dir=tmp_path, cfg_options=options)
+        train(STOCK, work_dir=tmp_path, cfg_options=options)
 
 
 def test_a_new_style_config_whose_types_are_classes(options, tmp_path, monkeypatch):
@@ -409,22 +412,22 @@ def test_a_new_style_config_whose_types_are_classes(options, tmp_path, monkeypat
     config.write_text(imports + text)
     assert isinstance(Config.fromfile(config).test_evaluator['type'], type)
     phases = []
-    monkeypatch.setattr(runs, '_run', lambda cfg, phase: phases.append(phase))
-    runs.train(config, work_dir=tmp_path / 'run')
+    monkeypatch.setattr(runner, 'run', lambda cfg, phase: phases.append(phase))
+    train(config, work_dir=tmp_path / 'run')
     assert phases == ['train']
     torch.save({'state_dict': {}}, tmp_path / 'iter_1.pth')
-    monkeypatch.setattr(runs, '_run', lambda cfg, phase: (predict(cfg), torch.nn.Identity())[1])
+    monkeypatch.setattr(runner, 'run', lambda cfg, phase: (predict(cfg), torch.nn.Identity())[1])
     expected = predict(Config.fromfile(config))
-    record = runs.test(config, tmp_path / 'iter_1.pth', work_dir=tmp_path / 'run')
+    record = run_test(config, tmp_path / 'iter_1.pth', work_dir=tmp_path / 'run')
     assert_equal_numbers(expected, record)
 
 
 def test_a_config_without_a_test_can_be_trained(options, tmp_path, monkeypatch):
     phases = []
-    monkeypatch.setattr(runs, '_run', lambda cfg, phase: phases.append(phase))
+    monkeypatch.setattr(runner, 'run', lambda cfg, phase: phases.append(phase))
     del options['test_evaluator.ann_file'], options['test_dataloader.dataset.data_root']
-    nothing = dict.fromkeys(checks.TEST_SETTINGS)
-    runs.train(STOCK, work_dir=tmp_path, cfg_options={**options, **nothing})
+    nothing = dict.fromkeys(TEST_SETTINGS)
+    train(STOCK, work_dir=tmp_path, cfg_options={**options, **nothing})
     assert phases == ['train']
 
 
@@ -433,7 +436,7 @@ def test_an_output_folder_that_cannot_be_one(options, tmp_path, where):
     (tmp_path / 'file').touch()
     work_dir = tmp_path / 'file' if where == 'a file' else tmp_path / 'file' / 'run'
     with pytest.raises(RunError, match=rf'work_dir: {tmp_path}/file is not a folder'):
-        runs.train(STOCK, work_dir=work_dir, cfg_options=options)
+        train(STOCK, work_dir=work_dir, cfg_options=options)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +453,7 @@ def test_a_disk_that_checkpoints_would_fill(options, tmp_path, monkeypatch, hook
     options = {**options, **hook, 'train_cfg.max_iters': 90}
     message = rf'work_dir: {count} checkpoints of about 0\.\d\d GB .* 0\.09 GB free'
     with pytest.raises(RunError, match=message):
-        runs.train(STOCK, work_dir=tmp_path, cfg_options=options)
+        train(STOCK, work_dir=tmp_path, cfg_options=options)
 
 
 @pytest.mark.parametrize(
@@ -463,7 +466,7 @@ def test_a_disk_that_checkpoints_would_fill(options, tmp_path, monkeypatch, hook
 )
 def test_what_a_training_starts_from_is_looked_at_before_it(options, tmp_path, option, value, message):
     with pytest.raises(RunError, match=message):
-        runs.train(STOCK, work_dir=tmp_path / 'run', cfg_options={**options, option: value})
+        train(STOCK, work_dir=tmp_path / 'run', cfg_options={**options, option: value})
     assert not (tmp_path / 'run').exists()
 
 
@@ -474,4 +477,4 @@ def test_a_check_reads_the_annotations_once_for_the_metric(options, monkeypatch,
     metric = CocoMetric(ann_file=options['test_evaluator.ann_file'], sort_categories=sort_categories)
     expected = metric._coco_api.get_cat_ids(cat_names=NAMES)
     monkeypatch.setattr('mmdet.evaluation.metrics.coco_metric.COCO', None)  # the metric's own reader
-    assert checks.check_test(cfg).category_ids == expected
+    assert check_test(cfg).category_ids == expected

@@ -17,7 +17,7 @@ from mmengine.config import ConfigDict
 from roi_plugins.extractors import EXTRACTORS
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.mmdet import MMDetRoIExtractor
-from roi_plugins.integrations.mmdet.reading import read_config
+from roi_plugins.integrations.mmdet.config import read_config
 from roi_plugins.integrations.zoo import find_config
 
 register_all_modules(init_default_scope=False)

@@ -19,9 +19,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.integrations import output
-from roi_plugins.integrations.detectron2 import checks
+from roi_plugins.integrations.detectron2.command_line import main
 from roi_plugins.integrations.detectron2.datasets import register_shapes
-from roi_plugins.integrations.detectron2.runs import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/detectron2/train_net.py'
@@ -207,7 +206,7 @@ def test_training_sets_of_other_classes(refused, own, tmp_path, data):
     _, annotations, images = own('train', rename)
     names = f"('shapes_train', '{annotations}@{images}')"
     error = refused(yaml_run(tmp_path / 'out', **{'DATASETS.TRAIN': names}))
-    assert error.startswith('error: DATASETS.TRAIN: ') and 'and shapes_train have other names' in error
+    assert error.startswith('error: DATASETS.TRAIN: ') and 'and shapes_train have different names' in error
 
 
 def test_lazy_predictor_of_other_classes(refused, tmp_path):
@@ -273,13 +272,16 @@ def test_a_module_that_registers_data_reaches_every_process(data, tmp_path):
                 'MODEL.ROI_HEADS.NAME': 'RoIPluginsRes5ROIHeads',
                 'MODEL.ROI_MASK_HEAD.POOLER_OPTIONS.ALIGNED': 'False',
             },
-            'ALIGNED: RoIPluginsRes5ROIHeads does not read it; its pooler is of MODEL.ROI_BOX_HEAD',
+            'ALIGNED: RoIPluginsRes5ROIHeads does not read it; its pooler reads MODEL.ROI_BOX_HEAD',
         ),
         ({'MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO': 0.5}, 'POOLER_SAMPLING_RATIO'),
         ({'MODEL.WEIGHTS': 'none.pth'}, 'MODEL.WEIGHTS: none.pth does not exist'),
         ({'SOLVER.MAX_ITER': 0}, 'SOLVER.MAX_ITER: got 0'),
         ({'SOLVER.IMS_PER_BATCH': 0}, 'SOLVER.IMS_PER_BATCH: got 0'),
-        ({'SOLVER.LR_SCHEDULER_NAME': 'CosineLR'}, 'the config makes no schedule: Unknown LR scheduler'),
+        (
+            {'SOLVER.LR_SCHEDULER_NAME': 'CosineLR'},
+            "the config's schedule cannot be built: Unknown LR scheduler",
+        ),
         (
             {'MODEL.LOAD_PROPOSALS': 'True', 'DATASETS.PROPOSAL_FILES_TRAIN': "('none.pkl',)"},
             'DATASETS.PROPOSAL_FILES_TRAIN: none.pkl does not exist',
@@ -312,13 +314,13 @@ def lazy_config(tmp_path, *lines):
         ('del train.max_iter', 'has no train.max_iter'),
         ('del model', 'has no model'),
         ('del optimizer', 'has no optimizer, which a training needs'),
-        ('optimizer.learning_rate = 3', "makes no optimiser: .*'learning_rate'"),
+        ('optimizer.learning_rate = 3', "the config's optimiser cannot be built: .*'learning_rate'"),
         ('dataloader.train.total_batch_size = 3', 'total_batch_size: got 3, expected a multiple of the 2'),
         ('del dataloader.train', 'has no dataloader.train, which a training needs'),
         ('del dataloader.test', r'dataloader\.test\.dataset\.names: got \[\]'),
         ("model.roi_heads.box_pooler.pooler_type = 'AlignMin'", "got 'AlignMin', expected one of"),
-        ("model.roi_heads._target_ = 'detectron2.Heads'", 'makes no model: .*Heads'),
-        ('model.roi_heads.nms = 3', "the config makes no model: .*'nms'"),
+        ("model.roi_heads._target_ = 'detectron2.Heads'", "the config's model cannot be built: .*Heads"),
+        ('model.roi_heads.nms = 3', "the config's model cannot be built: .*'nms'"),
     ],
 )
 def test_a_lazy_config_that_makes_no_run(data, tmp_path, capfd, line, message):
@@ -361,7 +363,7 @@ def test_an_output_folder_that_cannot_be(refused, tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('')
     assert 'file is not a folder' in refused(yaml_run(tmp_path / 'file/out'))
     # The tests may run as root, whom no permission stops.
-    monkeypatch.setattr(checks.os, 'access', lambda path, mode: False)
+    monkeypatch.setattr(output.os, 'access', lambda path, mode: False)
     assert f'OUTPUT_DIR: {tmp_path} cannot be written to' in refused(yaml_run(tmp_path / 'out'))
 
 
@@ -380,7 +382,9 @@ def test_a_disk_that_checkpoints_would_fill(refused, data, tmp_path, monkeypatch
 
 
 def test_the_size_of_a_checkpoint(data, tmp_path):
-    from roi_plugins.integrations.detectron2.runs import describe, parse_arguments, read_config
+    from roi_plugins.integrations.detectron2.arguments import parse_arguments
+    from roi_plugins.integrations.detectron2.config import read_config
+    from roi_plugins.integrations.detectron2.describe import describe
 
     for argv in (yaml_run(tmp_path / 'yaml'), lazy_run(tmp_path / 'lazy')):
         args = parse_arguments(argv)
@@ -507,4 +511,5 @@ def test_a_broken_lazy_config(refused, tmp_path, text, message):
 def test_a_sampler_that_does_not_exist(data, tmp_path, capfd):
     assert main(yaml_run(tmp_path / 'out', **{'DATALOADER.SAMPLER_TRAIN': 'Nope'})) == 2
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error == 'error: the config makes no loader of the training data: Unknown training sampler: Nope'
+    cause = 'Unknown training sampler: Nope'
+    assert error == f"error: the config's loader of the training data cannot be built: {cause}"

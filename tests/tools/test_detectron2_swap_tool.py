@@ -18,11 +18,11 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 from detectron2.config import LazyConfig
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
+from roi_plugins.integrations.detectron2.command_line import main
+from roi_plugins.integrations.detectron2.config import read_config
 from roi_plugins.integrations.detectron2.datasets import register_shapes
 from roi_plugins.integrations.detectron2.poolers import RoIPluginsPooler
-from roi_plugins.integrations.detectron2.reading import read_config
-from roi_plugins.integrations.detectron2.runs import main
-from roi_plugins.integrations.detectron2.steps import load_step
+from roi_plugins.integrations.detectron2.train_step import load_step
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/detectron2/train_net.py'

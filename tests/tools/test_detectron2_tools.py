@@ -16,8 +16,10 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation.coco import METRICS, evaluate
 from roi_plugins.integrations.base import Inputs
+from roi_plugins.integrations.detectron2.command_line import main
+from roi_plugins.integrations.detectron2.config import read_config
 from roi_plugins.integrations.detectron2.datasets import register_shapes
-from roi_plugins.integrations.detectron2.runs import describe, main, read_config
+from roi_plugins.integrations.detectron2.describe import describe
 from roi_plugins.integrations.registry import FRAMEWORKS
 from roi_plugins.integrations.zoo import find_config
 from roi_plugins.settings import differences, read_settings

@@ -15,8 +15,8 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation.coco import METRICS
+from roi_plugins.integrations.detectron2.command_line import main
 from roi_plugins.integrations.detectron2.datasets import register_shapes
-from roi_plugins.integrations.detectron2.runs import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/detectron2/train_net.py'

@@ -24,8 +24,18 @@ from mmengine.registry import HOOKS, init_default_scope
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation.coco import METRICS, evaluate
-from roi_plugins.integrations.mmdet import runs
-from roi_plugins.integrations.mmdet.runs import RunError, last_checkpoint, train
+from roi_plugins.integrations.errors import RunError
+from roi_plugins.integrations.mmdet import command_line
+from roi_plugins.integrations.mmdet.checkpoints import (
+    AtomicLocalBackend,
+    allow_mmengine_checkpoints,
+    last_checkpoint,
+)
+from roi_plugins.integrations.mmdet.command_line import test_main as run_test_tool
+from roi_plugins.integrations.mmdet.command_line import train_main
+from roi_plugins.integrations.mmdet.runner import named_images
+from roi_plugins.integrations.mmdet.test import test as run_test
+from roi_plugins.integrations.mmdet.train import train
 from roi_plugins.settings import differences, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,12 +84,12 @@ def test_settings_are_those_of_the_training(config, trained, tmp_path):
     """With the swapped row and the options; those of a test in the same folder do not replace them."""
     shutil.copytree(trained, tmp_path / 'run')
     options = {'model.test_cfg.rcnn.score_thr': 0.5}
-    runs.test(config, tmp_path / 'run', work_dir=tmp_path / 'run', cfg_options=options)
+    run_test(config, tmp_path / 'run', work_dir=tmp_path / 'run', cfg_options=options)
     settings = read_settings(tmp_path / 'run')
     assert settings == read_settings(trained)
     assert settings['train_cfg.max_iters'] == 4
     assert settings.get('load_from') is None
-    runs.test(config, trained, work_dir=tmp_path / 'test', extractor='precise')
+    run_test(config, trained, work_dir=tmp_path / 'test', extractor='precise')
     found = {d.key: d.kind for d in differences(settings, read_settings(tmp_path / 'test'))}
     assert found.pop('work_dir') == 'place'
     assert found['model.roi_head.mask_roi_extractor.aligned'] == 'extractor'
@@ -87,7 +97,7 @@ def test_settings_are_those_of_the_training(config, trained, tmp_path):
 
 
 def losses(checkpoint):
-    runs.allow_mmengine_checkpoints()
+    allow_mmengine_checkpoints()
     history = torch.load(checkpoint, weights_only=True)['message_hub']['log_scalars']['train/loss']
     return history.data[0].tolist()
 
@@ -112,7 +122,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, trained, tmp_
     for name in ('iter_2.pth', 'iter_4.pth', 'last_checkpoint'):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     os.truncate(tmp_path / 'iter_4.pth', (tmp_path / 'iter_4.pth').stat().st_size // 2)
-    assert runs.test_main([str(config), str(tmp_path), '--work-dir', str(tmp_path / 'test')]) == 2
+    assert run_test_tool([str(config), str(tmp_path), '--work-dir', str(tmp_path / 'test')]) == 2
     assert f'error: the checkpoint {tmp_path}/iter_4.pth is damaged' in capsys.readouterr().err
 
     train(config, work_dir=tmp_path, resume='auto')
@@ -121,7 +131,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, trained, tmp_
 
     for path in tmp_path.glob('iter_*.pth'):
         path.write_bytes(b'')
-    with pytest.raises(RunError, match=r'no checkpoint to resume from is whole: .*move them away'):
+    with pytest.raises(RunError, match=r'all checkpoints to resume from are damaged: .*move them away'):
         train(config, work_dir=tmp_path, resume='auto')
 
 
@@ -146,7 +156,7 @@ def test_an_unreadable_image_is_named_whatever_reads_it_is_called(tmp_path, type
     init_default_scope('mmdet')
     load = TRANSFORMS.build({'type': type_})
     image = {'img_path': str(tmp_path / 'nowhere.png')}
-    with runs.named_images(), pytest.raises(OSError, match=r'the image \S+/nowhere\.png cannot be read: '):
+    with named_images(), pytest.raises(OSError, match=r'the image \S+/nowhere\.png cannot be read: '):
         load(image)
     with pytest.raises(FileNotFoundError):  # MMCV's own, for other programs
         load(image)
@@ -194,7 +204,7 @@ class Attack:
     ids=['system', 'exec', 'getattr-name', 'getattr-owner'],
 )
 def test_a_checkpoint_that_runs_code_is_refused(config, trained, tmp_path, attack):
-    runs.allow_mmengine_checkpoints()
+    allow_mmengine_checkpoints()
     checkpoint = torch.load(trained / 'iter_2.pth', weights_only=True)
     checkpoint['attack'] = attack(tmp_path / 'attacked')
     torch.save(checkpoint, tmp_path / 'bad.pth')
@@ -205,7 +215,7 @@ def test_a_checkpoint_that_runs_code_is_refused(config, trained, tmp_path, attac
 
 def test_checkpoints_are_written_aside(trained, tmp_path):
     assert "backend='atomic_local'" in (trained / 'stock.py').read_text()
-    backend = runs.AtomicLocalBackend()
+    backend = AtomicLocalBackend()
     backend.put(b'old', tmp_path / 'folder' / 'file')
     with pytest.raises(TypeError):
         backend.put('not bytes', tmp_path / 'folder' / 'file')
@@ -215,7 +225,7 @@ def test_checkpoints_are_written_aside(trained, tmp_path):
 def test_test_leaves_predictions_and_metrics(config, trained, data, tmp_path, capsys):
     # A threshold this low keeps boxes of a detector that has learnt nothing.
     options = {'model.test_cfg.rcnn.score_thr': 0.001}
-    found = runs.test(config, trained, work_dir=tmp_path, cfg_options=options)
+    found = run_test(config, trained, work_dir=tmp_path, cfg_options=options)
     written = json.loads((tmp_path / 'metrics.json').read_text())
     assert written == found
     assert written['framework'] == 'mmdet'
@@ -235,27 +245,27 @@ def test_test_leaves_predictions_and_metrics(config, trained, data, tmp_path, ca
     assert not (tmp_path / 'predictions.partial').exists()
 
     # The same again is welcome; anything else must be asked for.
-    runs.test(config, trained / 'iter_4.pth', work_dir=tmp_path, cfg_options=options)
+    run_test(config, trained / 'iter_4.pth', work_dir=tmp_path, cfg_options=options)
     before = {path: path.read_bytes() for path in tmp_path.glob('*.json')}
     names = ('metrics.json', 'settings.json', 'predictions.bbox.json', 'predictions.segm.json')
     assert before.keys() == {tmp_path / name for name in names}
     other = [str(config), str(trained / 'iter_2.pth'), '--work-dir', str(tmp_path)]
-    assert runs.test_main(other) == 2
+    assert run_test_tool(other) == 2
     error = capsys.readouterr().err
-    assert f'{tmp_path} holds the result of another test' in error
+    assert f'{tmp_path} holds the result of another run' in error
     assert f'{trained / "iter_4.pth"}' in error
     assert '--overwrite' in error
-    with pytest.raises(RunError, match='another test'):
-        runs.test(config, trained, work_dir=tmp_path)  # without the options
+    with pytest.raises(RunError, match='another run'):
+        run_test(config, trained, work_dir=tmp_path)  # without the options
     assert {path: path.read_bytes() for path in tmp_path.glob('*.json')} == before
-    assert runs.test_main([*other, '--overwrite']) == 0
+    assert run_test_tool([*other, '--overwrite']) == 0
     written = json.loads((tmp_path / 'metrics.json').read_text())
     assert written['checkpoint'] == str(trained / 'iter_2.pth')
 
 
 def test_a_checkpoint_of_another_detector_is_not_tested(config, trained, tmp_path, capsys):
     """MMEngine would warn, and test a model that is random where they differ."""
-    runs.allow_mmengine_checkpoints()
+    allow_mmengine_checkpoints()
     checkpoint = torch.load(trained / 'iter_4.pth', weights_only=True)
     weights = checkpoint['state_dict']
     del weights['rpn_head.rpn_cls.bias']
@@ -263,7 +273,7 @@ def test_a_checkpoint_of_another_detector_is_not_tested(config, trained, tmp_pat
     weights['roi_head.bbox_head.fc_cls.bias'] = torch.zeros(81)
     torch.save(checkpoint, tmp_path / 'other.pth')
     work_dir = tmp_path / 'work'
-    assert runs.test_main([str(config), str(tmp_path / 'other.pth'), '--work-dir', str(work_dir)]) == 2
+    assert run_test_tool([str(config), str(tmp_path / 'other.pth'), '--work-dir', str(work_dir)]) == 2
     error = capsys.readouterr().err
     assert f'the checkpoint {tmp_path}/other.pth does not fit the config' in error
     assert 'it lacks rpn_head.rpn_cls.bias' in error
@@ -279,17 +289,17 @@ def test_what_is_missing_is_named(config, trained, tmp_path, capsys):
         assert len(lines) == 1
         return lines[0]
 
-    assert 'the config none.py does not exist' in error(runs.train_main, 'none.py')
-    assert 'the checkpoint a.pth does not exist' in error(runs.test_main, config, 'a.pth')
-    assert f'{tmp_path} holds no checkpoint' in error(runs.test_main, config, tmp_path)
-    assert 'the checkpoint a.pth does not exist' in error(runs.train_main, config, '--resume', 'a.pth')
+    assert 'the config none.py does not exist' in error(train_main, 'none.py')
+    assert 'the checkpoint a.pth does not exist' in error(run_test_tool, config, 'a.pth')
+    assert f'{tmp_path} holds no checkpoint' in error(run_test_tool, config, tmp_path)
+    assert 'the checkpoint a.pth does not exist' in error(train_main, config, '--resume', 'a.pth')
     orphan = tmp_path / 'orphan.py'
     orphan.write_text("_base_ = 'parent.py'")
-    assert f'the config {orphan} cannot be read' in error(runs.train_main, orphan)
+    assert f'the config {orphan} cannot be read' in error(train_main, orphan)
     orphan.write_text("custom_imports = dict(imports=['not_a_module'])")
-    assert 'not_a_module' in error(runs.train_main, orphan)
+    assert 'not_a_module' in error(train_main, orphan)
     moved = write_config(tmp_path, tmp_path / 'nowhere')
-    for main, arguments in ((runs.train_main, ()), (runs.test_main, (trained,))):
+    for main, arguments in ((train_main, ()), (run_test_tool, (trained,))):
         message = error(main, moved, *arguments)
         assert f'{tmp_path}/nowhere/annotations/instances_' in message
         assert 'data_root=' in message
@@ -347,7 +357,7 @@ def test_two_processes_without_a_gpu(config, trained, tmp_path):
 
     torchrun(1, 'test.py', config, trained / 'iter_4.pth', '--work-dir', 'test')
     two = json.loads((tmp_path / 'test' / 'metrics.json').read_text())
-    one = runs.test(config, trained / 'iter_4.pth', work_dir=tmp_path / 'one')
+    one = run_test(config, trained / 'iter_4.pth', work_dir=tmp_path / 'one')
     assert two.keys() == one.keys()
     for iou_type in ('bbox', 'segm'):
         assert two['metrics'][iou_type] == pytest.approx(one['metrics'][iou_type], abs=1e-6)
@@ -428,7 +438,7 @@ def test_a_broken_config_is_one_line(config, trained, tmp_path, capsys, tool, te
     path = tmp_path / 'broken.py'
     path.write_text(text.format(base=f"_base_ = '{config}'"))
     argv = [str(path), '--work-dir', str(tmp_path / 'work')]
-    assert getattr(runs, f'{tool}_main')(argv if tool == 'train' else [*argv, str(trained)]) == 2
+    assert getattr(command_line, f'{tool}_main')(argv if tool == 'train' else [*argv, str(trained)]) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
     assert (str(path) in error or 'dataset' in error or error.startswith('error: model')) and message in error
 
@@ -437,7 +447,7 @@ def test_a_broken_config_is_one_line(config, trained, tmp_path, capsys, tool, te
 def test_what_a_training_needs_is_named(config, tmp_path, capsys, missing):
     path = tmp_path / 'less.py'
     path.write_text(f"_base_ = '{config}'\n{missing} = None\n")
-    assert runs.train_main([str(path), '--work-dir', str(tmp_path / 'work')]) == 2
+    assert train_main([str(path), '--work-dir', str(tmp_path / 'work')]) == 2
     assert f'the config {path} has no {missing}, which a training needs' in capsys.readouterr().err
 
 
@@ -450,5 +460,5 @@ def test_a_config_without_hooks_trains(config, tmp_path):
 
 def test_an_option_without_a_value_is_named(config, capsys):
     with pytest.raises(SystemExit, match='2'):
-        runs.train_main([str(config), '--cfg-options', 'train_cfg.max_iters'])
+        train_main([str(config), '--cfg-options', 'train_cfg.max_iters'])
     assert "--cfg-options: 'train_cfg.max_iters' is not of the form KEY=VALUE" in capsys.readouterr().err

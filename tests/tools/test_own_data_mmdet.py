@@ -17,10 +17,11 @@ from mmengine.config import Config
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.files import DataError
 from roi_plugins.integrations.errors import RunError
-from roi_plugins.integrations.mmdet import runs
+from roi_plugins.integrations.mmdet import command_line, runner
+from roi_plugins.integrations.mmdet.config import read_config
 from roi_plugins.integrations.mmdet.own_files import use_files
-from roi_plugins.integrations.mmdet.reading import read_config
-from roi_plugins.integrations.mmdet.steps import load_step
+from roi_plugins.integrations.mmdet.train_step import load_step
+from roi_plugins.integrations.mmdet_framework import MODULE as COMMAND_LINE
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / 'configs/mmdet/shapes/mask-rcnn_r18-c4_shapes.py'
@@ -78,12 +79,14 @@ def as_options(options):
 def no_training(monkeypatch):
     """A training stops where it would begin; the config that it would be of is kept."""
     found = []
-    monkeypatch.setattr(runs, '_run', lambda cfg, phase: found.append(cfg))
+    monkeypatch.setattr(runner, 'run', lambda cfg, phase: found.append(cfg))
     return found
 
 
 def train(work_dir, *flags, config=SHAPES, options=()):
-    return runs.train_main([str(config), '--work-dir', str(work_dir), *flags, *as_options(dict(options))])
+    return command_line.train_main(
+        [str(config), '--work-dir', str(work_dir), *flags, *as_options(dict(options))]
+    )
 
 
 def error_of(capsys):
@@ -103,7 +106,9 @@ def test_trains_and_tests_on_files(data, tmp_path, monkeypatch):
         assert [dataset.ann_file, dataset.data_prefix.img] == files(data, half)
         assert list(dataset.metainfo.classes) == CLASSES
     monkeypatch.chdir(tmp_path)
-    assert runs.test_main([str(saved), str(tmp_path / 'run'), '--work-dir', str(tmp_path / 'run')]) == 0
+    assert (
+        command_line.test_main([str(saved), str(tmp_path / 'run'), '--work-dir', str(tmp_path / 'run')]) == 0
+    )
     metrics = json.loads((tmp_path / 'run/metrics.json').read_text())
     assert metrics['ann_file'] == str(data / 'val.json')
     assert json.loads((tmp_path / 'run/predictions.bbox.json').read_text())
@@ -114,7 +119,7 @@ def test_trains_and_tests_on_files(data, tmp_path, monkeypatch):
 
 def test_a_test_on_other_files_is_another_result(data, tmp_path, monkeypatch, capsys, no_training):
     def result(work_dir):
-        command = ['python', '-m', runs.MODULE, 'test', str(SHAPES), str(checkpoint)]
+        command = ['python', '-m', COMMAND_LINE, 'test', str(SHAPES), str(checkpoint)]
         command += ['--work-dir', str(work_dir), '--launcher', 'none', '--test-data', *files(data, 'val')]
         record = {'config': str(SHAPES), 'checkpoint': str(checkpoint), 'command': command}
         (work_dir / 'metrics.json').write_text(json.dumps(record))
@@ -124,11 +129,11 @@ def test_a_test_on_other_files_is_another_result(data, tmp_path, monkeypatch, ca
     result(tmp_path)
     argv = [str(SHAPES), str(checkpoint), '--work-dir', str(tmp_path), '--test-data']
     with pytest.raises(FileNotFoundError):  # the predictions, which it would have made
-        runs.test_main([*argv, *files(data, 'val')])
+        command_line.test_main([*argv, *files(data, 'val')])
     result(tmp_path)
-    assert runs.test_main([*argv, *files(data, 'train')]) == 2
+    assert command_line.test_main([*argv, *files(data, 'train')]) == 2
     error = error_of(capsys)
-    assert 'holds the result of another test' in error and f'--test-data {data}/val.json' in error
+    assert 'holds the result of another run' in error and f'--test-data {data}/val.json' in error
 
 
 COCO_DATASET = {'type': 'CocoDataset', 'ann_file': 'gone.json', 'data_root': 'gone', 'pipeline': ['kept']}
@@ -262,7 +267,7 @@ def test_training_files_alone_must_have_the_classes_of_the_test(data, tmp_path, 
     (tmp_path / 'train.json').write_text(json.dumps(annotations))
     flags = ['--train-data', str(tmp_path / 'train.json'), str(data / 'images_train')]
     assert train(tmp_path / 'run', *flags, options=options) == 2
-    assert 'its labels are ellipse, triangle' in error_of(capsys)
+    assert 'its classes are ellipse, triangle' in error_of(capsys)
 
 
 @pytest.mark.parametrize('given', ['by_name', 'by_file.py'])
@@ -304,7 +309,7 @@ model = dict(roi_head=dict(bbox_roi_extractor=dict(type='RoIExtractorOf{name}'))
 import torch
 from pathlib import Path
 from roi_plugins.integrations.inspection import read_extractors
-from roi_plugins.integrations.mmdet.steps import load_step
+from roi_plugins.integrations.mmdet.train_step import load_step
 load_step('run/config.py', 'run/iter_1.pth', torch.device('cpu'))[1]()
 print(list(read_extractors('run/config.py')))
 """

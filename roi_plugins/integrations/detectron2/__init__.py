@@ -1,7 +1,7 @@
 """The extractors in Detectron2: a pooler, and RoI heads that take it through ``POOLER_TYPE``.
 
-In ``tools/detectron2/train_net.py`` the type is enough: ``MODEL.ROI_BOX_HEAD.POOLER_TYPE AlignMax``, and
-``model.roi_heads.box_pooler.pooler_type=AlignMax`` for a LazyConfig (see ``swap.py``). In a script:
+In ``tools/detectron2/train_net.py`` the type is enough: ``MODEL.ROI_BOX_HEAD.POOLER_TYPE AlignMax``, or
+``model.roi_heads.box_pooler.pooler_type=AlignMax`` for a LazyConfig. In a script:
 
 YAML: after ``add_roi_plugins_config(cfg)``, name one of the RoI heads and a type::
 
@@ -13,7 +13,7 @@ LazyConfig: ``model.roi_heads.box_pooler = L(build_pooler)(..., pooler_type='Ali
 """
 
 from .box_heads import AverageVoteHead
-from .config import add_roi_plugins_config
+from .nodes import add_roi_plugins_config
 from .poolers import POOLER_TYPES, RoIPluginsPooler, build_pooler
 from .roi_heads import (
     RoIPluginsCascadeROIHeads,

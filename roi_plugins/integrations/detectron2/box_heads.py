@@ -1,6 +1,6 @@
-"""The box head that R-FCN needs and Detectron2 lacks."""
+"""The box head of R-FCN, which Detectron2 does not have."""
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
 from torch import Tensor, nn
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class AverageVoteHead(nn.Module):
-    """The average of a RoI's bins (R-FCN, arXiv:1605.06409, section 3), for the pooler ``PositionSensitive``.
+    """Averages the bins of a RoI (R-FCN, arXiv:1605.06409, section 3), for the pooler ``PositionSensitive``.
 
-    Behind it Detectron2's box predictor has a linear layer for the classes and one for the boxes. Both
-    are linear in the scores, as the vote is: they say which of the ``depth`` scores are whose.
+    Detectron2's box predictor follows, with a linear layer for the classes and one for the boxes. The average
+    is linear too, so that these layers can assign each of the ``depth`` scores to a class or to a box.
 
     Args:
         cfg: the config; nothing is read from it.
-        input_shape: of what the pooler gives; its ``channels`` are those of the output.
+        input_shape: the shape of the pooler's output; the output of this head has the same ``channels``.
     """
 
     @configurable
@@ -24,13 +24,16 @@ class AverageVoteHead(nn.Module):
         self.output_shape = ShapeSpec(channels=input_shape.channels)
 
     @classmethod
-    def from_config(cls, cfg, input_shape: ShapeSpec):
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, ShapeSpec]:
         return {'input_shape': input_shape}
 
     def forward(self, x: Tensor) -> Tensor:
-        """The average over the bins, ``(K, C)``.
+        """Averages over the bins.
 
         Args:
-            x: what the pooler gives, ``(K, C, height, width)``.
+            x: the output of the pooler, ``(K, C, height, width)``.
+
+        Returns:
+            ``(K, C)``.
         """
         return x.mean(dim=(2, 3))

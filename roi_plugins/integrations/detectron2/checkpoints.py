@@ -1,4 +1,4 @@
-"""Checkpoints of Detectron2: read without running code, checked, and never half-written."""
+"""Checkpoints of Detectron2: finding, safe loading, integrity checks, atomic writes."""
 
 from __future__ import annotations
 
@@ -11,47 +11,39 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from roi_plugins.files import written_aside
-from roi_plugins.integrations.weights import (
+
+from ..checkpoints import (
     check_pickle,
-    describe_misfit,
+    describe_incompatible_keys,
     first_whole,
     is_whole,
-    only_data,
+    newest_first,
     saving,
+    weights_only,
 )
-
 from ..errors import RunError
 
-_PARTIAL = '.partial.'  # the start of the name of a checkpoint that is being written
+_PARTIAL = '.partial.'  # starts the name of a checkpoint while it is written
 
 
 def saved_checkpoints(folder: str | Path, prefix: str = 'model') -> list[Path]:
     """The checkpoints that a training has left in its output folder, the last one first.
 
-    They count whether or not ``last_checkpoint`` names one: it may be lost, or name one that is gone.
-
     Args:
         folder: the output folder; it need not exist.
-        prefix: the start of the names of the files, ``file_prefix`` of ``PeriodicCheckpointer``.
+        prefix: the start of the file names, ``file_prefix`` of ``PeriodicCheckpointer``.
     """
     folder = Path(folder)
-    try:
-        named = (folder / 'last_checkpoint').read_text(encoding='utf-8').strip()
-    except FileNotFoundError:
-        named = ''
-    saved = {path for path in folder.glob('*.pth') if path.name.startswith(f'{prefix}_')}
-    if named and (folder / named).is_file():
-        saved.add(folder / named)
-    return sorted(saved, key=lambda path: (path.name == named, path.stat().st_mtime), reverse=True)
+    return newest_first(folder, (path for path in folder.glob('*.pth') if path.name.startswith(f'{prefix}_')))
 
 
 class DataCheckpointer(DetectionCheckpointer):
-    """Detectron2's, but a checkpoint that is not to be had, damaged or holds more than data is a RunError."""
+    """Detectron2's checkpointer; a checkpoint that is missing, damaged or not plain data is a RunError."""
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
             return super().load(path, *args, **kwargs)
-        except OSError as error:  # of the network too
+        except OSError as error:  # network errors are among these
             raise RunError(f'the checkpoint {path} cannot be read: {error}') from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -60,21 +52,21 @@ class DataCheckpointer(DetectionCheckpointer):
                 check_pickle(filename)
             elif not is_whole(filename):
                 raise RunError(f'the checkpoint {filename} is damaged: it is not as torch.save wrote it')
-            with only_data():
+            with weights_only():
                 return super()._load_file(filename)
         except pickle.UnpicklingError as error:
             raise RunError(
-                f'the checkpoint {filename} was not loaded, for it is damaged or holds objects that could '
-                f'run code: {error}'
+                f'the checkpoint {filename} was not loaded, because it is damaged or holds objects that '
+                f'could run code: {error}'
             ) from error
 
 
 class Checkpointer(DataCheckpointer):
-    """Detectron2's, but no file is ever half-written, and damaged ones are passed over.
+    """Detectron2's checkpointer, with atomic writes; a resumed training skips damaged checkpoints.
 
     Args:
-        model, save_dir, checkpointables: as for Detectron2's.
-        prefix: the start of the names of the files, ``file_prefix`` of ``PeriodicCheckpointer``.
+        model, save_dir, checkpointables: as for ``DetectionCheckpointer``.
+        prefix: the start of the file names, ``file_prefix`` of ``PeriodicCheckpointer``.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, *, prefix: str = 'model', **checkpointables: Any):
@@ -90,7 +82,7 @@ class Checkpointer(DataCheckpointer):
             (folder / f'{_PARTIAL}{name}.pth').unlink(missing_ok=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Of :meth:`save`, which has written the file."""
+        """Renames the file that :meth:`save` has written, and names it in ``last_checkpoint``."""
         folder = Path(self.save_dir)
         name = last_filename_basename.removeprefix(_PARTIAL)
         with written_aside(folder / name) as aside:
@@ -101,7 +93,7 @@ class Checkpointer(DataCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         saved = saved_checkpoints(self.save_dir, self._prefix) if resume else []
         if not saved:
-            # Not by Detectron2's own rule, which would take whatever last_checkpoint names.
+            # With resume=True, Detectron2 would load whatever last_checkpoint names.
             return super().resume_or_load(path, resume=False)
         try:
             return self.load(str(first_whole(saved)))
@@ -110,20 +102,20 @@ class Checkpointer(DataCheckpointer):
 
 
 class StrictCheckpointer(DataCheckpointer):
-    """Detectron2's, but weights that are not the model's are a RunError."""
+    """Detectron2's checkpointer; weights that do not fit the model are a RunError."""
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         rest = super().load(path, *args, **kwargs)
-        if self._misfit:
+        if self._incompatible_keys:
             raise RunError(
-                f'--eval-only: the checkpoint {path} does not fit the config: {self._misfit}. Give the '
-                'config of the detector that it was trained for'
+                f'--eval-only: the checkpoint {path} does not fit the config: '
+                f'{self._incompatible_keys}. Give the config of the detector that it was trained for'
             )
         return rest
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         found = super()._load_model(checkpoint)
-        self._misfit = describe_misfit(
+        self._incompatible_keys = describe_incompatible_keys(
             found.missing_keys, found.unexpected_keys, [name for name, *_ in found.incorrect_shapes]
         )
         return found

@@ -1,10 +1,10 @@
-"""Datasets in Detectron2's catalogue: the generated images, COCO files by their paths, modules with more.
+"""Registers datasets in Detectron2's catalogue.
 
-The generated images are ``shapes_train`` and ``shapes_val``. They are looked for in the folder
-``ROI_PLUGINS_SHAPES``, by default ``data/shapes``.
+The generated images are registered as ``shapes_train`` and ``shapes_val``. Their folder is the environment
+variable ``ROI_PLUGINS_SHAPES``, by default ``data/shapes``.
 
-COCO files of one's own need no Python: ``ANNOTATIONS.json@IMAGES``, the annotation file and the folder of the
-images, is the name of a dataset wherever a config takes one.
+A config may name COCO files directly: ``ANNOTATIONS.json@IMAGES``, the annotation file and the folder of the
+images, is the name of a dataset.
 """
 
 from __future__ import annotations
@@ -24,25 +24,32 @@ _FILES = '.json@'
 
 
 def register_shapes(root: str) -> None:
-    """Registers both halves of a folder that ``tools/make_shapes.py`` has made or will make."""
+    """Registers the training and test data of a folder that ``tools/make_shapes.py`` makes.
+
+    Args:
+        root: the folder; it need not exist yet.
+    """
     for split in ('train', 'val'):
         annotations = os.path.join(root, 'annotations', f'instances_{split}.json')
         _register_coco(f'shapes_{split}', annotations, os.path.join(root, split))
 
 
 def coco_files(annotations: str | Path, images: str | Path) -> str:
-    """The name of a dataset of COCO files, which :func:`register_coco_files` understands.
+    """The name of a dataset of COCO files, as :func:`register_coco_files` takes it.
 
     Args:
         annotations: COCO instance annotations, a ``.json`` file.
-        images: the folder that the file names of the annotations are relative to.
+        images: the folder of the images.
+
+    Returns:
+        ``ANNOTATIONS.json@IMAGES`` with absolute paths.
 
     Raises:
-        RunError: the annotations are not in a ``.json`` file.
+        RunError: the annotations are not a ``.json`` file.
     """
     if not str(annotations).endswith('.json'):
         raise RunError(f'the annotations {annotations} are not a .json file of COCO annotations')
-    # Absolute, for the config that a run leaves is read from other folders too.
+    # The paths are absolute, since the saved config of a run is read from other folders.
     return f'{os.path.abspath(annotations)}@{os.path.abspath(images)}'
 
 
@@ -52,7 +59,11 @@ def is_coco_files(name: str) -> bool:
 
 
 def register_coco_files(names: Sequence[str]) -> None:
-    """Registers those of the names that are ``ANNOTATIONS.json@IMAGES`` and leaves the others alone."""
+    """Registers the datasets whose names are ``ANNOTATIONS.json@IMAGES``.
+
+    Args:
+        names: names of datasets; others are ignored.
+    """
     for name in names:
         if is_coco_files(name) and name not in DatasetCatalog:
             start, _, images = name.partition(_FILES)
@@ -60,23 +71,24 @@ def register_coco_files(names: Sequence[str]) -> None:
 
 
 def import_modules(modules: Sequence[str]) -> None:
-    """:func:`roi_plugins.integrations.modules.import_modules`, of modules that may register data again."""
+    """As :func:`roi_plugins.integrations.modules.import_modules`; the modules may register datasets again."""
     with registering_again():
         own_modules.import_modules(modules)
 
 
 @contextlib.contextmanager
 def registering_again() -> Iterator[None]:
-    """Lets a config or module that registers datasets be read more than once in a process.
+    """Allows datasets to be registered again, since a process may read a config or module more than once.
 
-    Detectron2 asserts that no dataset is registered twice. Metadata still has to stay the same.
+    Detectron2 itself asserts that no dataset is registered twice. It still asserts that its metadata is the
+    same.
     """
 
     def register(name: str, func: Callable[[], list[dict]]) -> None:
         DatasetCatalog.pop(name, None)
         type(DatasetCatalog).register(DatasetCatalog, name, func)
 
-    # Of the instance, over the method; a config that is read may import modules that do the same.
+    # An attribute of the catalogue hides its method. The blocks may be nested.
     before = vars(DatasetCatalog).get('register')
     DatasetCatalog.register = register
     try:

@@ -1,20 +1,17 @@
-"""The extractors behind the call of Detectron2's ``ROIPooler``."""
+"""The extractors with the interface of Detectron2's ``ROIPooler``."""
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, List, Tuple  # noqa: UP035  TorchScript reads these
 
 import torch
-from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
-from torchvision.ops import RoIPool
 
 from ...extractors import EXTRACTORS, RoIExtractor, RoIWarp
-from ...extractors.presets import describe
 from ...ops import assign_levels_detectron2
 from ...ops.arguments import rows_of_image
 from ..errors import ask_for_near
@@ -24,7 +21,8 @@ POOLER_TYPES: dict[str, Callable[..., RoIExtractor]] = {
     'RoIWarpMax': functools.partial(RoIWarp, reduction='max'),
     'RoIWarpAvg': functools.partial(RoIWarp, reduction='avg'),
 }
-"""What ``POOLER_TYPE`` may name besides Detectron2's own; called as ``(output_size, strides, **options)``."""
+"""The types of this package for ``POOLER_TYPE``, which are called as ``(output_size, strides,
+**options)``."""
 
 STOCK_POOLER_TYPES = ('ROIAlign', 'ROIAlignV2', 'ROIPool', 'ROIAlignRotated')
 
@@ -44,31 +42,37 @@ class Detectron2LevelRule(nn.Module):
         self.canonical_level = canonical_level
 
     def forward(self, rois: Tensor, num_levels: int) -> Tensor:
+        """The index of the map that each RoI reads, ``(K,)``.
+
+        Args:
+            rois: ``(K, 5)``, or ``(K, 6)`` rotated ones.
+            num_levels: how many maps there are.
+        """
         return assign_levels_detectron2(
             rois, num_levels, self.canonical_box_size, self.canonical_level, self.min_level
         )
 
 
 class RoIPluginsPooler(nn.Module):
-    """Stands where ``ROIPooler`` stands, with one of our extractors inside.
+    """A drop-in replacement of ``ROIPooler`` with an extractor of this package.
 
-    The level rule and the errors' occasions are ``ROIPooler``'s. The whole pyramid is one call of the op,
-    which does not wait for the GPU, and the output need not be square.
+    Level assignment and error conditions match ``ROIPooler``. The whole pyramid is pooled by one call of the
+    op, without synchronising with the GPU, and the output need not be square.
 
     Args:
         output_size: bins ``(height, width)``, or one number for both.
         scales: cells per input pixel of each map, ``1 / stride``, finest first: powers of two, each half
             of the one before.
-        sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI. ``QuantizedPool``,
-            ``AdaptiveSampling`` and ``Precise`` have no use for it, as ``ROIPool`` has none.
+        sampling_ratio: samples per bin and axis; 0 or less to choose them by the size of the RoI.
+            ``QuantizedPool``, ``AdaptiveSampling`` and ``Precise`` ignore it, as ``ROIPool`` does.
         pooler_type: one of ``POOLER_TYPES``.
         canonical_box_size: sqrt(area), in pixels, of a box that reads ``canonical_level``.
         canonical_level: log2 of the stride that such a box reads.
-        options: those of the extractor, see :mod:`roi_plugins.extractors`.
+        options: the options of the extractor, see :mod:`roi_plugins.extractors`.
 
     Raises:
-        TypeError: an option that the type does not have; those it has are listed.
-        ValueError: a type that does not exist, or an argument of a value without meaning.
+        TypeError: the type does not have an option; the message lists its options.
+        ValueError: the type does not exist, or the value of an argument is invalid.
     """
 
     output_size: Tuple[int, int]  # noqa: UP006
@@ -77,20 +81,20 @@ class RoIPluginsPooler(nn.Module):
         self,
         output_size: int | Sequence[int],
         scales: Sequence[float],
-        sampling_ratio: int,
+        sampling_ratio: int | float,
         pooler_type: str,
         canonical_box_size: float = 224,
         canonical_level: int = 4,
-        **options,
+        **options: Any,
     ):
         super().__init__()
         check_pooler_type(pooler_type)
         check_options(pooler_type, options)
         if 'sampling_ratio' in _parameters(pooler_type):
-            # As ROIPooler does, take a whole number that is written as a float.
+            # ROIPooler accepts a whole number as a float, and so does this pooler.
             whole = isinstance(sampling_ratio, float) and sampling_ratio.is_integer()
             options['sampling_ratio'] = int(sampling_ratio) if whole else sampling_ratio
-        # An omegaconf list is none of the sequences that the extractors know.
+        # The extractors do not accept a list of omegaconf.
         size = output_size if isinstance(output_size, int) else list(output_size)
         self.min_level, self.max_level = _pyramid_levels(scales)
         if not canonical_box_size > 0:
@@ -109,36 +113,41 @@ class RoIPluginsPooler(nn.Module):
         self.canonical_level = canonical_level
 
     def forward(self, x: List[Tensor], box_lists: List[Boxes]) -> Tensor:  # noqa: UP006
-        """
+        """Pools the features of boxes.
+
         Args:
-            x: one ``(N, C, H, W)`` map a scale.
-            box_lists: the N images' boxes ``(x1, y1, x2, y2)``, in pixels of the input images; or their
-                ``RotatedBoxes``, where the type takes them: all but those that quantise or learn to move.
+            x: ``(N, C, H, W)`` maps, one for each scale.
+            box_lists: the boxes ``(x1, y1, x2, y2)`` of each of the N images, in pixels of the input images;
+                or ``RotatedBoxes``, which all types take except those that quantise or learn offsets.
 
         Returns:
             ``(M, C, height, width)`` for the M boxes of all images, in their order.
+
+        Raises:
+            ValueError: the number of maps or images is wrong, or boxes have neither 4 nor 5 coordinates.
         """
         num_maps = len(self.extractor.spatial_scales)
         if len(x) != num_maps:
-            raise ValueError(f'x: got {len(x)} maps, expected {num_maps}, one a scale')
+            raise ValueError(f'x: got {len(x)} maps, expected {num_maps}, one for each scale')
         if len(box_lists) != x[0].shape[0]:
             raise ValueError(
-                f'box_lists: got {len(box_lists)} lists of boxes, expected {x[0].shape[0]}, one an image'
+                f'box_lists: got {len(box_lists)} lists of boxes, expected {x[0].shape[0]}, '
+                'one for each image'
             )
-        # A batch without an image still has to give each map its gradient.
+        # A batch without images still has to give a gradient to each map.
         rows = [x[0].new_zeros([0, 5])]
         if len(box_lists) > 0:
             rows = []
             for i, boxes in enumerate(box_lists):
-                numbers = boxes.tensor
-                if numbers.shape[1] not in (4, 5) or numbers.shape[1] != box_lists[0].tensor.shape[1]:
+                box_dim = boxes.tensor.shape[1]
+                if box_dim not in (4, 5) or box_dim != box_lists[0].tensor.shape[1]:
                     raise ValueError(
-                        f'box_lists[{i}]: got boxes of {numbers.shape[1]} numbers, expected upright ones '
-                        'of 4 in all images, or rotated ones of 5'
+                        f'box_lists[{i}]: got boxes of {box_dim} coordinates, expected 4, or 5 if they are '
+                        'rotated, and the same in all images'
                     )
-                rows.append(rows_of_image(numbers, i))
+                rows.append(rows_of_image(boxes.tensor, i))
         rois = torch.cat(rows, dim=0)
-        # As through ROIPooler, boxes get no gradient; PrRoIPool is made to give them one.
+        # As with ROIPooler, boxes get no gradient, except with Precise, whose method defines one.
         if self.extractor.reduction != 'integral':
             rois = rois.detach()
         return self.extractor(x, rois)
@@ -150,18 +159,22 @@ class RoIPluginsPooler(nn.Module):
 def build_pooler(
     output_size: int | Sequence[int],
     scales: Sequence[float],
-    sampling_ratio: int,
+    sampling_ratio: int | float,
     pooler_type: str,
     canonical_box_size: float = 224,
     canonical_level: int = 4,
-    **options,
+    **options: Any,
 ) -> nn.Module:
-    """A pooler of any type, ours or Detectron2's own: ``L(build_pooler)(...)`` in a LazyConfig.
+    """Builds a pooler of any type, of this package or Detectron2's own: ``L(build_pooler)(...)`` in a
+    LazyConfig.
 
     Args:
         output_size, scales, sampling_ratio, canonical_box_size, canonical_level, options: see
-            :class:`RoIPluginsPooler`; so are the errors.
-        pooler_type: one of ``POOLER_TYPES``, or of Detectron2's own types.
+            :class:`RoIPluginsPooler`.
+        pooler_type: one of ``POOLER_TYPES``, or one of Detectron2's own types.
+
+    Raises:
+        TypeError, ValueError: see :class:`RoIPluginsPooler`.
     """
     check_pooler_type(pooler_type)
     check_options(pooler_type, options)
@@ -177,47 +190,16 @@ def build_pooler(
     )
 
 
-def extractor_of(module: nn.Module) -> RoIExtractor | None:
-    """The extractor in a pooler of ours, or one that computes what a pooler of Detectron2's does.
-
-    None for a module that is no pooler, or one of rotated boxes.
-    """
-    if isinstance(module, RoIPluginsPooler):
-        return module.extractor
-    if not isinstance(module, ROIPooler):
-        return None
-    layer = module.level_poolers[0]
-    if isinstance(layer, ROIAlign):
-        method = {'sampling_ratio': layer.sampling_ratio, 'aligned': layer.aligned}
-    elif isinstance(layer, RoIPool):
-        method = {'region': 'round', 'sampling_ratio': None, 'reduction': 'max'}
-    else:
-        return None
-    return RoIExtractor(
-        module.output_size,
-        [1 / layer.spatial_scale for layer in module.level_poolers],
-        level_rule=Detectron2LevelRule(module.min_level, module.canonical_box_size, module.canonical_level),
-        **method,
-    )
-
-
-def describe_poolers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Type and options of each pooler of a model, by where it is, such as ``roi_heads.box_pooler``."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, RoIPluginsPooler):
-            type_ = module.pooler_type
-        elif isinstance(module, ROIPooler):
-            type_ = f'ROIPooler of {type(module.level_poolers[0]).__name__}'
-        else:
-            continue
-        extractor = extractor_of(module)
-        found[name] = {'type': type_, **(describe(extractor) if extractor else {})}
-    return found
-
-
 def check_pooler_type(pooler_type: str, name: str = 'pooler_type') -> None:
-    """Raises ValueError on a type that does not exist, ``name`` being where it was given."""
+    """Checks that a type of poolers exists.
+
+    Args:
+        pooler_type: the type.
+        name: the setting that names it, for the error.
+
+    Raises:
+        ValueError: it does not exist.
+    """
     if pooler_type not in POOLER_TYPES and pooler_type not in STOCK_POOLER_TYPES:
         near = ask_for_near(str(pooler_type), [*POOLER_TYPES, *STOCK_POOLER_TYPES])
         raise ValueError(
@@ -226,8 +208,17 @@ def check_pooler_type(pooler_type: str, name: str = 'pooler_type') -> None:
         )
 
 
-def check_options(pooler_type: str, options: Sequence[str], name: str = '') -> None:
-    """Raises TypeError on options that the type does not have, ``name`` being where they were given."""
+def check_options(pooler_type: str, options: Iterable[str], name: str = '') -> None:
+    """Checks that a type has all options that are given for it.
+
+    Args:
+        pooler_type: the type.
+        options: the names of the options.
+        name: what stands before them in the error.
+
+    Raises:
+        TypeError: the type does not have an option.
+    """
     known = pooler_options(pooler_type)
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -238,19 +229,28 @@ def check_options(pooler_type: str, options: Sequence[str], name: str = '') -> N
 
 
 def pooler_options(pooler_type: str) -> list[str]:
-    """Names of the options that a type has beyond what every pooler takes."""
+    """Names of the options that a type has beyond those of every pooler.
+
+    Args:
+        pooler_type: the type; one of Detectron2's has none.
+    """
     taken = {'output_size', 'featmap_strides', 'sampling_ratio', 'level_rule'}
     return [name for name in _parameters(pooler_type) if name not in taken]
 
 
 def needs_channels(pooler_type: str) -> bool:
-    """Whether a type has weights for each channel of the maps, and takes their number as ``channels``."""
+    """Whether a type has weights for each channel of the maps, and needs their number as ``channels``.
+
+    Args:
+        pooler_type: the type.
+    """
     make = POOLER_TYPES.get(pooler_type, ROIPooler)
     type_ = make.func if isinstance(make, functools.partial) else make
-    return issubclass(type_, RoIExtractor) and type_.needs_channels
+    return isinstance(type_, type) and issubclass(type_, RoIExtractor) and type_.needs_channels
 
 
 def _parameters(pooler_type: str) -> list[str]:
+    """The parameters of a type of this package, without those that ``POOLER_TYPES`` fixes."""
     if pooler_type not in POOLER_TYPES:
         return []
     make = POOLER_TYPES[pooler_type]
@@ -266,6 +266,6 @@ def _pyramid_levels(scales: Sequence[float]) -> tuple[int, int]:
     if first < 0 or levels != list(range(first, first + len(levels))):
         raise ValueError(
             f'scales: got {list(scales)}, expected powers of two from 1 down, each half of the one '
-            'before, which the level rule takes for granted'
+            'before, as the level rule requires'
         )
     return first, first + len(levels) - 1

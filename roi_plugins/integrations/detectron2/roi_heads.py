@@ -1,4 +1,6 @@
-"""Detectron2's RoI heads, whose poolers may be ours."""
+"""Detectron2's RoI heads with poolers of any type, of this package or of Detectron2."""
+
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -7,13 +9,13 @@ from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
     Res5ROIHeads,
+    ROIHeads,
     RROIHeads,
     StandardROIHeads,
 )
 from torch import nn
-from torch.jit import Final
 
-from .config import HEADS, is_on
+from .nodes import HEADS, is_on
 from .poolers import (
     POOLER_TYPES,
     RoIPluginsPooler,
@@ -23,30 +25,30 @@ from .poolers import (
 )
 
 
-class _AnyPooler:
-    """Lets Detectron2 build everything, then puts our poolers where they are asked for."""
+class _AnyPooler(ROIHeads):
+    """Lets Detectron2 build the heads, and then replaces the poolers whose types are of this package."""
 
-    # The arguments of the heads that are poolers, and the config node that each is built from.
+    # The arguments of the heads that are poolers, and the config node of each.
     _poolers = {
         'box_pooler': 'ROI_BOX_HEAD',
         'mask_pooler': 'ROI_MASK_HEAD',
         'keypoint_pooler': 'ROI_KEYPOINT_HEAD',
     }
-    # What Detectron2 is to build where one of ours comes.
+    # The type of the poolers that Detectron2 builds first.
     _stand_in = 'ROIAlignV2'
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         stock = _with_stock_poolers(cfg, cls._stand_in)
         arguments = super().from_config(stock, input_shape)
         channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
         for name, head in cls._poolers.items():
-            # There is none without masks or keypoints, or where a head reads the maps itself.
+            # There is no pooler without masks or keypoints, or if a head reads the maps itself.
             if arguments.get(name) is None:
                 if is_on(cfg, head) and cfg.MODEL[head].POOLER_TYPE in POOLER_TYPES:
                     raise ValueError(
                         f'MODEL.{head}.POOLER_TYPE: got {cfg.MODEL[head].POOLER_TYPE!r}, but {cls.__name__} '
-                        'builds no pooler there: the head pools by itself'
+                        'builds no pooler there: the head reads the maps itself'
                     )
                 continue
             pooler = _replaced(arguments[name], cfg.MODEL[head], channels, f'MODEL.{head}')
@@ -58,12 +60,12 @@ class _AnyPooler:
 
     @classmethod
     def _rebuilt(cls, pooler: str, cfg: CfgNode, input_shape: dict[str, ShapeSpec], channels: int) -> dict:
-        """The arguments of a pooler and its head, the head being for so many channels."""
+        """The arguments for a pooler and its head, with the head built for a number of channels."""
         build = getattr(cls, f'_init_{pooler.removesuffix("_pooler")}_head', None)
         if build is None:
             raise ValueError(
-                f'MODEL.ROI_BOX_HEAD.POOLER_TYPE: would give {channels} channels, but {cls.__name__} has a '
-                'head for those of the maps; expected a type that keeps them'
+                f'MODEL.ROI_BOX_HEAD.POOLER_TYPE: would give {channels} channels, but the head of '
+                f'{cls.__name__} needs those of the maps; expected a type that keeps them'
             )
         shapes = {
             name: ShapeSpec(channels=channels, stride=spec.stride) for name, spec in input_shape.items()
@@ -73,17 +75,16 @@ class _AnyPooler:
 
 @ROI_HEADS_REGISTRY.register()
 class RoIPluginsStandardROIHeads(_AnyPooler, StandardROIHeads):
-    """``StandardROIHeads`` with a pooler of any type in each of its heads."""
+    """``StandardROIHeads`` with a pooler of any type in each head."""
 
-    # Constants of TorchScript, as Detectron2 makes them of its own class: a subclass inherits none. By
-    # them a model without masks or keypoints is scripted without those branches.
-    mask_on: Final[bool]
-    keypoint_on: Final[bool]
+    # A subclass does not inherit TorchScript's constants. With these two, TorchScript leaves the branches for
+    # masks and keypoints out of a model that has none.
+    __constants__ = ('mask_on', 'keypoint_on')
 
 
 @ROI_HEADS_REGISTRY.register()
 class RoIPluginsCascadeROIHeads(_AnyPooler, CascadeROIHeads):
-    """``CascadeROIHeads`` with a pooler of any type in each of its heads."""
+    """``CascadeROIHeads`` with a pooler of any type in each head."""
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -95,7 +96,7 @@ class RoIPluginsRes5ROIHeads(_AnyPooler, Res5ROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class RoIPluginsRROIHeads(_AnyPooler, RROIHeads):
-    """``RROIHeads``, of rotated boxes, with a pooler of any type that takes those."""
+    """``RROIHeads``, for rotated boxes, with a pooler of any type that takes them."""
 
     _stand_in = 'ROIAlignRotated'
 
@@ -114,13 +115,17 @@ _PREFIX = 'RoIPlugins'
 
 
 def register_counterpart(name: str) -> str | None:
-    """The name of the RoI heads that take every type in place of the registered ones called ``name``.
+    """The RoI heads that are the same as others, but take every type of poolers.
 
-    Those of a project (PointRend's ``PointRendROIHeads``) are subclasses of Detectron2's: their counterpart
-    is made here and registered as ``RoIPlugins`` and their name, which a saved config then has.
+    For heads of a project, such as PointRend's ``PointRendROIHeads``, the counterpart is made here and
+    registered as ``RoIPlugins`` followed by their name, which a saved config then has.
+
+    Args:
+        name: the registered name of RoI heads.
 
     Returns:
-        ``name`` itself, where it is one of ours; None, where it is not registered or has no counterpart.
+        The registered name of the counterpart, ``name`` itself if it is one; None if ``name`` is not
+        registered or its heads are not derived from Detectron2's.
     """
     if name in ROI_HEADS_REGISTRY and issubclass(ROI_HEADS_REGISTRY.get(name), _AnyPooler):
         return name
@@ -132,27 +137,31 @@ def register_counterpart(name: str) -> str | None:
     counterpart = next((_OURS[base] for base in heads.__mro__ if base in _OURS), None)
     if counterpart is None:
         return None
-    # What the project has changed comes before the class that it and our counterpart are made of.
+    # In this order, methods of the project override those of Detectron2's class.
     ROI_HEADS_REGISTRY.register(type(ours, (counterpart, heads), {}))
     return ours
 
 
-# What a head's node calls the arguments of its pooler that are no options of a type.
+# The keys of the arguments that are not in POOLER_OPTIONS.
 _KEYS = {'sampling_ratio': 'POOLER_SAMPLING_RATIO', 'output_size': 'POOLER_RESOLUTION'}
 
 
 def pooler_nodes(heads: type) -> list[str]:
-    """The config nodes whose ``POOLER_OPTIONS`` RoI heads read: none, of heads that are not made of ours."""
+    """The config nodes whose ``POOLER_OPTIONS`` RoI heads read.
+
+    Args:
+        heads: the class of the heads; one that does not come from this package reads none.
+    """
     return list(heads._poolers.values()) if issubclass(heads, _AnyPooler) else []
 
 
 def _with_stock_poolers(cfg: CfgNode, stand_in: str) -> CfgNode:
-    """A copy in which Detectron2 knows every ``POOLER_TYPE``."""
+    """A copy of a config that has ``stand_in`` for each ``POOLER_TYPE`` of this package."""
     cfg = cfg.clone()
     cfg.defrost()
     for head in HEADS:
         node = cfg.MODEL[head]
-        if node.POOLER_TYPE:  # without one, a head reads the maps itself
+        if node.POOLER_TYPE:  # with '', a head reads the maps itself
             check_pooler_type(node.POOLER_TYPE, f'MODEL.{head}.POOLER_TYPE')
         if node.POOLER_TYPE in POOLER_TYPES:
             node.POOLER_TYPE = stand_in
@@ -160,8 +169,8 @@ def _with_stock_poolers(cfg: CfgNode, stand_in: str) -> CfgNode:
 
 
 def _replaced(pooler: ROIPooler, node: CfgNode, channels: int, name: str) -> nn.Module:
-    """The pooler that ``node`` asks for, of the geometry that Detectron2 gave to ``pooler``."""
-    # A config that add_roi_plugins_config has not seen has no such node, and needs none.
+    """The pooler that ``node`` names, with the scales and levels that Detectron2 gave to ``pooler``."""
+    # Without add_roi_plugins_config there is no such node, and no option.
     given = {k: v for k, v in node.get('POOLER_OPTIONS', {}).items() if v is not None}
     options = {key.lower(): value for key, value in given.items()}
     if needs_channels(node.POOLER_TYPE):
@@ -187,6 +196,7 @@ def _replaced(pooler: ROIPooler, node: CfgNode, channels: int, name: str) -> nn.
 
 
 def _out_channels(pooler: nn.Module, channels: int) -> int:
+    """The channels of a pooler's output, for those of the maps."""
     if not isinstance(pooler, RoIPluginsPooler):
         return channels
     return pooler.extractor.out_channels(channels, len(pooler.extractor.featmap_strides))

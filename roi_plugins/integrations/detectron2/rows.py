@@ -1,4 +1,4 @@
-"""A row of a comparison as the options of a Detectron2 config, YAML or LazyConfig."""
+"""Turns a row of a comparison into options of a Detectron2 config, YAML or LazyConfig."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from omegaconf import DictConfig
 from roi_plugins.extractors.presets import Preset
 
 from ..errors import RunError
-from .config import HEADS, is_on
+from .nodes import HEADS, is_on
 from .poolers import POOLER_TYPES
 from .roi_heads import pooler_nodes, register_counterpart
 from .swap import lazy_pooler_types
 
 _NODES = dict(zip(('bbox', 'mask', 'keypoint'), HEADS, strict=True))
-# Res5 heads have one pooler, of boxes and masks, which they call after nothing.
+# Res5 heads have one pooler for boxes and masks, called pooler.
 _LAZY_NAMES = {'box_pooler': 'bbox', 'pooler': 'bbox', 'mask_pooler': 'mask', 'keypoint_pooler': 'keypoint'}
 
 
@@ -28,14 +28,14 @@ def row_options(cfg: CfgNode | DictConfig, preset: Preset, heads: Sequence[str] 
 
     Args:
         cfg: the config without the row.
-        preset: the row; that of the detector as it is needs no options.
-        heads: ``'bbox'``, ``'mask'``, ``'keypoint'``, whose poolers are swapped; by default all.
+        preset: the row; the row ``stock`` needs no options.
+        heads: the heads whose poolers are replaced, ``'bbox'``, ``'mask'`` or ``'keypoint'``; by default all.
 
     Returns:
         ``KEY VALUE`` pairs for YAML, ``key=value`` for a LazyConfig.
 
     Raises:
-        RunError: the model has no pooler, or none of a head.
+        RunError: the model has no pooler, or a head has none.
     """
     is_yaml = isinstance(cfg, CfgNode)
     poolers = _yaml_poolers(cfg) if is_yaml else _lazy_poolers(cfg)
@@ -61,7 +61,7 @@ def row_options(cfg: CfgNode | DictConfig, preset: Preset, heads: Sequence[str] 
 
 
 def _pooler_type(preset: Preset) -> tuple[str, dict[str, Any]]:
-    """The type of a row as ``POOLER_TYPE`` has it, and its options."""
+    """The ``POOLER_TYPE`` of a row, and its other options."""
     options = dict(preset.options)
     if preset.type in POOLER_TYPES:
         return preset.type, options

@@ -1,4 +1,4 @@
-"""What a training and an evaluation need of a config, whichever its language."""
+"""The description of a run, the same for both languages of configs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from roi_plugins.evaluation.matching import MAX_DETS
 
 @dataclass
 class Run:
-    """What a training and an evaluation need of a config, whichever its language.
+    """What a training and an evaluation need of a config, YAML or LazyConfig.
 
     Attributes:
-        cfg: the config as Detectron2 knows it.
-        output_dir: where everything goes.
-        weights: what the model starts from, or is evaluated with; ``''``: random weights.
+        cfg: the config.
+        output_dir: the output folder.
+        weights: the checkpoint to start from or to evaluate; ``''`` for random weights.
         train_datasets, test_datasets: names of the datasets to train and to evaluate on.
-        settings: what the config calls what an error may be about.
-        model, train_loader, test_loader: build them.
-        optimizer, scheduler: ``(model) ->`` and ``(optimizer) ->`` what Detectron2's trainers take.
-        batch_size: images a step of all processes; None where a loader of the user's own knows it.
-        max_iter, checkpoints: the steps of the training; options of ``PeriodicCheckpointer``.
-        amp, ddp, log_period: mixed precision; options of DistributedDataParallel; steps a log line.
-        eval_period: steps between evaluations during the training; ``0``: none.
+        settings: the names of settings in the language of the config, for errors.
+        model, train_loader, test_loader: functions that build them.
+        optimizer: builds the optimiser of a model.
+        scheduler: builds the learning rate scheduler of an optimiser.
+        batch_size: images in a step, of all processes together; None if only the user's own loader knows it.
+        max_iter: the number of steps.
+        checkpoints: the options of ``PeriodicCheckpointer``.
+        amp: whether to train in mixed precision.
+        ddp: the options of ``DistributedDataParallel``.
+        log_period: steps between lines of the log.
+        eval_period: steps between evaluations during the training; 0 for none.
         max_dets: how many detections of each class count in an image.
     """
 
@@ -55,5 +59,5 @@ class Run:
 
     @property
     def prefix(self) -> str:
-        """The start of the names of its checkpoints."""
+        """The start of the file names of the checkpoints."""
         return self.checkpoints.get('file_prefix', 'model')

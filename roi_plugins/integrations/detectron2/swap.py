@@ -1,8 +1,8 @@
-"""What a type of ours needs besides its name in a stock config, so that ``POOLER_TYPE`` alone is a swap.
+"""Changes whatever else a config needs if a ``POOLER_TYPE`` of this package is named in it.
 
-The readers of configs ask here. A config in YAML is given RoI heads that take the type; in a LazyConfig the
-``ROIPooler`` becomes :func:`~.poolers.build_pooler`. What an option does not name stays the config's, also
-that Detectron2's ``ROIAlign`` is not aligned: a type that replaces it is not either, unless it is told to be.
+A YAML config gets RoI heads that take the type. In a LazyConfig, :func:`~.poolers.build_pooler` replaces
+``ROIPooler``. All other settings stay. In particular, Detectron2's type ``ROIAlign`` is not aligned, so a
+type that replaces it is not aligned either, unless an option says so.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..errors import RunError
-from .config import HEADS, is_on
+from .nodes import HEADS, is_on
 from .poolers import POOLER_TYPES, STOCK_POOLER_TYPES, build_pooler, needs_channels, pooler_options
 from .roi_heads import pooler_nodes, register_counterpart
 
-# Detectron2's name for the RoIAlign of Detectron1, which does not subtract half a cell.
+# The type without the shift by half a cell; Detectron2 calls the aligned one ROIAlignV2.
 _UNALIGNED = 'ROIAlign'
 
 
 class _WithoutOurs(CfgNode):
-    """Reads files as if they did not name our types, so that the one of Detectron2's below shows."""
+    """Reads config files without the types of this package that they name."""
 
     @classmethod
     def _open_cfg(cls, filename: str) -> io.StringIO:
@@ -43,14 +43,17 @@ class _WithoutOurs(CfgNode):
 
 
 def replaced_types(path: str, options: Sequence[str]) -> dict[str, str]:
-    """Which type of Detectron2's a config in YAML would have in each head if it named none of ours.
+    """The type that each head of a YAML config would have if no type of this package were named.
 
-    It is the last one in the order in which settings override each other: Detectron2's default, the files
-    from the innermost ``_BASE_`` outwards, the options.
+    Settings override each other in this order: Detectron2's default, the files from the innermost ``_BASE_``
+    outwards, the options.
 
     Args:
-        path: a file that Detectron2 has read without an error.
+        path: path of the config, which Detectron2 has read without an error.
         options: ``KEY VALUE`` pairs.
+
+    Returns:
+        A type of Detectron2 for each of ``HEADS``.
     """
     settings, defaults = _WithoutOurs.load_yaml_with_base(path), get_cfg().MODEL
     types = {head: _pooler_type(settings, head, defaults[head].POOLER_TYPE) for head in HEADS}
@@ -68,36 +71,37 @@ def _pooler_type(settings: Mapping, head: str, default: str | None = None) -> An
 
 
 def swap_yaml(cfg: CfgNode, replaced: Mapping[str, str]) -> str | None:
-    """Gives a config RoI heads that take the types of ours that it names, in place.
+    """Gives a YAML config RoI heads that take the types of this package that it names.
 
     Args:
-        replaced: see :func:`replaced_types`.
+        cfg: the config, which is changed.
+        replaced: the types that they replace, see :func:`replaced_types`.
 
     Returns:
-        What was changed, in one line; None, where nothing was.
+        What was changed, in one line; None if nothing was.
 
     Raises:
-        RunError: no pooler would be of such a type.
+        RunError: a type is named where the model has no pooler.
     """
     model = cfg.MODEL
     heads = model.ROI_HEADS.NAME
-    ours = register_counterpart(heads)  # also those that a saved config names, of a project
+    ours = register_counterpart(heads)  # registers them, also for a saved config that names them
     asked = {head: type_ for head in HEADS if (type_ := model[head].POOLER_TYPE) in POOLER_TYPES}
     if not asked:
         return None
     _check_architecture(model.META_ARCHITECTURE, _named(asked))
-    if ours is None:  # not registered, or heads of the user's own, which may know our types
+    if ours is None:  # unknown heads, or the user's own, which may take these types
         return None
     read = pooler_nodes(ROI_HEADS_REGISTRY.get(ours))
-    # What is off may be inherited.
+    # Settings of a head that is off may be inherited from a base config.
     on = {head: type_ for head, type_ in asked.items() if is_on(cfg, head)}
     swapped = {head: type_ for head, type_ in on.items() if head in read}
-    # Heads that share a pooler may all be given its type.
+    # Heads that share a pooler may all name its type.
     lost = {head: type_ for head, type_ in on.items() if type_ not in swapped.values()} if swapped else asked
     if lost:
         there = [f'MODEL.{head}' for head in read if is_on(cfg, head)]
         raise RunError(
-            f'{_named(lost)}: no pooler is made of it; the poolers of this model ({heads}) are those of '
+            f'{_named(lost)}: there is no such pooler; the poolers of this model ({heads}) are those of '
             f'{" and ".join(there)}, such as {there[0]}.POOLER_TYPE {next(iter(lost.values()))}'
         )
     unaligned = []
@@ -105,7 +109,7 @@ def swap_yaml(cfg: CfgNode, replaced: Mapping[str, str]) -> str | None:
         if not replaced[head]:
             raise RunError(
                 f"MODEL.{head}.POOLER_TYPE: got {type_!r}, but in the config it is '': {model[head].NAME} "
-                f'pools by itself. Others have a pooler, such as MODEL.ROI_BOX_HEAD.POOLER_TYPE {type_}'
+                f'reads the maps itself. Others have a pooler, such as MODEL.ROI_BOX_HEAD.POOLER_TYPE {type_}'
             )
         options = model[head].POOLER_OPTIONS
         if replaced[head] == _UNALIGNED and options.ALIGNED is None and 'aligned' in pooler_options(type_):
@@ -116,7 +120,7 @@ def swap_yaml(cfg: CfgNode, replaced: Mapping[str, str]) -> str | None:
         model.ROI_HEADS.NAME = ours
         changes.append(f'MODEL.ROI_HEADS.NAME is {ours} in place of {heads}')
     if unaligned:
-        changes.append(f'{" and ".join(unaligned)} False, as of the {_UNALIGNED} that it replaces')
+        changes.append(f'{" and ".join(unaligned)} False, as for the {_UNALIGNED} that it replaces')
     return f'{_named(swapped)}: {"; ".join(changes)}' if changes else None
 
 
@@ -134,15 +138,22 @@ def _check_architecture(name: str, named: str) -> None:
 
 
 def lazy_pooler_types(cfg: DictConfig) -> dict[str, Any]:
-    """The types of the poolers in the model of a LazyConfig, by where they are."""
+    """The types of the poolers of a LazyConfig, by their places, such as ``model.roi_heads.box_pooler``.
+
+    Args:
+        cfg: the LazyConfig.
+    """
     return {where: node.get('pooler_type') for where, node in _lazy_poolers(cfg)}
 
 
 def take_lazy_types(cfg: DictConfig) -> list[str]:
-    """Makes the poolers of a LazyConfig that have a type of ours :func:`build_pooler`, in place.
+    """Replaces ``ROIPooler`` by :func:`~.poolers.build_pooler` for each pooler with a type of this package.
+
+    Args:
+        cfg: the LazyConfig, which is changed.
 
     Returns:
-        Where those are that were Detectron2's ``ROIPooler``.
+        The places of the poolers that were replaced.
     """
     taken = []
     for where, node in _lazy_poolers(cfg):
@@ -153,20 +164,20 @@ def take_lazy_types(cfg: DictConfig) -> list[str]:
 
 
 def swap_lazy(cfg: DictConfig, taken: Sequence[str], before: Mapping[str, Any]) -> str | None:
-    """Gives the poolers with a type of ours the arguments that it needs, in place.
+    """Gives the poolers with a type of this package the arguments that they need.
 
     Args:
-        cfg: with all options, after :func:`take_lazy_types`.
-        taken: what that has returned.
-        before: the types of the file without the options, see :func:`lazy_pooler_types`. What a type
-            replaced that the file itself sets is not known: ``aligned`` stays at its default, which the
-            returned line says.
+        cfg: the LazyConfig with all options, after :func:`take_lazy_types`; it is changed.
+        taken: the result of :func:`take_lazy_types`.
+        before: the types of the file without the options, see :func:`lazy_pooler_types`. If the file itself
+            names a type of this package, it is not known which type it replaced; ``aligned`` then keeps its
+            default, which the returned line says.
 
     Returns:
-        What was changed, in one line; None, where nothing was.
+        What was changed, in one line; None if nothing was.
 
     Raises:
-        RunError: a type has weights, and nothing tells for how many channels.
+        RunError: a type needs the number of channels, and the config does not tell it.
     """
     notes = []
     for where, node in _lazy_poolers(cfg):
@@ -186,7 +197,7 @@ def swap_lazy(cfg: DictConfig, taken: Sequence[str], before: Mapping[str, Any]) 
         if 'aligned' in known and node.get('aligned') is None:
             if before.get(where) == _UNALIGNED:
                 node.aligned = False
-                changes.append(f'aligned=False, as of the {_UNALIGNED} that it replaces')
+                changes.append(f'aligned=False, as for the {_UNALIGNED} that it replaces')
             elif where in taken and before.get(where) not in STOCK_POOLER_TYPES:
                 changes.append(f'aligned as by default (set aligned=False if it replaces {_UNALIGNED})')
         if changes:
@@ -195,7 +206,7 @@ def swap_lazy(cfg: DictConfig, taken: Sequence[str], before: Mapping[str, Any]) 
 
 
 def _channels(cfg: DictConfig, where: str) -> int | None:
-    """Of the maps that a pooler reads: what the neck gives, or without one what the stock head expects."""
+    """The channels of the maps that a pooler reads, by the neck, or without one by the head of the pooler."""
     neck = OmegaConf.select(cfg, 'model.backbone.out_channels')
     if neck is not None:
         return neck
@@ -204,18 +215,26 @@ def _channels(cfg: DictConfig, where: str) -> int | None:
 
 
 def check_lazy_pooler(option: str, cfg: DictConfig) -> None:
-    """Raises RunError on an option ``KEY.pooler_type=TYPE`` where the model has no pooler."""
+    """Checks that an option ``KEY.pooler_type=TYPE`` is for a pooler.
+
+    Args:
+        option: the option.
+        cfg: the LazyConfig.
+
+    Raises:
+        RunError: the model has no pooler there.
+    """
     key, _, type_ = option.lstrip('+').partition('=')
     where = key.removesuffix('.pooler_type')
     if 'pooler_type' in (OmegaConf.select(cfg, where) or ()):
         return
     poolers = list(lazy_pooler_types(cfg))
     model = getattr(_target(cfg.get('model')), '__name__', 'the model')
-    there = 'has none; models of two stages have, such as GeneralizedRCNN'
+    there = 'has no pooler; two-stage models such as GeneralizedRCNN have'
     if poolers:
         there = f'has {", ".join(poolers)}, such as {poolers[0]}.pooler_type={type_}'
     raise RunError(
-        f'options: {option}: there is no pooler at {where}; a head without one is not there, or pools by '
+        f'options: {option}: there is no pooler at {where}; there is no such head, or it reads the maps '
         f'itself. {model} {there}'
     )
 
@@ -228,8 +247,9 @@ def _lazy_poolers(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
 def _walk(where: str, node: DictConfig | ListConfig) -> Iterator[tuple[str, DictConfig]]:
     if isinstance(node, DictConfig) and '_target_' in node and 'pooler_type' in node:
         yield where, node
-    for key in node if isinstance(node, DictConfig) else range(len(node)):
-        # What an interpolation stands for is found where it is.
+    keys: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
+    for key in keys:
+        # What an interpolation refers to is found in its own place.
         if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
             continue
         if isinstance(child := node[key], (DictConfig, ListConfig)):
@@ -238,5 +258,5 @@ def _walk(where: str, node: DictConfig | ListConfig) -> Iterator[tuple[str, Dict
 
 def _target(node: Any) -> Any:
     target = node.get('_target_') if isinstance(node, DictConfig) else None
-    # A path, where it was read from YAML or given as an option.
+    # In YAML and in an option, the class is given by its path.
     return pydoc.locate(target) if isinstance(target, str) else target

@@ -1,4 +1,4 @@
-"""COCO files of the user's own in place of the data of an MMDetection config."""
+"""Replaces the data of an MMDetection config by COCO files of the user."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from mmengine.registry import DATASETS
 from roi_plugins.files import read_json
 
 from ..errors import RunError
-from .checks import metrics_of
-from .registered import class_of, type_name
+from .check_test import metrics_of
+from .registered import class_of, is_subclass, type_name
 
-# A validation during the training must not run on what the config has, of other classes.
+# The validation during a training is replaced too: the config's own data may have other classes.
 _LOADERS = {'train': ('train_dataloader',), 'test': ('test_dataloader', 'val_dataloader')}
 _EVALUATORS = {'train': (), 'test': ('test_evaluator', 'val_evaluator')}
 
 
 def use_files(cfg: Config, half: str, files: Sequence[str | Path] | None) -> None:
-    """Puts COCO files in the place of the config's data: of its innermost dataset, and of its metrics.
+    """Replaces the annotations, images and classes of a config's dataset, and the annotations of its metrics.
 
-    What else the dataset has stays, such as its type, pipeline, filter and wrappers. Of a ``ConcatDataset``
-    its first part stays. The paths are absolute, for the config is saved and read from other folders too.
+    The rest of the dataset stays, such as its type, pipeline, filter and wrappers. A ``ConcatDataset`` is
+    replaced by its first part. The paths become absolute, since the saved config is read from other folders.
 
     Args:
-        half: ``'train'``; or ``'test'``, which is the validation too, if there is one.
-        files: instance annotations (``.json``) and the folder of the images; None leaves all as it is.
+        cfg: the config, which is changed.
+        half: ``'train'``, or ``'test'`` for the test and the validation.
+        files: instance annotations (``.json``) and the folder of the images; None changes nothing.
 
     Raises:
-        RunError: the config has no such data, or it is not in COCO format; or the folder is not there.
+        RunError: the config has no such data, it is not in COCO format, or the folder does not exist.
         DataError: the annotations cannot be read.
     """
     if files is None:
@@ -56,7 +57,7 @@ def use_files(cfg: Config, half: str, files: Sequence[str | Path] | None) -> Non
         cfg[loader].dataset = _replaced(option, f'{loader}.dataset', cfg[loader].dataset, data)
     for evaluator in _EVALUATORS[half]:
         for _, options, kind in metrics_of(evaluator, cfg.get(evaluator)):
-            if isinstance(kind, type) and issubclass(kind, CocoMetric):
+            if is_subclass(kind, CocoMetric):
                 options['ann_file'] = annotations
                 options.pop('backend_args', None)
 
@@ -68,19 +69,19 @@ def _replaced(option: str, setting: str, dataset: Any, data: Mapping[str, Any]) 
         dataset['dataset'] = _replaced(option, f'{setting}.dataset', dataset['dataset'], data)
         return dataset
     kind = class_of(DATASETS, dataset.get('type'))
-    if not (isinstance(kind, type) and issubclass(kind, CocoDataset)):
+    if not is_subclass(kind, CocoDataset):
         raise RunError(
             f'{option}: {setting}.type is {type_name(dataset)}, which does not read COCO files; give a '
             'config whose dataset is a CocoDataset'
         )
     for key, value in data.items():
         dataset[key] = value
-    dataset.pop('backend_args', None)  # of a store that is not the local disk
+    dataset.pop('backend_args', None)  # it reads from another store than the local disk
     return dataset
 
 
 def _classes(option: str, annotations: str) -> list[str]:
-    """The names of the categories as CocoDataset numbers them: as the file lists them."""
+    """The names of the categories in the order of the file, by which CocoDataset numbers them."""
     if not annotations.endswith('.json'):
         raise RunError(f'{option}: the annotations {annotations} are not a .json file of COCO annotations')
     try:

@@ -1,4 +1,4 @@
-"""The types that an MMDetection config names, and those that its registries know."""
+"""Finds the types that an MMDetection config names in MMEngine's registries, and explains unknown ones."""
 
 from __future__ import annotations
 
@@ -19,29 +19,50 @@ _BY_NAME = {found.name: found for found in vars(registries).values() if isinstan
 
 
 def enter_scope(cfg: Config) -> None:
-    """Lets registries find what the config names without a scope, as the runner will."""
+    """Sets the default scope of a config, in which the registries find types that are named without one."""
     scope = cfg.get('default_scope', 'mmengine')
     if scope is not None:
         init_default_scope(scope)
 
 
 def class_of(registry: Registry, kind: Any) -> Any:
-    """The class of a type in any of MMEngine's spellings: a name, with a scope or without, or the class."""
+    """The class of a ``type`` of a config.
+
+    Args:
+        registry: where the type is registered.
+        kind: a name, with a scope or without, or the class itself.
+
+    Returns:
+        The class; None if the name is not registered.
+    """
     if not isinstance(kind, str):
         return kind
     with registry.switch_scope_and_registry(None) as found:
         return found.get(kind)
 
 
+def is_subclass(kind: Any, base: type) -> bool:
+    """Whether a type, as :func:`class_of` finds it, is a class that is derived from ``base``."""
+    return isinstance(kind, type) and issubclass(kind, base)
+
+
 def type_name(options: Any) -> str:
+    """The name of the ``type`` of a part of a config, for messages."""
     kind = options.get('type') if isinstance(options, Mapping) else type(options)
     return getattr(kind, '__name__', str(kind))
 
 
 def check_registered(cfg: Config, *loaders: str) -> None:
-    """Raises RunError on an unknown type of the loaders' datasets and transforms, or of a part of the model.
+    """Checks the types of datasets, transforms and parts of the model.
 
-    What is inside of the parts, such as losses, is left to :func:`explain_unregistered`.
+    Types inside the parts, such as losses, are left to :func:`explain_unregistered`.
+
+    Args:
+        cfg: the config.
+        loaders: the settings of the data loaders to check, such as ``'train_dataloader'``.
+
+    Raises:
+        RunError: a type is not registered.
     """
     enter_scope(cfg)
     for loader in loaders:
@@ -54,7 +75,7 @@ def check_registered(cfg: Config, *loaders: str) -> None:
 
 
 def explain_unregistered(error: Exception) -> str | None:
-    """What to say where a registry does not have a type; None for an error that is about something else."""
+    """The message for an error of a registry about an unknown type; None for any other error."""
     found = re.search(r'(\S+) is not in the \S+::(.+?) registry', str(error))
     if found is None or found[2] not in _BY_NAME:
         return None
@@ -63,7 +84,16 @@ def explain_unregistered(error: Exception) -> str | None:
 
 
 def check_type(registry: Registry, setting: str, options: Any) -> None:
-    """Raises RunError on a ``type`` that the registry does not have."""
+    """Checks the type of a part of a config.
+
+    Args:
+        registry: where the type should be registered.
+        setting: the setting of the part, for the error.
+        options: the part.
+
+    Raises:
+        RunError: the type is not registered.
+    """
     kind = options.get('type') if isinstance(options, Mapping) else None
     if isinstance(kind, str) and class_of(registry, kind) is None:
         ending = _EXTRACTOR if setting.endswith('roi_extractor') else ''
@@ -71,10 +101,10 @@ def check_type(registry: Registry, setting: str, options: Any) -> None:
 
 
 def _explain(registry: Registry, name: str, ending: str) -> str:
-    """Names all that end in ``ending``; without one, what is near."""
+    """The message for an unknown type: names all types with this ending, or if it is empty similar ones."""
     known: set[str] = set()
     with registry.switch_scope_and_registry(None) as found:
-        while found is not None:  # a scope's own, then those that it inherits
+        while found is not None:  # the registry of a scope, then those that it inherits from
             known |= found.module_dict.keys()
             found = found.parent
     last = name.rpartition('.')[2]
@@ -84,13 +114,13 @@ def _explain(registry: Registry, name: str, ending: str) -> str:
         there = ask_for_near(last, sorted(known)) or 'none has a name like that. '
     return (
         f'{name} is not registered as a {registry.name}; {there}'
-        'One of your own is registered by a module, which is named by --import MODULE or by '
+        'A type of your own is registered by a module, which is named by --import MODULE or by '
         "custom_imports = dict(imports=['MODULE'])"
     )
 
 
 def _datasets(setting: str, options: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Datasets and their wrappers, with the settings that they are."""
+    """Setting and config of each dataset and wrapper."""
     if not isinstance(options, Mapping):
         return
     yield setting, options
@@ -100,6 +130,7 @@ def _datasets(setting: str, options: Any) -> Iterator[tuple[str, Mapping[str, An
 
 
 def _parts_of_model(setting: str, options: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Setting and config of the model and each of its backbones, necks, heads and so on."""
     if isinstance(options, (list, tuple)):  # the stages of a cascade
         for index, stage in enumerate(options):
             yield from _parts_of_model(f'{setting}.{index}', stage)

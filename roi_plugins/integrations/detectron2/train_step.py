@@ -1,4 +1,4 @@
-"""A training step of a Detectron2 config, to be measured."""
+"""A training step of a Detectron2 config, whose time and memory can be measured."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from torch import nn
 from roi_plugins.files import read_json
 from roi_plugins.run_record import METRICS_FILE
 
+from .arguments import COMMAND, parse_arguments
+from .check_data import check_registered
 from .checkpoints import DataCheckpointer
-from .checks import check_registered
+from .config import read_config
 from .datasets import import_modules
+from .describe import describe
 from .poolers import RoIPluginsPooler
-from .reading import read_config, read_saved_config
-from .runs import COMMAND, describe, parse_arguments
+from .saved_config import read_saved_config
 
 EXTRACTOR_TYPES = (ROIPooler, RoIPluginsPooler)
 
@@ -27,14 +29,19 @@ EXTRACTOR_TYPES = (ROIPooler, RoIPluginsPooler)
 def load_step(
     config: str | Path, checkpoint: str | Path, device: torch.device
 ) -> tuple[nn.Module, Callable[[], object]]:
-    """The detector of a finished training, and what trains it for one step: forward, losses, backward and
-    optimiser, always on the first batch of the training data. The learning rate is 0: the weights stay.
+    """A training step of a finished training, for the ``train_step`` of a ``Framework``.
 
     Args:
-        config: the ``config.yaml`` that the training left, or what it was made of.
+        config: the ``config.yaml`` that the training has saved, or the config of the training.
+        checkpoint: path of the trained weights.
+        device: where the model runs.
+
+    Returns:
+        The detector, and a function that runs a step: forward, losses, backward and optimiser, always on the
+        first batch of the training data. The learning rate is 0, so that the weights stay.
 
     Raises:
-        RunError: the training data is not registered, or not there.
+        RunError: the training data is not registered or does not exist.
     """
     imported = _register_data(Path(config).parent)
     is_python = Path(config).suffix == '.py'
@@ -68,15 +75,16 @@ def load_step(
 
 
 def _register_data(run_dir: Path) -> list[str]:
-    """Does again what registered the data of a finished run: its imports, and its LazyConfig.
+    """Registers the data of a finished run again, by its imports and its LazyConfig.
 
     Returns:
-        The packages of its imports.
+        The packages that the run imported.
     """
     if not (run_dir / METRICS_FILE).is_file():
         return []
     command = read_json(run_dir / METRICS_FILE, 'record').get('command', [])
-    if command[: len(COMMAND)] != COMMAND:
+    # An earlier version called the module detectron2.runs.
+    if command[:2] != COMMAND[:2] or not command[2].startswith(f'{__package__}.'):
         return []
     args = parse_arguments(command[len(COMMAND) :])
     import_modules(args.imports)

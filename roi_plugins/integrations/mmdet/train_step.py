@@ -1,4 +1,4 @@
-"""A training step of an MMDetection config, to be measured."""
+"""A training step of an MMDetection config, whose time and memory can be measured."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
-from roi_plugins.integrations.weights import only_data
-
-from . import MMDetRoIExtractor
-from .reading import read_config
-from .runs import allow_mmengine_checkpoints
+from ..checkpoints import weights_only
+from .checkpoints import allow_mmengine_checkpoints
+from .config import read_config
+from .extractors import MMDetRoIExtractor
 
 EXTRACTOR_TYPES = (BaseRoIExtractor, MMDetRoIExtractor)
 
@@ -26,11 +25,20 @@ EXTRACTOR_TYPES = (BaseRoIExtractor, MMDetRoIExtractor)
 def load_step(
     config: str | Path, checkpoint: str | Path, device: torch.device
 ) -> tuple[nn.Module, Callable[[], object]]:
-    """:func:`build_step` of a finished training, whose weights stay as they are."""
+    """A training step of a finished training, for the ``train_step`` of a ``Framework``.
+
+    Args:
+        config: path of the config.
+        checkpoint: path of the trained weights.
+        device: where the model runs.
+
+    Returns:
+        The detector, and a function that runs a step. The learning rate is 0, so that the weights stay.
+    """
     cfg = read_config(config)
     model, step = build_step(cfg, device, num_batches=1, learns=False)
     allow_mmengine_checkpoints()
-    with only_data():
+    with weights_only():
         load_checkpoint(model, str(checkpoint), map_location='cpu', strict=True, logger='silent')
     return model, step
 
@@ -38,12 +46,17 @@ def load_step(
 def build_step(
     cfg: Config, device: torch.device, *, num_batches: int, learns: bool = True
 ) -> tuple[nn.Module, Callable[[], object]]:
-    """A detector, and what trains it for one step: forward, losses, backward and optimiser.
+    """Builds a detector and its training step.
 
     Args:
-        num_batches: of the training data, loaded here and then taken in turn: loading images is no part
-            of the step, and in training runs beside it.
-        learns: False: a learning rate of 0, and nothing is loaded to start from.
+        cfg: the config.
+        device: where the model runs.
+        num_batches: how many batches of the training data the steps take in turn. They are loaded here, since
+            a training loads images in parallel to its steps.
+        learns: whether the weights are initialised and trained. If False, the learning rate is 0.
+
+    Returns:
+        The detector, and a function that runs a step: forward, losses, backward and optimiser.
     """
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     torch.manual_seed(0)

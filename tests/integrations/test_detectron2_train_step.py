@@ -1,5 +1,6 @@
 """The training step that ``compare.py --cost`` measures, of runs whose data the user registered."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling.backbone.resnet import BasicBlock
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
-from roi_plugins.integrations.detectron2.reading import read_saved_config
-from roi_plugins.integrations.detectron2.steps import load_step
+from roi_plugins.integrations.detectron2.saved_config import read_saved_config
+from roi_plugins.integrations.detectron2.train_step import load_step
 from roi_plugins.integrations.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,12 +58,18 @@ def yaml_argv(*flags, **changes):
     return '--config-file', YAML, *swap, *flags, *(part for pair in options.items() for part in pair)
 
 
-@pytest.mark.parametrize('given', ['data_by_name', 'data_by_file.py'])
-def test_data_of_an_imported_module(data, tmp_path, monkeypatch, given):
+@pytest.mark.parametrize(
+    ('given', 'module'),
+    [('data_by_name', 'command_line'), ('data_by_file.py', 'runs')],  # runs: of an earlier version
+)
+def test_data_of_an_imported_module(data, tmp_path, monkeypatch, given, module):
     name = given.removesuffix('.py')
     (tmp_path / f'{name}.py').write_text(REGISTER.format(root=data, name=name))
     names = {'DATASETS.TRAIN': f"('{name}_train',)", 'DATASETS.TEST': f"('{name}_val',)"}
     train(tmp_path, *yaml_argv('--import', given, **names))
+    record = json.loads((tmp_path / 'out/metrics.json').read_text())
+    record['command'][2] = f'roi_plugins.integrations.detectron2.{module}'
+    (tmp_path / 'out/metrics.json').write_text(json.dumps(record))
     run = tmp_path / 'out/config.yaml', tmp_path / 'out/model_final.pth', torch.device('cpu')
     assert f'{name}_train' not in DatasetCatalog
     if given == name:  # a file is found from anywhere

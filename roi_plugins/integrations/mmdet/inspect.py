@@ -18,13 +18,13 @@ from ...extractors.presets import describe
 from ...ops import assign_levels_mmdet
 from ..errors import RunError
 from ..inspection import InspectionError
-from . import MMDetRoIExtractor
-from .reading import read_config
+from .config import read_config
+from .extractors import MMDetRoIExtractor
 from .registered import explain_unregistered
 
 
 def find_extractors(config: Path) -> dict[str, RoIExtractor]:
-    """See :func:`roi_plugins.integrations.inspection.read_extractors`."""
+    """The extractors of a config, see :func:`roi_plugins.integrations.inspection.read_extractors`."""
     try:
         cfg = read_config(config)
     except RunError as error:
@@ -43,7 +43,14 @@ def find_extractors(config: Path) -> dict[str, RoIExtractor]:
 
 
 def describe_extractors(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Type and options of each extractor of a model, by where it is: ``roi_head.bbox_roi_extractor``, say."""
+    """Type and options of each RoI extractor of a model.
+
+    Args:
+        model: a detector of MMDetection.
+
+    Returns:
+        A dict for each extractor, by its place in the model, such as ``roi_head.bbox_roi_extractor``.
+    """
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, MMDetRoIExtractor):
@@ -57,31 +64,32 @@ def describe_extractors(model: nn.Module) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _extractor_configs(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:
+def _extractor_configs(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if isinstance(node, Mapping):
         if _is_extractor(node.get('type')):
             yield '.'.join(path), node
         for key, value in node.items():
             yield from _extractor_configs(value, (*path, key))
-    elif isinstance(node, (list, tuple)):  # of the stages of a cascade
+    elif isinstance(node, (list, tuple)):  # the stages of a cascade
         for index, value in enumerate(node):
             yield from _extractor_configs(value, (*path, str(index)))
 
 
 def _is_extractor(type_: Any) -> bool:
-    """Whether a type is one of an extractor, whatever its name, with a scope or without."""
+    """Whether the type of a config, with a scope or without or a class, is that of a RoI extractor."""
     if not isinstance(type_, str):
         return isinstance(type_, type) and issubclass(type_, (BaseRoIExtractor, MMDetRoIExtractor))
     found = MODELS.get(type_)
-    # An unknown one is left to the registry, whose error names it.
+    # An unknown extractor is kept, so that the registry reports it.
     return type_.endswith('RoIExtractor') if found is None else _is_extractor(found)
 
 
 def _as_ours(built: nn.Module) -> RoIExtractor | None:
+    """The extractor of this package that computes the same; None if there is none."""
     if isinstance(built, MMDetRoIExtractor):
         return built.extractor
     if not isinstance(built, SingleRoIExtractor):
-        return None  # such as one that adds all levels up
+        return None  # such as GenericRoIExtractor, which adds up all levels
     layer = built.roi_layers[0]
     if isinstance(layer, RoIAlign):
         method = {

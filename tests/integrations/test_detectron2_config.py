@@ -8,7 +8,7 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
 from detectron2.data import DatasetCatalog
 
-from roi_plugins.integrations.detectron2.reading import read_config
+from roi_plugins.integrations.detectron2.config import read_config
 from roi_plugins.integrations.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[2]

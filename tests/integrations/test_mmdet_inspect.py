@@ -8,7 +8,7 @@ pytest.importorskip('mmcv.ops')
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 
-from roi_plugins.integrations.mmdet.inspection import find_extractors
+from roi_plugins.integrations.mmdet.inspect import find_extractors
 
 CONFIG = """
 default_scope = {scope!r}
