@@ -67,6 +67,7 @@ QUANTITIES = (
     Quantity('APs', 'AP$_S$', area='small'),
     Quantity('APm', 'AP$_M$', area='medium'),
     Quantity('APl', 'AP$_L$', area='large'),
+    Quantity('AR', 'AR', measure='recall'),
 )
 """What is reported of one evaluation, in the order of the tables. No other place says so."""
 

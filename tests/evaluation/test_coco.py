@@ -74,7 +74,7 @@ def detect(dataset, iou_type, jitter):
     return predictions
 
 
-STATS = {'AP': 0, 'AP50': 1, 'AP75': 2, 'APs': 3, 'APm': 4, 'APl': 5}
+STATS = {'AP': 0, 'AP50': 1, 'AP75': 2, 'APs': 3, 'APm': 4, 'APl': 5, 'AR': 8}
 """Where ``COCOeval.stats`` has each of our quantities."""
 
 
