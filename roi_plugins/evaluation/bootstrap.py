@@ -85,7 +85,8 @@ def sample_run(result: Mapping[str, Any], matches: Matches, counts: np.ndarray) 
     blocks = []
     for start in range(0, counts.shape[1], _BLOCK):
         ap = resampled_ap(matches, counts[:, start : start + _BLOCK])
-        metrics = [quantity.select(ap.curves).mean(axis=0) for quantity in QUANTITIES]
+        measures = {'precision': ap.curves, 'recall': ap.recall}
+        metrics = [quantity.select(measures).mean(axis=0) for quantity in QUANTITIES]
         blocks.append(np.concatenate([metrics, ap.curves[AREAS.index('all')], ap.per_class]))
     return RunSample(values, np.concatenate([np.empty((len(values), 0)), *blocks], axis=1))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -25,7 +25,7 @@ from roi_plugins.evaluation.matching import (
     MAX_DETS,
     Matches,
     match,
-    precision_at_recall,
+    precision_and_recall,
 )
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
@@ -33,27 +33,30 @@ IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 @dataclass(frozen=True)
 class Quantity:
-    """One AP that is reported: a column of every table.
+    """One AP or AR that is reported: a column of every table.
 
     Attributes:
         name: of the column, and the key in files.
         latex: of the column in LaTeX.
         iou: the IoU threshold; None for the mean over ``IOU_THRESHOLDS``.
         area: of the objects that are looked for, one of ``AREAS``.
+        measure: what it is the mean of: for AP the ``'precision'`` at 101 recalls, for AR the highest
+            ``'recall'``.
     """
 
     name: str
     latex: str
     iou: float | None = None
     area: str = 'all'
+    measure: Literal['precision', 'recall'] = 'precision'
 
-    def select(self, over_iou: np.ndarray) -> np.ndarray:
+    def select(self, measures: Mapping[str, np.ndarray]) -> np.ndarray:
         """What it is the mean of.
 
         Args:
-            over_iou: precision or AP, (areas, IoU thresholds, ...).
+            measures: each measure, or its mean over recalls and classes, (areas, IoU thresholds, ...).
         """
-        of_area = over_iou[AREAS.index(self.area)]
+        of_area = measures[self.measure][AREAS.index(self.area)]
         return of_area if self.iou is None else of_area[[IOU_THRESHOLDS.index(self.iou)]]
 
 
@@ -64,8 +67,9 @@ QUANTITIES = (
     Quantity('APs', 'AP$_S$', area='small'),
     Quantity('APm', 'AP$_M$', area='medium'),
     Quantity('APl', 'AP$_L$', area='large'),
+    Quantity('AR', 'AR', measure='recall'),
 )
-"""What is reported of one evaluation, in the order of ``COCOeval.stats[:6]``. No other place says so."""
+"""What is reported of one evaluation, in the order of the tables. No other place says so."""
 
 METRICS = tuple(quantity.name for quantity in QUANTITIES)
 
@@ -145,12 +149,14 @@ def summarize(matches: Matches) -> dict[str, Any]:
         ``CURVE`` the list of the AP at each of ``IOU_THRESHOLDS``; under ``PER_CLASS`` that of the
         AP of each class, by rising category id; and under ``COUNT`` the number of predictions.
     """
-    precision = np.moveaxis(precision_at_recall(matches), -1, 0)  # (areas, T, R, K)
+    # (areas, T, R, K) and (areas, T, K)
+    precision, recall = (np.moveaxis(measure, -1, 0) for measure in precision_and_recall(matches))
+    measures = {'precision': precision, 'recall': recall}
     over_all = precision[AREAS.index('all')]
     return {
-        **{quantity.name: _mean_precision(quantity.select(precision)) for quantity in QUANTITIES},
-        CURVE: [_mean_precision(p) for p in over_all],
-        PER_CLASS: [_mean_precision(p) for p in np.moveaxis(over_all, -1, 0)],
+        **{quantity.name: _mean_of_present(quantity.select(measures)) for quantity in QUANTITIES},
+        CURVE: [_mean_of_present(p) for p in over_all],
+        PER_CLASS: [_mean_of_present(p) for p in np.moveaxis(over_all, -1, 0)],
         COUNT: matches.count,
     }
 
@@ -180,6 +186,6 @@ def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
         print(iou_type, *(f'{name} {value}' for name, value in points.items()), sep='  ')
 
 
-def _mean_precision(precision: np.ndarray) -> float:
-    present = precision[precision > -1]
+def _mean_of_present(measure: np.ndarray) -> float:
+    present = measure[measure > -1]
     return float(np.mean(present)) if present.size else -1.0

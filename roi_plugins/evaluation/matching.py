@@ -78,11 +78,13 @@ class ResampledAP:
     """AP over each of R resamples of the images; NaN where a resample has no object to find.
 
     Attributes:
-        curves: of all classes together, (areas, IoU thresholds, R).
-        per_class: over all areas and thresholds, (classes, R).
+        curves: AP of all classes together, (areas, IoU thresholds, R).
+        recall: the highest recall, the mean over the classes, (areas, IoU thresholds, R).
+        per_class: AP over all thresholds, (classes, R).
     """
 
     curves: np.ndarray
+    recall: np.ndarray
     per_class: np.ndarray
 
 
@@ -212,11 +214,12 @@ def _match_class(
     )
 
 
-def precision_at_recall(matches: Matches) -> np.ndarray:
-    """pycocotools' precision, -1 for classes without objects.
+def precision_and_recall(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
+    """pycocotools' precision at each recall, and its highest recall; -1 for classes without objects.
 
     Returns:
-        ``COCOeval.eval['precision'][..., -1]``: (IoU thresholds, 101 recalls, classes, areas).
+        ``COCOeval.eval['precision'][..., -1]``: (IoU thresholds, 101 recalls, classes, areas), and
+        ``COCOeval.eval['recall'][..., -1]``: (IoU thresholds, classes, areas).
     """
     joined = [
         {
@@ -231,14 +234,14 @@ def precision_at_recall(matches: Matches) -> np.ndarray:
     return accumulate(joined, len(matches.classes), len(AREAS))
 
 
-def accumulate(joined: list[dict], classes: int, areas: int) -> np.ndarray:
+def accumulate(joined: list[dict], classes: int, areas: int) -> tuple[np.ndarray, np.ndarray]:
     """``COCOeval.accumulate`` for results that are those of all images already.
 
     Args:
         joined: of each class and in it of each area what ``evaluateImg`` gives of an image.
 
     Returns:
-        Precision, (IoU thresholds, 101 recalls, classes, areas).
+        See :func:`precision_and_recall`.
     """
     coco_eval = COCOeval(iouType='bbox')
     params = coco_eval.params
@@ -251,7 +254,7 @@ def accumulate(joined: list[dict], classes: int, areas: int) -> np.ndarray:
     coco_eval.evalImgs = joined
     with contextlib.redirect_stdout(io.StringIO()):
         coco_eval.accumulate()
-    return coco_eval.eval['precision'][..., -1]
+    return coco_eval.eval['precision'][..., -1], coco_eval.eval['recall'][..., -1]
 
 
 def resampled_ap(matches: Matches, counts: np.ndarray) -> ResampledAP:
@@ -266,7 +269,8 @@ def resampled_ap(matches: Matches, counts: np.ndarray) -> ResampledAP:
     very same score, of which ``COCOeval`` takes the first and the second of each copy in turn.
     """
     counts = np.ascontiguousarray(counts, dtype=np.int32)
-    sums = np.zeros((len(AREAS), matches.classes[0].matched.shape[1], counts.shape[1]))
+    # Precision and recall beside each other: both are means over the classes that have an object.
+    sums = np.zeros((2, len(AREAS), matches.classes[0].matched.shape[1], counts.shape[1]))
     present = np.zeros((len(AREAS), 1, counts.shape[1]), int)
     per_class = np.full((len(matches.classes), counts.shape[1]), np.nan)
     for index, matched in enumerate(matches.classes):
@@ -274,26 +278,26 @@ def resampled_ap(matches: Matches, counts: np.ndarray) -> ResampledAP:
             objects = counts[matched.object_image[~matched.object_ignored[area]]].sum(axis=0)
             if not (is_present := objects > 0).any():
                 continue
-            ap = np.where(is_present, _class_ap(matched, area, counts, objects), 0)
-            sums[area] += ap
+            ap, recall = np.where(is_present, _class_ap(matched, area, counts, objects), 0)
+            sums[:, area] += ap, recall
             present[area] += is_present
             if AREAS[area] == 'all':
                 per_class[index] = np.where(is_present, ap.mean(axis=0), np.nan)
-    curves = np.divide(sums, present, out=np.full_like(sums, np.nan), where=present > 0)
-    return ResampledAP(curves, per_class)
+    curves, recall = np.divide(sums, present, out=np.full_like(sums, np.nan), where=present > 0)
+    return ResampledAP(curves, recall, per_class)
 
 
 _RECALLS = COCOeval(iouType='bbox').params.recThrs
 
 
 def _class_ap(matches: ClassMatches, area: int, counts: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """AP at each IoU threshold, (T, R), of a class with that many ``objects``, (R,).
+    """AP and recall at each IoU threshold, (2, T, R), of a class with that many ``objects``, (R,).
 
     Recall rises at matched detections alone, and precision is highest there: these positions are
     all that is needed. With one row a position and one column a resample, sums along a ranking
     are sums of rows, which are fast.
     """
-    ap = np.zeros((matches.matched.shape[1], counts.shape[1]))
+    ap, highest = found = np.zeros((2, matches.matched.shape[1], counts.shape[1]))
     for threshold, (matched, ignored) in enumerate(
         zip(matches.matched[area], matches.ignored[area], strict=True)
     ):
@@ -316,8 +320,9 @@ def _class_ap(matches: ClassMatches, area: int, counts: np.ndarray, objects: np.
         for row, below in zip(precision[-2::-1], precision[::-1], strict=False):
             np.maximum(row, below, out=row)
         recall = right / np.maximum(objects, 1)
+        highest[threshold] = recall[-1]
         reached = (100 * recall + 1e-9).astype(np.int32)  # the last of _RECALLS, or one too many
         reached += _RECALLS.take(reached) <= recall
         reached[1:] -= reached[:-1].copy()
         ap[threshold] = np.einsum('ij,ij->j', precision, reached) / len(_RECALLS)
-    return ap
+    return found

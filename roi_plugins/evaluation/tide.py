@@ -188,4 +188,5 @@ def _ap50(ranking: _Ranking, fixed: int | None) -> float:
     if not joined:
         return 0.0
     # A class of which every object is missed has nothing to find then; as in TIDE that is 0.
-    return float(np.maximum(accumulate(joined, len(joined), 1), 0).mean())
+    precision, _ = accumulate(joined, len(joined), 1)
+    return float(np.maximum(precision, 0).mean())

@@ -50,7 +50,7 @@ def make_dataset():
 
 
 def test_the_console_shows_points_as_the_tables_do(capsys):
-    values = dict(zip(METRICS, (0.2334, 1.0, 0.0005, 0.0, -1.0, 0.31250000000000006), strict=True))
+    values = {'AP': 0.2334, 'AP50': 1.0, 'AP75': 0.0005, 'APs': 0.0, 'APm': -1.0, 'APl': 0.31250000000000006}
     print_metrics({'bbox': values})
     assert capsys.readouterr().out == 'bbox  AP 23.3  AP50 100.0  AP75 0.1  APs 0.0  APm -  APl 31.3\n'
 
@@ -72,6 +72,15 @@ def detect(dataset, iou_type, jitter):
             }
         )
     return predictions
+
+
+STATS = {'AP': 0, 'AP50': 1, 'AP75': 2, 'APs': 3, 'APm': 4, 'APl': 5, 'AR': 8}
+"""Where ``COCOeval.stats`` has each of our quantities."""
+
+
+def stats_by_name(coco_eval):
+    assert STATS.keys() == set(METRICS)
+    return {metric: coco_eval.stats[index] for metric, index in STATS.items()}
 
 
 def pycocotools_stats(ann_file, predictions, iou_type):
@@ -102,7 +111,7 @@ def test_equals_pycocotools_in_full_precision(dataset, ann_file, iou_type, jitte
     predictions = detect(dataset, iou_type, jitter)
     expected = pycocotools_stats(ann_file, predictions, iou_type)
     result = evaluate(ann_file, predictions, iou_type)
-    assert [result[metric] for metric in METRICS] == expected.stats[:6].tolist()
+    assert {metric: result[metric] for metric in METRICS} == stats_by_name(expected)
     assert result[COUNT] == 30
     curve = [expected.eval['precision'][t, :, :, 0, 2].mean() for t in range(10)]
     assert result[CURVE] == pytest.approx(curve, abs=1e-15)
@@ -241,8 +250,9 @@ def test_a_polygon_without_area_beside_another_is_as_pycocotools_has_it(dataset,
     write_json(ann_file, dataset)
     check_annotations(ann_file)
     predictions = detect(dataset, 'segm', 0.1)
-    expected = pycocotools_stats(ann_file, predictions, 'segm').stats[:6].tolist()
-    assert [evaluate(ann_file, predictions, 'segm')[metric] for metric in METRICS] == expected
+    result = evaluate(ann_file, predictions, 'segm')
+    expected = stats_by_name(pycocotools_stats(ann_file, predictions, 'segm'))
+    assert {metric: result[metric] for metric in METRICS} == expected
 
 
 def test_write_run(dataset, ann_file, tmp_path):
@@ -309,7 +319,7 @@ def test_equals_pycocotools_on_real_annotations(iou_type):
                 'bbox' if iou_type == 'bbox' else 'segmentation': region,
             }
         )
-    expected = pycocotools_stats(ann_file, predictions, iou_type).stats[:6].tolist()
+    expected = stats_by_name(pycocotools_stats(ann_file, predictions, iou_type))
     result = evaluate(coco, predictions, iou_type)
-    assert [result[metric] for metric in METRICS] == expected
+    assert {metric: result[metric] for metric in METRICS} == expected
     assert 0.1 < result['AP'] < 0.95

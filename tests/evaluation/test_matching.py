@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from synthetic import detect, make_annotations
 
 from roi_plugins.evaluation.coco_files import load_results
-from roi_plugins.evaluation.matching import match, precision_at_recall, resampled_ap
+from roi_plugins.evaluation.matching import match, precision_and_recall, resampled_ap
 
 
 def index(dataset):
@@ -78,25 +78,29 @@ def masks(boxes):
 
 
 @pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
-def test_precision_is_that_of_pycocotools(iou_type, request):
+def test_precision_and_recall_are_those_of_pycocotools(iou_type, request):
     dataset, results = request.getfixturevalue({'bbox': 'boxes', 'segm': 'masks'}[iou_type])
     for some in (results, [r for r in results if r['image_id'] > 10], results[:1], []):
-        expected = coco_eval(dataset, some, iou_type).eval['precision'][..., -1]
+        expected = coco_eval(dataset, some, iou_type).eval
         truth = index(copy.deepcopy(dataset))
         matches = match(truth, load_results(truth, copy.deepcopy(some)), iou_type)
-        assert np.array_equal(precision_at_recall(matches), expected)
-        assert (expected[..., -1, 0] == -1).all()  # the class without objects
+        for name, measure in zip(('precision', 'recall'), precision_and_recall(matches), strict=True):
+            assert np.array_equal(measure, expected[name][..., -1])
+            assert (measure[..., -1, 0] == -1).all()  # the class without objects
 
 
 @pytest.mark.parametrize('max_dets', [11, 99, 120])
 @pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
 def test_precision_at_another_limit(iou_type, max_dets, request):
     dataset, results = request.getfixturevalue({'bbox': 'boxes', 'segm': 'masks'}[iou_type])
-    expected = coco_eval(dataset, results, iou_type, max_dets).eval['precision'][..., -1]
+    expected = coco_eval(dataset, results, iou_type, max_dets).eval
     truth = index(copy.deepcopy(dataset))
     found = load_results(truth, copy.deepcopy(results))
-    assert np.array_equal(precision_at_recall(match(truth, found, iou_type, max_dets)), expected)
-    assert not np.array_equal(precision_at_recall(match(truth, found, iou_type)), expected)
+    precision, recall = precision_and_recall(match(truth, found, iou_type, max_dets))
+    assert np.array_equal(precision, expected['precision'][..., -1])
+    assert np.array_equal(recall, expected['recall'][..., -1])
+    precision, _ = precision_and_recall(match(truth, found, iou_type))
+    assert not np.array_equal(precision, expected['precision'][..., -1])
     with pytest.raises(ValueError, match='max_dets is 0; expected 1 or more'):
         match(truth, found, iou_type, 0)
 
@@ -115,9 +119,10 @@ def test_boundary_ap_is_that_of_faster_coco_eval(masks):
     evaluation.run()
     truth = index(copy.deepcopy(dataset))
     matches = match(truth, load_results(truth, copy.deepcopy(results)), 'boundary')
-    precision = precision_at_recall(matches)
+    precision, recall = precision_and_recall(matches)
     assert precision == pytest.approx(evaluation.eval['precision'][..., -1], abs=1e-12)
-    of_masks = precision_at_recall(match(truth, load_results(truth, copy.deepcopy(results)), 'segm'))
+    assert recall == pytest.approx(evaluation.eval['recall'][..., -1], abs=1e-12)
+    of_masks, _ = precision_and_recall(match(truth, load_results(truth, copy.deepcopy(results)), 'segm'))
     assert 0.05 < precision[..., :3, 0].mean() < of_masks[..., :3, 0].mean()
 
 
@@ -175,6 +180,8 @@ def test_resamples_are_those_of_a_direct_implementation(iou_type, request):
         assert curves[0, [0, 5]] == pytest.approx([ap50, ap75], abs=1e-12)
         by_area = np.where(np.array(by_area) < 0, np.nan, by_area)
         assert curves[1:].mean(axis=1) == pytest.approx(by_area, abs=1e-12, nan_ok=True)
+        recall = np.where(evaluation.stats[8:12] < 0, np.nan, evaluation.stats[8:12])
+        assert actual.recall[..., column].mean(axis=1) == pytest.approx(recall, abs=1e-12, nan_ok=True)
         per_class = precision[..., 0].mean(axis=(0, 1))
         per_class[per_class < 0] = np.nan
         assert actual.per_class[:, column] == pytest.approx(per_class, abs=1e-12, nan_ok=True)
@@ -186,12 +193,13 @@ def test_nothing_is_found_in_what_is_empty():
     dataset = make_annotations(np.random.default_rng(0), images=3, classes=2, objects=4)
     truth = index(dataset)
     counts = np.ones((3, 2), int)
-    assert (resampled_ap(match(truth, load_results(truth, []), 'bbox'), counts).curves[0] == 0).all()
+    nothing = resampled_ap(match(truth, load_results(truth, []), 'bbox'), counts)
+    assert (nothing.curves[0] == 0).all() and (nothing.recall[0] == 0).all()
     truth = index({**dataset, 'annotations': []})
     with warnings.catch_warnings():
         warnings.simplefilter('error')  # no AP is no mishap
         empty = resampled_ap(match(truth, load_results(truth, []), 'bbox'), counts)
-    assert np.isnan(empty.curves).all() and np.isnan(empty.per_class).all()
+    assert all(np.isnan(part).all() for part in (empty.curves, empty.recall, empty.per_class))
 
 
 def test_a_tenth_of_coco_val_takes_a_tenth_of_the_time():
