@@ -1,5 +1,6 @@
 # make demo   sets up what is missing, then trains and compares the extractors on generated images
-# make test   sets up what is missing, then runs all tests
+# make test   sets up what is missing, then runs the tests but for the slow ones; ten minutes on two cores
+# make test-all   the slow ones too, as CI does
 # make test-fast   the tests that need no framework, for the minutes in which one edits
 # make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
 # make sanitize   the op's tests with the address, undefined-behaviour and thread sanitizers
@@ -23,7 +24,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test test-fast benchmark sanitize kernels gpu faults fuzz soak wheel matrix docs setup lint clean
+.PHONY: demo test test-all test-fast benchmark sanitize kernels gpu faults fuzz soak wheel matrix docs setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -38,10 +39,13 @@ FAST := tests/evaluation tests/extractors tests/datasets tests/test_settings.py 
 	$(patsubst %,tests/ops/test_%.py,bad_input levels oracle roi_extract threads)
 
 test-fast: setup
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -q $(FAST)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -q -m 'not slow' $(FAST)
 
 # Two processes of one thread each: threads of two processes on the same cores wait for each other.
 test: setup
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m 'not slow'
+
+test-all: setup
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 # Ten to twenty minutes on two cores; the library in use is left as it is.
@@ -86,6 +90,7 @@ docs: setup
 lint: setup
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info roi_plugins/ops/_C.so

@@ -117,6 +117,7 @@ def test_dispatch_and_the_folder_of_the_configs_need_no_torch():
     assert run.stdout == f'{zoo.configs_folder()}\n\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('arguments', 'missing', 'sentence'),
     [

@@ -173,6 +173,7 @@ def test_every_extractor_is_tested():
     assert {type(extractor) for extractor in tested} == set(EXTRACTORS.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', EXPORTABLE)
 def test_onnxruntime_answers_the_same(name):
     model, maps = Together(EXPORTABLE[name]), pyramid()
@@ -230,6 +231,7 @@ def test_an_image_that_is_not_there():
         run(session_, *pyramid(1), torch.tensor([[2.0, 1, 1, 9, 9]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', REFUSED)
 def test_a_method_that_onnx_has_not_says_why(name):
     extractor, reason = REFUSED[name]

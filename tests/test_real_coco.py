@@ -22,9 +22,12 @@ EXTRACTORS = ('stock', 'align-avg')
 STEPS = 2
 TEST_IMAGES = 5
 
-pytestmark = pytest.mark.skipif(
-    VARIABLE not in os.environ, reason=f'{VARIABLE} does not say where a small COCO 2017 is'
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        VARIABLE not in os.environ, reason=f'{VARIABLE} does not say where a small COCO 2017 is'
+    ),
+]
 
 
 def run(tool, *arguments):

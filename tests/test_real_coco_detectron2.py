@@ -36,9 +36,12 @@ OPTIONS = {
     'SEED': 0,
 }
 
-pytestmark = pytest.mark.skipif(
-    VARIABLE not in os.environ, reason=f'{VARIABLE} does not say where a small COCO 2017 is'
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        VARIABLE not in os.environ, reason=f'{VARIABLE} does not say where a small COCO 2017 is'
+    ),
+]
 
 
 @pytest.fixture(scope='module')

@@ -97,6 +97,7 @@ def test_a_plan_of_the_package_is_found_by_name_and_writes_where_one_stands(
     assert 'did you mean plan.yaml?' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_reported_after_the_table_of_the_others(ablate, write_plan, capsys):
     assert ablate([write_plan(avg={'fail': 'train'})]) == 1
     output, errors = capsys.readouterr()
@@ -141,6 +142,7 @@ def test_a_dry_run_tells_what_is_finished_and_changes_nothing(ablate, write_plan
     assert {path: path.read_bytes() for path in Path().rglob('*') if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_which_checkpoint_is_not_there_yet(ablate, write_plan, capsys):
     plan = Path(write_plan())
     tree = yaml.safe_load(plan.read_text())
@@ -209,6 +211,7 @@ def test_options_for_all_trials_of_two_frameworks_are_refused(ablate, write_plan
     assert ablate([str(plan), '--dry-run']) == 0
 
 
+@pytest.mark.slow
 def test_a_changed_config_is_an_error_and_nothing_is_run(ablate, write_plan, capsys):
     assert ablate([write_plan()]) == 0
     assert ablate([write_plan(max={'steps': 3})]) == 2
@@ -225,6 +228,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_everything_resumable(ablate, write_plan, tmp_path, number):
     hold = str(tmp_path / 'go')
@@ -289,6 +293,7 @@ def test_options_that_the_plan_sets_itself_are_refused(ablate, write_plan, capsy
     assert f'plan.yaml: cfg_options: {option} ' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('given', ['plan', 'argument'])
 def test_a_tilde_is_the_home_directory(ablate, write_plan, tmp_path, monkeypatch, given):
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
@@ -316,6 +321,7 @@ def test_a_home_of_nobody_is_an_error(ablate, write_plan, capsys):
     assert "error: --work-dir: '~nobody-of-that-name/runs'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_beside_a_linked_work_directory_is_that_of_the_shell(ablate, write_plan, tmp_path):
     plan = Path(write_plan())
     (tmp_path / 'scratch' / 'swap').mkdir(parents=True)
@@ -327,6 +333,7 @@ def test_a_checkpoint_beside_a_linked_work_directory_is_that_of_the_shell(ablate
     assert ablate(['swap.yaml']) == 0
 
 
+@pytest.mark.slow
 def test_a_percent_sign_in_the_path_of_side_by_side_trials_is_named(ablate, write_plan, capsys):
     plan = write_plan()
     assert ablate([plan, '--jobs', '2', '--work-dir', 'a%jb']) == 2

@@ -51,6 +51,7 @@ def run(sweep, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_trials_run_side_by_side_and_are_stopped_together(sweep, run):
     go = sweep.folder / 'go'
     sweep.write(**{name: {'steps': 2, 'hold': str(go)} for name in 'abc'})

@@ -129,11 +129,13 @@ def test_cost_of_a_run_of_mmdetection(mmdet_run, tmp_path):
     check(mmdet_run, tmp_path / 'out')
 
 
+@pytest.mark.slow
 def test_cost_of_an_extractor_with_weights(make_mmdet_run, tmp_path):
     """Which the optimiser writes in the steps between two measurements."""
     check(make_mmdet_run('content-adaptive'), tmp_path / 'out', 'content-adaptive', 2 * 128)
 
 
+@pytest.mark.slow
 def test_cost_of_a_run_of_detectron2(detectron2_run, tmp_path):
     check(detectron2_run, tmp_path / 'out')
 

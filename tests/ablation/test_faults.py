@@ -21,6 +21,8 @@ from fake_framework import hear_signals
 from roi_plugins.evaluation.coco import METRICS
 from roi_plugins.integrations.checkpoints import first_whole
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # tools/ablate.py in a process of its own, without what prints the table, which takes longer than the trials.

@@ -14,6 +14,7 @@ CLUSTER = Path(__file__).with_name('slurm_cluster.sh')
 
 MISSING = [name for name in ('slurmctld', 'slurmd', 'munged') if not shutil.which(name)]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f'no {", ".join(MISSING)}: apt-get install slurm-wlm munge'),
     pytest.mark.skipif(os.geteuid() != 0, reason='a Slurm daemon of a test needs root'),
 ]

@@ -523,6 +523,7 @@ def run_bare(*arguments):
     return subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @needs_report
 def test_tool_measures_on_a_bare_machine_and_another_makes_the_pages(tool, tmp_path, capsys):
     out = tmp_path / 'out'

@@ -32,6 +32,7 @@ CONTENDERS = [
 needs_detectron2 = pytest.mark.skipif(find_spec('detectron2') is None, reason='Detectron2 is not installed')
 
 
+@pytest.mark.slow
 @needs_detectron2
 def test_detectron2_step_is_measured_in_float32_and_under_autocast():
     record = train_step.measure_detectron2_step(CPU, ONCE, SMALL, OPTIONS)

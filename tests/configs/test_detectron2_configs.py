@@ -240,6 +240,7 @@ def test_stock_is_the_model_zoos(detector):
     assert {key for key in theirs if theirs[key] != ours[key]} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('path', 'row'), [*SWAPS, *((path, None) for path in POSITION_SENSITIVE)])
 def test_predicts(path, row):
     model = build(path, row).eval()

@@ -190,6 +190,7 @@ def test_position_sensitive_changes_the_box_head_too(path):
         assert {name: getattr(mask.extractor, name) for name in options} == options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('path', 'row'), [*SWAPS, *((path, None) for path in POSITION_SENSITIVE)])
 def test_predicts(path, row):
     model = build(path, row).eval()
@@ -202,6 +203,7 @@ def test_predicts(path, row):
         assert predicted.masks.shape == (len(predicted), 128, 160)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('path', 'row'),
     [

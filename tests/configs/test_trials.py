@@ -32,6 +32,7 @@ def test_every_plan_is_written_down():
     assert plans == {path.stem for path in resolved_trials.PLANS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', resolved_trials.PLANS, ids=lambda path: path.stem)
 def test_a_trial_is_what_it_was(path):
     trials, before = resolved_trials.resolve_plan(path), written(path.stem)

@@ -189,6 +189,7 @@ def subset(matches, images):
     return replace(matches, image_ids=list(range(len(images))), classes=classes)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_known_effect():
     """Detectors of known AP: over very many images; data sets are drawn from these."""
     rng = np.random.default_rng(0)

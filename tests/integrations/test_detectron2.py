@@ -734,6 +734,7 @@ def test_exports(type_, scales):
         assert torch.equal(exported(features, *others), model(features, *others))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('type_', 'dynamic'), [('AlignMax', False), *((type_, True) for type_ in POOLER_TYPES)]
 )

@@ -143,6 +143,7 @@ def test_images_that_are_left_out_count(data, tmp_path):
         MetadataCatalog.remove(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('limit', [12, 120])
 @pytest.mark.parametrize('language', ['yaml', 'lazy'])
 def test_another_limit_of_detections(data, tmp_path, language, limit):

@@ -156,6 +156,7 @@ def test_the_weights_are_those_of_detectron2():
     assert all(torch.equal(stock[name], ours[name]) for name in stock)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('type_', TAKING)
 def test_a_detector_of_rotated_boxes_detects_and_learns(type_):
     detector = model(type_)

@@ -224,6 +224,7 @@ def assert_same(found, expected):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', [*YAML_KINDS, *LAZY_KINDS])
 def test_the_type_alone(path):
     stock = run(small(path))
@@ -241,6 +242,7 @@ def test_the_type_alone(path):
         assert pooler.extractor.aligned == expected.level_poolers[0].aligned
 
 
+@pytest.mark.slow
 def test_every_yaml_of_the_zoo():
     """Is read with a type of ours, which one line says, and is of a kind whose models are run here."""
     kinds = {small(path, 'AlignMax').MODEL.dump() for path in YAML_KINDS}
@@ -254,6 +256,7 @@ def test_every_yaml_of_the_zoo():
     assert others == []
 
 
+@pytest.mark.slow
 def test_every_lazy_config_of_the_zoo():
     for path in zoo('py'):
         stock = lazy_pooler_types(read_config(path))

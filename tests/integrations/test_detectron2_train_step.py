@@ -58,6 +58,7 @@ def yaml_argv(*flags, **changes):
     return '--config-file', YAML, *swap, *flags, *(part for pair in options.items() for part in pair)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('given', 'module'),
     [('data_by_name', 'command_line'), ('data_by_file.py', 'runs')],  # runs: of an earlier version
@@ -89,6 +90,7 @@ def test_data_by_its_files(data, tmp_path):
     step()
 
 
+@pytest.mark.slow
 def test_data_that_a_lazy_config_registers(data, tmp_path):
     config = tmp_path / 'config.py'
     names = ('model', 'dataloader', 'optimizer', 'lr_multiplier', 'train')

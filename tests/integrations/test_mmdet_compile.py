@@ -12,6 +12,8 @@ from mmdet.utils import register_all_modules
 import roi_plugins.integrations.mmdet  # noqa: F401  registers the extractors
 from roi_plugins.extractors import EXTRACTORS
 
+pytestmark = pytest.mark.slow
+
 register_all_modules(init_default_scope=False)
 
 STRIDES = [4, 8, 16, 32]

@@ -137,6 +137,7 @@ def with_classes(options, names):
     return {**options, **heads, **classes}
 
 
+@pytest.mark.slow
 def test_ap_is_over_the_classes_of_the_config(data, options, tmp_path, monkeypatch):
     """Not over all categories of the annotation file, as it was: 0.085 in place of 0.211."""
     expected, record = both_numbers(with_classes(options, ('triangle', 'cross')), tmp_path, monkeypatch)
@@ -162,6 +163,7 @@ def wrap(spelling, metric):
     return metric
 
 
+@pytest.mark.slow
 @settings(
     max_examples=12,
     deadline=None,
@@ -212,6 +214,7 @@ def test_the_number_is_mmdetections_or_a_setting_is_refused(
     assert_equal_numbers(*both_numbers(cfg_options, tmp_path, monkeypatch, per_image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
@@ -254,6 +257,7 @@ def test_a_setting_that_cannot_be_tested_is_refused_before_the_training(
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('limit', [12, 120])
 def test_max_dets_is_cocos_limit_of_all_figures(options, tmp_path, monkeypatch, limit):
     options = with_classes({**options, 'model.test_cfg.rcnn.max_per_img': 500}, NAMES[:2])

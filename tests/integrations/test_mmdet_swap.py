@@ -141,6 +141,7 @@ def test_a_pack_and_point_sampling_give_their_size():
     assert (points.output_size, points.extractor.sampling_ratio) == ((14, 14), 1)
 
 
+@pytest.mark.slow
 def test_the_full_path_needs_no_import():
     """In MMDetection's own tools nothing of ours is imported."""
     code = (

@@ -9,6 +9,8 @@ import torch
 from host_kernels import CSRC, build, check, compiler
 from kernel_check import KERNELS, Implementation, check_fills
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def package(tmp_path_factory):

@@ -14,9 +14,10 @@ def runtime():
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
-pytestmark = pytest.mark.skipif(
-    not Path(runtime()).is_absolute(), reason='the C++ compiler has no thread sanitizer'
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path(runtime()).is_absolute(), reason='the C++ compiler has no thread sanitizer'),
+]
 
 
 @pytest.fixture(scope='module')

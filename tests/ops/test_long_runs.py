@@ -18,6 +18,8 @@ from cases import METHODS, fitted, random_map, random_rois
 import roi_plugins
 from roi_plugins.ops import roi_extract
 
+pytestmark = pytest.mark.slow
+
 CALLS = int(os.environ.get('ROI_PLUGINS_SOAK', '500'))
 NAMES = ['align-avg', 'align-max', 'pool-round-max', 'integral', 'rotated-max', 'deformable', 'ps-align']
 

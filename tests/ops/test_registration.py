@@ -612,6 +612,7 @@ torch.save(outputs, {str(tmp_path / 'outputs.pt')!r})
     torch.testing.assert_close(outputs, expected)
 
 
+@pytest.mark.slow
 def test_fallback_passes_the_tests_of_the_op():
     """Its own backward, which `reference.roi_extract`, differentiated by PyTorch, never runs."""
     tests = Path(__file__).parent

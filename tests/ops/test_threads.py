@@ -29,6 +29,7 @@ print(threads() - before, runtimes() - loaded)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='counts threads in /proc')
 @pytest.mark.parametrize('threads', [1, 2, 3])
 def test_the_op_starts_the_threads_that_torch_has(threads):

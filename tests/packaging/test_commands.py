@@ -18,6 +18,8 @@ from wheel_building import ROOT, build, copy_sources
 
 from roi_plugins import __version__
 
+pytestmark = pytest.mark.slow
+
 SIZES = ('--num-train', '4', '--num-val', '4', '--image-size', '64')
 ROWS = ('align-avg', 'align-max')
 BASE = 'shapes/mask-rcnn_r18-c4_*shapes.py'

@@ -17,6 +17,8 @@ from wheel_building import build, copy_sources
 from roi_plugins import __version__
 from roi_plugins.ops import library
 
+pytestmark = pytest.mark.slow
+
 RELEASE = '.'.join(torch.__version__.split('.')[:2])
 HERE = f'torch {RELEASE}' + ('' if torch.compiled_with_cxx11_abi() else ' (pre-cxx11 ABI)')
 STUB = '__attribute__((used)) const char stub[] = "{}"; void missing(); void f() {{ missing(); }}'

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / 'configs/{}/shapes/mask-rcnn_r18-c4_shapes.py'
 FOLDER = 'größe'

@@ -230,6 +230,7 @@ def test_trains_on_coco_files_of_ones_own(own, tmp_path, language):
     assert main([*argv[:2], '--resume', *other, *argv[8:]]) == 2
 
 
+@pytest.mark.slow
 def test_a_module_that_registers_data_reaches_every_process(data, tmp_path):
     module = tmp_path / 'data_of_the_test.py'
     module.write_text(
@@ -343,6 +344,7 @@ def test_options_in_the_wrong_place(tmp_path, capfd):
     assert '--import has to stand before the options of the config' in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_a_process_of_several_says_is_no_traceback(data, tmp_path):
     torch.save({'model': {}}, tmp_path / 'other.pth')
     argv = yaml_run(

@@ -260,6 +260,7 @@ def run(*argv, **environment):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_on_the_cpu(data, tmp_path):
     tool = ROOT / 'tools/detectron2/train_net.py'
     argv = arguments(tmp_path, 'align-avg', '--num-gpus', '2')
@@ -269,6 +270,7 @@ def test_two_processes_on_the_cpu(data, tmp_path):
     assert json.loads((tmp_path / 'metrics.json').read_text())['metrics'].keys() == {'bbox', 'segm'}
 
 
+@pytest.mark.slow
 def test_an_ablation_runs_its_trials(data, tmp_path):
     plan = tmp_path / 'plan.yaml'
     plan.write_text(
@@ -330,6 +332,7 @@ def test_progress_of_a_trial():
     assert progress(train + test) == ('test 11/50', 86403)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(COCO not in os.environ, reason=f'{COCO} does not say where a small COCO 2017 is')
 def test_lazy_config_on_real_coco(tmp_path):
     """From training to metrics, through the command line."""

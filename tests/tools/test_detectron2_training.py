@@ -90,6 +90,7 @@ def launch_machines(output_dirs, data, launch=detectron2_launch):
     return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('launch', [detectron2_launch, torchrun_agent])
 def test_two_machines_that_share_no_storage(data, tmp_path, launch):
     first, second = tmp_path / 'first', tmp_path / 'second'

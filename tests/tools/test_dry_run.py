@@ -14,6 +14,8 @@ pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

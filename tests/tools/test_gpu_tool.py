@@ -22,6 +22,7 @@ def gpu(out, *steps, **environ):
     return subprocess.run(command, capture_output=True, text=True, env=environ)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a card')
 def test_every_step_names_what_is_missing(tmp_path):
     run = gpu(tmp_path / 'out')

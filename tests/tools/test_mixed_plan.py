@@ -17,6 +17,8 @@ pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 EXTRACTORS = ['align-avg']
 STEPS = 2

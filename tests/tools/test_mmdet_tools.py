@@ -80,6 +80,7 @@ def trained(config, tmp_path_factory):
     return work_dir
 
 
+@pytest.mark.slow
 def test_settings_are_those_of_the_training(config, trained, tmp_path):
     """With the swapped row and the options; those of a test in the same folder do not replace them."""
     shutil.copytree(trained, tmp_path / 'run')
@@ -102,6 +103,7 @@ def losses(checkpoint):
     return history.data[0].tolist()
 
 
+@pytest.mark.slow
 def test_resume_goes_on_from_a_checkpoint(config, trained, tmp_path):
     train(config, work_dir=tmp_path, resume=trained / 'iter_2.pth')
     assert last_checkpoint(tmp_path) == tmp_path / 'iter_4.pth'
@@ -118,6 +120,7 @@ def test_resume_goes_on_from_a_checkpoint(config, trained, tmp_path):
     assert losses(tmp_path / 'iter_5.pth')[:4] == losses(tmp_path / 'iter_4.pth')
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, trained, tmp_path, capsys):
     for name in ('iter_2.pth', 'iter_4.pth', 'last_checkpoint'):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
@@ -135,6 +138,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, trained, tmp_
         train(config, work_dir=tmp_path, resume='auto')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [0, 40])
 def test_an_unreadable_image_is_named(data, tmp_path, size):
     shutil.copytree(data, tmp_path / 'data')
@@ -193,6 +197,7 @@ class Attack:
         return self.reduced
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'attack',
     [
@@ -326,6 +331,7 @@ def test_what_needs_a_gpu_is_refused_without_one(config, tmp_path, monkeypatch):
         train(config, work_dir=tmp_path, launcher='pytorch')
 
 
+@pytest.mark.slow
 @without_gpu
 def test_two_processes_without_a_gpu(config, trained, tmp_path):
     """Run as a user does it: by path, from elsewhere, without the package installed.
@@ -388,6 +394,7 @@ class StopAtStart(Hook):
         raise Started(weights.hexdigest(), images)
 
 
+@pytest.mark.slow
 def test_extractors_with_one_seed_start_alike(data, tmp_path):
     def start(extractor, seed):
         with pytest.raises(Started) as started:
@@ -412,6 +419,7 @@ def test_extractors_with_one_seed_start_alike(data, tmp_path):
     assert other_images != images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('text', 'message'),
     [

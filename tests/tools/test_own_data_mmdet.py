@@ -23,6 +23,8 @@ from roi_plugins.integrations.mmdet.own_files import use_files
 from roi_plugins.integrations.mmdet.train_step import load_step
 from roi_plugins.integrations.mmdet_framework import MODULE as COMMAND_LINE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / 'configs/mmdet/shapes/mask-rcnn_r18-c4_shapes.py'
 CLASSES = ['cross', 'star', 'rectangle', 'triangle', 'ellipse']  # not the order of the config

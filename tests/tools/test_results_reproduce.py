@@ -15,6 +15,8 @@ pytest.importorskip('mmcv.ops', reason="MMCV's compiled ops are not installed")
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation.coco import format_points
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / 'configs/ablations/shapes_table2c.yaml'
 EXTRACTORS = ['quantized-pool', 'align-avg']

@@ -55,6 +55,7 @@ MODEL: {{ROI_BOX_HEAD: {{POOLER_TYPE: QuantizedPool}}, ROI_MASK_HEAD: {{POOLER_T
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('config', 'expected'),
     [
@@ -102,6 +103,7 @@ def test_mmcvs_precise_pooling_is_read_as_ours(visualize, tmp_path):
     assert rows(out)['roi_head.bbox_roi_extractor'] == [32, *2 * [-16, -16, 16, 16]]
 
 
+@pytest.mark.slow
 @needs('mmdet')
 def test_draws_all_extractors_side_by_side(visualize, tmp_path):
     config = MMDET / 'mask-rcnn_r50-fpn_1x_coco.py'
