@@ -70,7 +70,7 @@ def resample_images(images: int, resamples: int, seed: int) -> np.ndarray:
         seed: the same seed gives the same resamples.
 
     Returns:
-        (images, resamples) int32 counts: how often each resample has each image.
+        How often each resample has each image, int32 of shape (images, resamples).
     """
     rng = np.random.default_rng(seed)
     return np.ascontiguousarray(

@@ -25,10 +25,10 @@ IOU_TYPES = ('bbox', 'segm')
 """The kinds of predictions, boxes and masks."""
 
 BOUNDARY = 'boundary'
-"""A third kind of AP: masks, evaluated by Boundary IoU, from the predictions of ``'segm'``."""
+"""The third kind of AP, of masks by Boundary IoU, from the predictions of ``'segm'``."""
 
 EVALUATIONS = (*IOU_TYPES, BOUNDARY)
-"""Every kind of AP: of boxes, of masks, and Boundary AP."""
+"""Every kind of AP, that is of boxes, of masks, and Boundary AP."""
 
 AREAS = ('all', 'small', 'medium', 'large')
 """The ranges of object areas that have an AP of their own, in the order of ``COCOeval``."""
@@ -219,8 +219,8 @@ def precision_at_recall(matches: Matches) -> np.ndarray:
         matches: the matches of one detector.
 
     Returns:
-        ``COCOeval.eval['precision'][..., -1]``: (IoU thresholds, 101 recalls, classes, areas), -1 for classes
-        without objects.
+        ``COCOeval.eval['precision'][..., -1]`` of shape (IoU thresholds, 101 recalls, classes, areas); -1 for
+        classes without objects.
     """
     joined = [
         {

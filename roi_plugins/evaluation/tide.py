@@ -64,11 +64,11 @@ def break_down_errors(
         max_dets: how many detections of each class count in an image, those with the highest scores.
 
     Returns:
-        A table with index ERRORS and the columns ``count`` and ``ap50_lost``, a fraction: how much higher
-        AP50 would be if the errors of this kind alone were fixed. A classification or localization error is
-        fixed by correcting the best such detection of an object that has none; other errors of detections
-        by removing the detection, and missed objects by removing the object. The columns do not add up to
-        what AP50 lacks.
+        A table with index ERRORS and the columns ``count`` and ``ap50_lost``, the fraction by which AP50
+        would be higher if the errors of this kind alone were fixed. A classification or localization error is
+        fixed by correcting the best such detection of an object that has none; other errors of detections by
+        removing the detection, and missed objects by removing the object. The columns do not add up to what
+        AP50 lacks.
     """
     ranking = _rank(coco, results, iou_type, max_dets)
     ap50 = _ap50(ranking, None)
