@@ -221,9 +221,6 @@ _OUTLINES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 CLASSES = tuple(_OUTLINES)
 """Names of the classes, in the order of their labels (COCO category ids 1, 2, ...)."""
 
-PALETTE = ((220, 20, 60), (0, 130, 200), (60, 180, 75), (255, 160, 0), (145, 30, 180))
-"""An RGB colour for each class, to draw predictions with. Shapes in the images have other colours."""
-
 
 # --- Scenes ---------------------------------------------------------------------------------------
 
