@@ -25,7 +25,7 @@ class Axis:
     high_weight: Tensor
     valid: Tensor  # (K, B, S)
     index: Tensor  # (K, B, S) position in the scan order of its bin, which counts samples beyond the map too
-    count: Tensor  # (K, B) samples of the bin, on the map and beyond: the divisor of an average
+    count: Tensor  # (K, B) divisor of an average: samples, on the map or beyond; 1 for an integral
 
     def row(self, k: int) -> 'Axis':
         return self.map(lambda x: x[k])
@@ -44,7 +44,7 @@ class Samples:
     weight: Tensor  # (P, Q, S, 4)
     valid: Tensor  # (P, Q, S)
     index: Tensor  # (P, Q, S) position in the scan order of its bin, which counts samples beyond the map too
-    count: Tensor  # (P, Q) samples of the bin, on the map and beyond
+    count: Tensor  # (P, Q) divisor of an average: samples, on the map or beyond; 1 for an integral
 
 
 def _round_half_away(x: Tensor) -> Tensor:
