@@ -1,4 +1,4 @@
-"""The machine in words, for records of what was measured or run on it."""
+"""The name of the processor, for records of runs and measurements."""
 
 import contextlib
 import platform

@@ -1,4 +1,4 @@
-"""One name for an extractor, however it is spelt: as a class, in a config, in a plan."""
+"""One spelling for the name of an extractor, which classes, configs and plans spell differently."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ _ALIASES = {
 
 
 def plain_name(name: str) -> str:
-    """What all spellings of a name have in common, e.g. ``alignmax`` of ``AlignMaxRoIExtractor``."""
+    """Returns the spelling that all spellings of a name share, e.g. ``alignmax`` for
+    ``AlignMaxRoIExtractor``.
+
+    Args:
+        name: name of an extractor: a class, a registered type or a row.
+    """
     plain = re.sub('[-_]', '', name.lower()).removesuffix('roiextractor')
     return _ALIASES.get(plain, plain)

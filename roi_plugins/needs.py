@@ -1,4 +1,4 @@
-"""What the commands need besides the package, and how each is installed."""
+"""Optional dependencies of the commands, and how to install them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TOOLS = {
     'PIL': 'pillow',
     'yaml': 'pyyaml',
 }
-"""By the name of its module: the packages of the extra ``tools``."""
+"""The packages of the extra ``tools``, by the names of their modules."""
 
 _TOOLS_HINT = "pip install 'roi_plugins[tools]'"
 _MMDET_HINT = "MMDetection, with MMEngine and MMCV, runs this config: pip install 'roi_plugins[mmdet]'"
@@ -28,7 +28,11 @@ _HINTS = {
 
 
 def explain_missing(error: ImportError) -> str | None:
-    """What is not installed and how to get it; None for a module that this package does not need."""
+    """Returns which package is missing and how to install it; None if this package does not need it.
+
+    Args:
+        error: what an import raised.
+    """
     module = error.name or ''
     if module == 'mmcv._ext':
         return 'the operators of MMCV, and this one is built without: MMCV_WITH_OPS=1 pip install mmcv'

@@ -1,12 +1,14 @@
-"""ONNX: what the op is in standard operators, for PyTorch's own exporter. ::
+"""ONNX export: translates the op to standard operators for PyTorch's exporter. ::
 
     torch.onnx.export(model, args, dynamo=True, custom_translation_table=roi_plugins.onnx.TRANSLATION_TABLE)
 
-Only methods that ONNX can say are exported; any other is an error that gives the reason
-(``docs/deployment.md`` has the list, and where the answers differ). Needs ``onnx`` and ``onnxscript``.
+Methods that no standard operator computes raise an error, which gives the reason. ``docs/deployment.md``
+lists those that can be exported, and where results differ. Needs ``onnx`` and ``onnxscript``.
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any, no_type_check
 
 import torch
 
@@ -21,6 +23,8 @@ except ImportError as error:
     ) from error
 
 
+# Without annotations: PyTorch would take them for the types of an ONNX signature.
+@no_type_check
 def _roi_extract(
     features,
     rois,
@@ -37,7 +41,7 @@ def _roi_extract(
     max_samples,
     position_sensitive,
 ):
-    """The graph of one call of the op, by the arguments of its schema."""
+    """Builds the graph of one call of the op, from the arguments of its schema."""
     extras = {
         'offsets': offsets is not None,
         'a seed': seed is not None,
@@ -47,18 +51,18 @@ def _roi_extract(
     _check(features, region, sampling_ratio, reduction, min_samples, max_samples, extras)
 
     def pool(map_, rois, scale):
-        """(k, C, height, width) float32 of the RoIs (k, 5), all on one map."""
+        """Returns (k, C, height, width) float32 for (k, 5) RoIs on one map."""
         map_ = op.Cast(map_, to=FLOAT.dtype)
         if sampling_ratio is None:
             return op.MaxRoiPool(map_, rois, pooled_shape=output_size, spatial_scale=scale)
         batch_index = op.Squeeze(op.Slice(rois, axes=[1], starts=[0], ends=[1]), axes=[1])
         start, end = (op.Slice(rois, axes=[1], starts=[at], ends=[at + 2]) for at in (1, 3))
         if region == 'round':
-            # RoIWarp is the aligned RoIAlign of the box that Fast R-CNN's rounding gives, in cells.
+            # RoIWarp is RoIAlign with a half-cell shift, of the box that Fast R-CNN rounds, in cells.
             start, end = (_round_half_away(op.Mul(corner, scale)) for corner in (start, end))
             end = op.Add(op.Max(start, end), 1.0)
         elif aligned and sampling_ratio == 0:
-            # A side without length has no samples; onnxruntime stops at a negative number of them.
+            # A side of length 0 has no samples; onnxruntime fails on a negative number of samples.
             end = op.Max(start, end)
         half_pixel = aligned or region == 'round'
         return op.RoiAlign(
@@ -72,38 +76,46 @@ def _roi_extract(
             spatial_scale=1.0 if region == 'round' else scale,
         )
 
-    # Boxes are never half, and half maps are averaged in float32.
+    # Boxes are computed with in float32, and so are the averages of half maps.
     rois = op.Cast(rois, to=FLOAT.dtype)
-    # As in the op, a RoI with a coordinate that is no number is NaN, and no other suffers from it:
-    # onnxruntime would stop, or read anything.
-    no_number = op.Cast(op.Or(op.IsNaN(rois), op.IsInf(rois)), to=FLOAT.dtype)
-    no_number = op.Greater(op.ReduceSum(no_number, axes=[1], keepdims=1), 0.0)
-    rois = op.Where(no_number, 0.0, rois)
+    # As in the op, a RoI with a coordinate that is not finite gives NaN and affects no other. onnxruntime
+    # would fail, or read beyond the map.
+    not_finite = op.Cast(op.Or(op.IsNaN(rois), op.IsInf(rois)), to=FLOAT.dtype)
+    not_finite = op.Greater(op.ReduceSum(not_finite, axes=[1], keepdims=1), 0.0)
+    rois = op.Where(not_finite, 0.0, rois)
     if levels is None:
         output = pool(features[0], rois, spatial_scale[0])
     else:
         levels = op.Cast(levels, to=INT64.dtype)
         size = op.Constant(value_ints=output_size)
         shape = op.Concat(op.Shape(rois, end=1), op.Shape(features[0], start=1, end=2), size, axis=0)
-        output = op.Expand(0.0, shape)  # what a RoI on no level keeps
+        output = op.Expand(0.0, shape)  # RoIs on no level keep this
         for level, (map_, scale) in enumerate(zip(features, spatial_scale, strict=True)):
             rows = op.Transpose(op.NonZero(op.Equal(levels, level)), perm=[1, 0])
             output = op.ScatterND(output, rows, pool(map_, op.GatherND(rois, rows), scale))
-    output = op.Where(op.Unsqueeze(no_number, axes=[2, 3]), math.nan, output)
-    # Of the op's two results only the first: the winners serve the gradient.
+    output = op.Where(op.Unsqueeze(not_finite, axes=[2, 3]), math.nan, output)
+    # The op's second result, the argmax, only serves the gradient.
     return (op.CastLike(output, features[0]),)
 
 
-def _round_half_away(x):
-    """C's ``round``, where ONNX's own rounds half to even."""
+def _round_half_away(x: Any) -> Any:
+    """Rounds half away from zero, as C does; ONNX's Round rounds half to even."""
     size = op.Abs(x)
     whole = op.Floor(size)
     whole = op.Where(op.GreaterOrEqual(op.Sub(size, whole), 0.5), op.Add(whole, 1.0), whole)
     return op.Mul(op.Sign(x), whole)
 
 
-def _check(features, region, sampling_ratio, reduction, min_samples, max_samples, extras) -> None:
-    """Raises NotImplementedError where no standard operator computes the same."""
+def _check(
+    features: Sequence[Any],
+    region: str,
+    sampling_ratio: int | None,
+    reduction: str,
+    min_samples: int,
+    max_samples: int | None,
+    extras: Mapping[str, bool],
+) -> None:
+    """Raises NotImplementedError if no standard operator computes the same."""
     if any(extras.values()):
         reason = f'none takes {" or ".join(name for name, given in extras.items() if given)}'
     elif features[0].dtype == DOUBLE.dtype:

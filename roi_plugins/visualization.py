@@ -1,6 +1,6 @@
-"""Where an extractor reads: the region it makes of a box, its bins and its samples, drawn and in pixels.
+"""Shows where an extractor reads a box: the region it makes of the box, its bins and its samples.
 
-All positions are those of ``roi_plugins.ops.reference``, which the kernels are tested against.
+All positions are those of ``roi_plugins.ops.geometry``, which the kernels are tested against.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tabulate import tabulate
 from roi_plugins.extractors import RoIExtractor
 from roi_plugins.extractors.presets import load_presets
 from roi_plugins.names import plain_name
-from roi_plugins.ops.reference import resolve_axis, resolve_region
+from roi_plugins.ops.geometry import resolve_axis, resolve_region
 
 METHODS: dict[str, Callable[..., RoIExtractor]] = {
     name: preset.build for name, preset in load_presets().items()
 }
-"""Every way of reading, by its row's name; called as ``(output_size, featmap_strides, level_rule=...)``.
+"""Builds an extractor for every row, by name; called as ``(output_size, featmap_strides, level_rule=...)``.
 
 :meta hide-value:
 """
@@ -38,16 +38,16 @@ REMARKS = {
     'deformable': 'offsets of zero, as at the beginning of a training',
     'all-levels': 'every map is read; drawn is the one of the level rule',
 }
-"""What a reading has besides its method."""
+"""What a reader has to know of a row besides its method."""
 
 _UNALIGNED = 'no shift by half a cell'
 
 
 def method_name(name: str) -> str:
-    """The key of METHODS that a name stands for, also as a class or in a config, e.g. ``AlignMax``.
+    """Returns the key of METHODS for any spelling of a name, such as ``AlignMax``.
 
     Args:
-        name: in any spelling, with or without hyphens.
+        name: name of a row, a class or a type in a config, with or without hyphens.
 
     Raises:
         VisualizationError: there is no such method.
@@ -60,11 +60,11 @@ def method_name(name: str) -> str:
 
 
 def remark(name: str, extractor: RoIExtractor) -> str:
-    """What a reading has besides its method, which is to be said beside those of others; empty if nothing.
+    """Returns what is to be said of a reading beside those of others; empty if nothing.
 
     Args:
-        name: of the extractor; what is known of those of METHODS is in REMARKS.
-        extractor: that is read with.
+        name: name of the extractor; REMARKS has what is known of a row.
+        extractor: the extractor itself.
     """
     method = extractor.method
     unaligned = _UNALIGNED if method['region'] == 'none' and not method['aligned'] else ''
@@ -73,7 +73,7 @@ def remark(name: str, extractor: RoIExtractor) -> str:
 
 SIDES = ('left', 'top', 'right', 'bottom')
 
-# Okabe and Ito's, which colour-blind readers can tell apart; neighbouring bins differ.
+# The palette of Okabe and Ito, whose colours colour-blind readers can tell apart. Neighbouring bins differ.
 _BIN_COLORS = ('#56B4E9', '#F0E442', '#CC79A7')
 _BOX_COLOR, _REGION_COLOR = '#D55E00', '#0072B2'
 
@@ -84,13 +84,13 @@ class VisualizationError(ValueError):
 
 @dataclass(frozen=True)
 class AxisReading:
-    """One axis of a box, in pixels of the image.
+    """Where an extractor reads on one axis of a box, in pixels of the image.
 
     Attributes:
-        region: begin and end of what is divided into bins.
-        bins: ``(P, 2)`` begin and end of each bin; NaN for one that reads nothing.
-        samples: where each of the P bins reads: bilinear samples, or centres of cells; for an integral, of
-            those that have a weight.
+        region: begin and end of the region that is divided into bins.
+        bins: ``(P, 2)`` begin and end of each bin; NaN for a bin that reads nothing.
+        samples: positions that each of the P bins reads: bilinear samples, or centres of cells. For an
+            integral, the centres of the cells that have a weight.
     """
 
     region: tuple[float, float]
@@ -105,8 +105,8 @@ class Reading:
     Attributes:
         box: ``(x1, y1, x2, y2)``.
         level: index of the map that the level rule chose.
-        stride: of this map, in pixels.
-        of_cells: whole cells are read, not bilinear samples.
+        stride: stride of this map, in pixels.
+        of_cells: whether whole cells are read rather than bilinear samples.
         map_size: ``(height, width)`` of the map in cells.
         x: the horizontal axis.
         y: the vertical axis.
@@ -122,44 +122,43 @@ class Reading:
 
     @property
     def region(self) -> tuple[float, float, float, float]:
-        """The box as the method sees it, ``(x1, y1, x2, y2)``."""
+        """The region that the method makes of the box, ``(x1, y1, x2, y2)``."""
         return self.x.region[0], self.y.region[0], self.x.region[1], self.y.region[1]
 
     @property
     def covered(self) -> tuple[float, float, float, float]:
-        """What the bins cover together, ``(x1, y1, x2, y2)``; NaN on an axis that reads nothing."""
+        """The area that all bins cover together, ``(x1, y1, x2, y2)``; NaN on an axis that reads nothing."""
         ends = [_span(axis.bins) for axis in (self.x, self.y)]
         return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
 
 
 def read_box(extractor: RoIExtractor, box: Sequence[float], image_size: tuple[int, int]) -> Reading:
-    """Where an extractor reads a box.
+    """Returns where an extractor reads a box.
 
     Args:
-        extractor: its level rule chooses the map, if there are several.
+        extractor: the extractor; its level rule chooses the map, if there are several.
         box: ``(x1, y1, x2, y2)`` in pixels of the image that the detector is given.
-        image_size: ``(height, width)`` of that image. Maps cover it, padded to the coarsest stride.
+        image_size: ``(height, width)`` of that image, which the maps cover, padded to the coarsest stride.
 
     Raises:
         VisualizationError: the box is empty, inverted, not finite, or not inside the image.
     """
-    box = tuple(float(side) for side in box)
+    x1, y1, x2, y2 = map(float, box)
     height, width = image_size
-    x1, y1, x2, y2 = box
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
         raise VisualizationError(
-            f'box: got {",".join(f"{side:g}" for side in box)}, expected x1,y1,x2,y2 with '
+            f'box: got {x1:g},{y1:g},{x2:g},{y2:g}, expected x1,y1,x2,y2 with '
             f'0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height}, the size of the image'
         )
     strides = extractor.featmap_strides
     level = 0
     if len(strides) > 1:
-        level = int(extractor.level_rule(torch.tensor([[0.0, *box]]), len(strides)))
+        level = int(extractor.level_rule(torch.tensor([[0.0, x1, y1, x2, y2]]), len(strides)))
     stride, padding = strides[level], max(strides)
     rows, columns = (round(math.ceil(side / padding) * padding / stride) for side in image_size)
     bins_y, bins_x = extractor.output_size
     return Reading(
-        box=box,
+        box=(x1, y1, x2, y2),
         level=level,
         stride=stride,
         of_cells=_is_of_cells(extractor),
@@ -186,7 +185,7 @@ def _read_axis(
     else:
         between = axis.low * axis.low_weight + axis.high * axis.high_weight
         positions = [between[p][axis.valid[p]] for p in range(pooled)]
-    # The value of a cell sits half a cell behind its edge.
+    # The value of a cell sits at its centre, half a cell from its edge.
     samples = [((position + 0.5) * stride).numpy() for position in positions]
     if _is_of_cells(extractor):
         half = stride / 2
@@ -202,13 +201,13 @@ def _is_of_cells(extractor: RoIExtractor) -> bool:
 
 
 def misalignment(reading: Reading, of_bins: bool = True) -> tuple[float, float, float, float]:
-    """How far what is read goes beyond the box, in pixels: left, top, right, bottom.
+    """Returns how far the reading goes beyond the box, in pixels: left, top, right, bottom.
 
-    Below 0 where part of the box is not read.
+    Values are below 0 where part of the box is not read.
 
     Args:
-        reading: of one box.
-        of_bins: of what the bins cover; False: of the region alone, before it is divided into bins.
+        reading: where an extractor reads the box.
+        of_bins: whether to compare the area that the bins cover, or the region before it is divided.
     """
     x1, y1, x2, y2 = reading.covered if of_bins else reading.region
     box = reading.box
@@ -216,10 +215,10 @@ def misalignment(reading: Reading, of_bins: bool = True) -> tuple[float, float, 
 
 
 def to_table(readings: Mapping[str, Reading]) -> str:
-    """The misalignment of each reading as text, in pixels of the image.
+    """Returns a table, as text, of the misalignment of each reading, in pixels of the image.
 
     Args:
-        readings: by their titles.
+        readings: the readings by their titles.
     """
     rows = [
         [
@@ -238,12 +237,12 @@ def to_table(readings: Mapping[str, Reading]) -> str:
 def draw_readings(
     readings: Mapping[str, Reading], image: Image.Image, remarks: Mapping[str, str] | None = None
 ) -> Figure:
-    """Each reading on the image and, cut around the box, on the cells of its map.
+    """Draws each reading on the image and, cropped around the box, on the cells of its map.
 
     Args:
-        readings: by their titles; of one box in ``image``.
-        image: what the detector is given. A cell is drawn in the mean colour of its pixels.
-        remarks: what is said below the title of a reading; none by default.
+        readings: the readings of one box in ``image``, by their titles.
+        image: the image that the detector is given. A cell has the mean colour of its pixels.
+        remarks: text below the title of a reading; none by default.
     """
     per_row = min(len(readings), 2)
     rows = -(-len(readings) // per_row)
@@ -293,7 +292,7 @@ def draw_readings(
 
 
 def _draw(panel: Axes, reading: Reading, unit: float, longest: float) -> None:
-    """Box, region, bins and samples; ``unit`` of the axes, in pixels, and ``longest``, their longer side."""
+    """Draws box, region, bins and samples; ``unit`` of the axes in pixels, ``longest`` is the longer axis."""
     for p, (top, bottom) in enumerate(reading.y.bins / unit):
         for q, (left, right) in enumerate(reading.x.bins / unit):
             color = _BIN_COLORS[(p + q) % len(_BIN_COLORS)]
@@ -316,7 +315,7 @@ def _draw(panel: Axes, reading: Reading, unit: float, longest: float) -> None:
 
 
 def _window(reading: Reading) -> list[tuple[float, float]]:
-    """The box and all that is read, in cells, with a margin of a cell."""
+    """Returns the x and y range of the box and everything that is read, in cells, with a margin of a cell."""
     ends = []
     for low, high, axis, extent in zip(
         reading.box[:2], reading.box[2:], (reading.x, reading.y), reading.map_size[::-1], strict=True

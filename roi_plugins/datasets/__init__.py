@@ -1,5 +1,5 @@
-"""Data that needs no download: a generated COCO-format instance dataset of plain shapes."""
+"""A generated dataset that needs no download: instances of plain shapes in COCO's format."""
 
-from .shapes import CLASSES, PALETTE, ShapesSpec, generate_shapes
+from .shapes import CLASSES, ShapesSpec, generate_shapes
 
-__all__ = ['CLASSES', 'PALETTE', 'ShapesSpec', 'generate_shapes']
+__all__ = ['CLASSES', 'ShapesSpec', 'generate_shapes']

@@ -1,39 +1,40 @@
 """A small instance dataset of overlapping shapes, in COCO's format and layout.
 
-Ground and shapes are painted with colours and textures of one family, drawn without regard to the
-class: what a thing is shows in its outline alone. Outlines are exact polygons, and so are the
-annotations: the parts of an outline that lie in the image and in front of which nothing stands.
+The background and the shapes have colours and textures of the same distribution, whatever the class, so that
+only the outline of a shape shows its class. Outlines are exact polygons. So are the annotations, which are
+the parts of an outline that lie inside the image and are not occluded.
 """
 
 import json
 import math
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
 from PIL import Image, ImageDraw
 
-# Raise it whenever the same spec would give other bytes, so that old folders are told apart.
+# Increase it whenever the same spec gives other bytes, so that older folders are recognised.
 _FORMAT = 1
 _SPLITS = ('train', 'val')
 _SPEC_FILE = 'spec.json'
 
 _MAX_OBJECTS = 5
-# The side of the square of the same area, over the image's side: least, most frequent, greatest.
-# In an image of 192 px that is 15, 42 and 131 px, which spans COCO's small, medium and large.
+# The side of a square of the same area, relative to that of the image: minimum, mode, maximum. In an image of
+# 192 px these are 15, 42 and 131 px, which spans COCO's small, medium and large.
 _OBJECT_SIZE = (0.08, 0.22, 0.68)
-# At most this part of a shape's width and height sticks out of the image on a side.
+# The largest part of a shape's width and height that may lie outside the image, on each side.
 _MAX_TRUNCATION = 0.15
-# Of a shape that is in the image, at least this part of its area is visible.
+# The smallest part of a shape's area that has to be visible; other shapes are left out.
 _MIN_VISIBLE = 0.3
 
-# Annotations carry two decimals. The overlays are computed on that grid, so that area, box and
-# polygons agree with each other to the last digit.
+# Annotations have two decimals. Intersections and differences are computed on that grid, so that area, box
+# and polygons agree to the last digit.
 _GRID = 0.01
-# Slivers and pinholes under a pixel (px^2) that an overlay leaves cannot be seen: not annotated.
+# Slivers and pinholes smaller than this (px^2) cannot be seen and are not annotated.
 _MIN_PART = 1.0
 
 _SUPERSAMPLING = 4
@@ -41,20 +42,20 @@ _SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """What a generated dataset is made of; equal specs give equal bytes.
+    """The parameters of a generated dataset; equal specs give equal bytes.
 
-    Image ``i`` of a split depends on ``image_size``, ``seed`` and ``i`` alone: a larger dataset
-    begins with the images of a smaller one.
+    Image ``i`` of a split depends on ``image_size``, ``seed`` and ``i`` alone, so a larger dataset begins
+    with the images of a smaller one.
 
     Args:
-        num_train: Images in the split ``train``, at least 1.
-        num_val: Images in the split ``val``, at least 1.
-        image_size: Height and width of each image in pixels, at least 32. Objects scale with it;
-            from 192 on they span COCO's small, medium and large.
-        seed: A non-negative integer.
+        num_train: number of images in the split ``train``, at least 1.
+        num_val: number of images in the split ``val``, at least 1.
+        image_size: height and width of each image in pixels, at least 32. Objects scale with it; from 192 on
+            they span COCO's small, medium and large.
+        seed: a non-negative integer.
 
     Raises:
-        ValueError: A field is not an integer or is too small.
+        ValueError: a field is not an integer, or is too small.
     """
 
     num_train: int = 1000
@@ -62,7 +63,7 @@ class ShapesSpec:
     image_size: int = 192
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in {'num_train': 1, 'num_val': 1, 'image_size': 32, 'seed': 0}.items():
             value = getattr(self, name)
             if type(value) is not int or value < least:
@@ -70,24 +71,23 @@ class ShapesSpec:
 
 
 def generate_shapes(root: str | Path, spec: ShapesSpec = ShapesSpec()) -> Path:
-    """Write the dataset ``spec`` describes to the folder ``root``, or find it there.
+    """Writes the dataset of ``spec`` to the folder ``root``, unless it is there already.
 
-    The layout is COCO's own: ``annotations/instances_{train,val}.json``, ``train/000000.png``,
-    ``val/000000.png``, and beside them ``spec.json``. An image's id is the number in its name.
+    The layout is that of COCO: ``annotations/instances_{train,val}.json``, ``train/000000.png``,
+    ``val/000000.png``, and in addition ``spec.json``. The id of an image is the number in its name.
 
-    The folder is made aside and renamed when it is complete, so an interrupted call leaves no
-    ``root`` and the next one starts afresh; calls at the same time do not disturb each other.
+    The folder is written under another name and renamed when it is complete. So an interrupted call leaves no
+    ``root``, and concurrent calls do not disturb each other.
 
     Args:
-        root: A folder that does not exist yet, is empty, or holds this very dataset.
-        spec: What to generate.
+        root: a folder that does not exist yet, is empty, or holds this dataset.
+        spec: what to generate.
 
     Returns:
         ``root`` as a path.
 
     Raises:
-        FileExistsError: ``root`` holds a dataset of another spec, or something else altogether.
-            Nothing in it is touched.
+        FileExistsError: ``root`` holds a dataset of another spec, or something else. It is left unchanged.
     """
     root = Path(root)
     target = root.resolve()
@@ -106,7 +106,10 @@ def generate_shapes(root: str | Path, spec: ShapesSpec = ShapesSpec()) -> Path:
 
 
 def _holds(root: Path, spec: ShapesSpec) -> bool:
-    """Whether ``root`` is the dataset of ``spec`` (True) or free to become it (False)."""
+    """Returns True if ``root`` is the dataset of ``spec``, and False if it is free to become it.
+
+    Raises FileExistsError if it is anything else.
+    """
     wanted = _describe(spec)
     try:
         found = (root / _SPEC_FILE).read_text()
@@ -135,7 +138,7 @@ def _describe(spec: ShapesSpec) -> str:
     return _dumps(dict(generator='roi_plugins.datasets.shapes', format=_FORMAT, **asdict(spec)))
 
 
-def _dumps(obj) -> str:
+def _dumps(obj: Any) -> str:
     return json.dumps(obj, sort_keys=True) + '\n'
 
 
@@ -143,7 +146,7 @@ def _write_dataset(root: Path, spec: ShapesSpec) -> None:
     (root / 'annotations').mkdir(parents=True)
     for split_index, split in enumerate(_SPLITS):
         (root / split).mkdir()
-        coco = {
+        coco: dict[str, Any] = {
             'info': {'description': 'Generated shapes', 'seed': spec.seed},
             'licenses': [],
             'categories': [
@@ -168,46 +171,46 @@ def _write_dataset(root: Path, spec: ShapesSpec) -> None:
                 }
             )
             for obj in objects:
-                # From 1: COCOeval takes a match with annotation 0 for none.
+                # Ids start at 1, because COCOeval takes a match with annotation 0 for no match.
                 ids = {'id': len(coco['annotations']) + 1, 'image_id': image_id}
                 coco['annotations'].append(ids | _annotate(obj))
         (root / f'annotations/instances_{split}.json').write_text(_dumps(coco))
     (root / _SPEC_FILE).write_text(_describe(spec))
 
 
-# --- Outlines: (N, 2) corners of a shape of about unit size, its proportions drawn ----------------
+# --- Outlines: (N, 2) corners of a shape of about unit size, with random proportions ---------------
 
 
-def _around(radii, num: int) -> np.ndarray:
-    """``num`` points around the origin, the first straight up; ``radii`` a number or one each."""
+def _around(radii: float | list[float], num: int) -> np.ndarray:
+    """Returns ``num`` points around the origin, the first straight up, with one radius or one for each."""
     angles = 2 * math.pi * np.arange(num) / num
     return np.stack([np.sin(angles), -np.cos(angles)], axis=1) * np.reshape(radii, (-1, 1))
 
 
-def _ellipse(rng):
+def _ellipse(rng: np.random.Generator) -> np.ndarray:
     return _around(1, 48) * [1, rng.uniform(1, 1.8)]
 
 
-def _triangle(rng):
+def _triangle(rng: np.random.Generator) -> np.ndarray:
     return np.array([[-1, 0], [1, 0], [rng.uniform(-0.4, 0.4), rng.uniform(1.4, 2.1)]])
 
 
-def _rectangle(rng):
+def _rectangle(rng: np.random.Generator) -> np.ndarray:
     return np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * [1, rng.uniform(1, 2.2)]
 
 
-def _star(rng):
+def _star(rng: np.random.Generator) -> np.ndarray:
     return _around([1, rng.uniform(0.38, 0.5)] * 5, 10)
 
 
-def _cross(rng):
+def _cross(rng: np.random.Generator) -> np.ndarray:
     a = rng.uniform(0.28, 0.38)
     arm = np.array([[-a, -a], [-a, -1], [a, -1]])
     quarter_turn = np.array([[0, 1], [-1, 0]])
     return np.concatenate([arm @ np.linalg.matrix_power(quarter_turn, k) for k in range(4)])
 
 
-_OUTLINES = {
+_OUTLINES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     'ellipse': _ellipse,
     'triangle': _triangle,
     'rectangle': _rectangle,
@@ -217,9 +220,6 @@ _OUTLINES = {
 
 CLASSES = tuple(_OUTLINES)
 """Names of the classes, in the order of their labels (COCO category ids 1, 2, ...)."""
-
-PALETTE = ((220, 20, 60), (0, 130, 200), (60, 180, 75), (255, 160, 0), (145, 30, 180))
-"""An RGB colour a class to draw predictions with. The shapes in the images are not so coloured."""
 
 
 # --- Scenes ---------------------------------------------------------------------------------------
@@ -231,8 +231,8 @@ class _Object(NamedTuple):
     visible: shapely.Geometry  # a polygon or several, holes and all
 
 
-def _sample_objects(rng, image_size: int) -> list[_Object]:
-    """Between one and ``_MAX_OBJECTS`` objects, the front one first."""
+def _sample_objects(rng: np.random.Generator, image_size: int) -> list[_Object]:
+    """Draws up to ``_MAX_OBJECTS`` objects, the front one first."""
     frame = shapely.box(0, 0, image_size, image_size)
     covered = shapely.Polygon()
     objects = []
@@ -240,15 +240,15 @@ def _sample_objects(rng, image_size: int) -> list[_Object]:
         label = int(rng.integers(len(CLASSES)))
         outline = _sample_outline(rng, label, image_size)
         visible = outline.intersection(frame, grid_size=_GRID).difference(covered, grid_size=_GRID)
-        # One that is hardly seen is left out of the picture too, lest its rest be a false
-        # negative in the annotations. Going from front to back, that changes no other object.
+        # An object that is hardly visible is left out of the image too; otherwise the image would show an
+        # object that is not annotated. From front to back, this changes no other object.
         if visible.area >= _MIN_VISIBLE * outline.area:
             objects.append(_Object(label, outline, visible))
             covered = covered.union(outline, grid_size=_GRID)
     return objects
 
 
-def _sample_outline(rng, label: int, image_size: int) -> shapely.Polygon:
+def _sample_outline(rng: np.random.Generator, label: int, image_size: int) -> shapely.Polygon:
     corners = _OUTLINES[CLASSES[label]](rng)
     turn = rng.uniform(0, 2 * math.pi)
     cos, sin = math.cos(turn), math.sin(turn)
@@ -261,7 +261,7 @@ def _sample_outline(rng, label: int, image_size: int) -> shapely.Polygon:
     return shapely.set_precision(shapely.Polygon(corners + centre - (low + high) / 2), _GRID)
 
 
-def _annotate(obj: _Object) -> dict:
+def _annotate(obj: _Object) -> dict[str, Any]:
     parts = [p for p in _polygons(obj.visible) if p.area >= _MIN_PART]
     polygons = [piece for part in parts for piece in _without_holes(part)]
     x1, y1, x2, y2 = shapely.total_bounds(polygons)
@@ -274,21 +274,21 @@ def _annotate(obj: _Object) -> dict:
     }
 
 
-def _round(values) -> list[float]:
+def _round(values: Iterable[float]) -> list[float]:
     return [round(float(v), 2) for v in values]
 
 
-def _polygons(geometry) -> list[shapely.Polygon]:
-    """The polygons of a geometry; overlays may add points and lines where outlines touch."""
-    # Normalized, since the order of parts and corners is otherwise up to the version of GEOS.
+def _polygons(geometry: shapely.Geometry) -> list[shapely.Polygon]:
+    """Returns the polygons of a geometry; where outlines touch, it may have points and lines too."""
+    # Normalised, because the order of parts and corners depends on the version of GEOS otherwise.
     return [p for p in shapely.get_parts(geometry.normalize()) if p.geom_type == 'Polygon']
 
 
 def _without_holes(polygon: shapely.Polygon) -> list[shapely.Polygon]:
-    """Pieces that cover ``polygon`` and have no holes.
+    """Returns pieces without holes that cover ``polygon``.
 
-    A COCO segmentation is the union of its polygons and knows no holes, so a polygon that has some
-    is cut through the middle of each.
+    A COCO segmentation is the union of its polygons and cannot have holes, so a polygon with holes is cut
+    through the middle of each.
     """
     holes = [h for h in polygon.interiors if shapely.Polygon(h).area >= _MIN_PART]
     if not holes:
@@ -308,11 +308,11 @@ def _without_holes(polygon: shapely.Polygon) -> list[shapely.Polygon]:
 # --- Rendering ------------------------------------------------------------------------------------
 
 
-def _render(rng, objects: list[_Object], image_size: int) -> Image.Image:
+def _render(rng: np.random.Generator, objects: list[_Object], image_size: int) -> Image.Image:
     colours = [rng.uniform(25, 230, 3)]
     canvas = Image.fromarray(_texture(rng, colours[0], image_size))
     for obj in reversed(objects):
-        # The candidate that stands out most from the ground and what is in the image already.
+        # Of the candidates, take the one that differs most from the background and the objects behind.
         candidates = rng.uniform(25, 230, (6, 3))
         distances = np.linalg.norm(candidates[:, None] - np.array(colours), axis=2)
         colours.append(candidates[distances.min(axis=1).argmax()])
@@ -323,7 +323,7 @@ def _render(rng, objects: list[_Object], image_size: int) -> Image.Image:
 
 
 def _coverage(outline: shapely.Polygon, image_size: int) -> Image.Image:
-    """How much of each pixel lies within the outline, 0 to 255."""
+    """Returns how much of each pixel lies within the outline, 0 to 255."""
     mask = Image.new('L', (image_size * _SUPERSAMPLING,) * 2)
     # Pillow puts integer coordinates at the centres of pixels.
     corners = shapely.get_coordinates(outline.exterior) * _SUPERSAMPLING - 0.5
@@ -331,19 +331,20 @@ def _coverage(outline: shapely.Polygon, image_size: int) -> Image.Image:
     return mask.reduce(_SUPERSAMPLING)
 
 
-def _texture(rng, colour: np.ndarray, size: int) -> np.ndarray:
-    """A (size, size, 3) uint8 picture around a colour: slope, stripes and blotches."""
-    # In units of the image's side, so that images of all sizes look alike. In double precision:
-    # the last bit of a sine differs between processors, and must not reach a pixel.
+def _texture(rng: np.random.Generator, colour: np.ndarray, size: int) -> np.ndarray:
+    """Returns a (size, size, 3) uint8 image around a colour, with a slope, stripes and blotches."""
+    # In units of the image's side, so that images of all sizes look alike. In double precision, because the
+    # last bit of a sine differs between processors and must not change a pixel.
     y, x = np.mgrid[:size, :size] / size - 0.5
 
-    def waves(turn, phase, frequency):
+    def waves(turn: float, phase: float, frequency: float) -> np.ndarray:
         return np.sin(2 * math.pi * frequency * (x * math.cos(turn) + y * math.sin(turn)) + phase)
 
     slope = waves(rng.uniform(0, 2 * math.pi), 0, 0.25)
-    stripes = waves(*rng.uniform(0, 2 * math.pi, 2), rng.uniform(4, 20))
-    cells = rng.integers(0, 256, (rng.integers(4, 20),) * 2 + (3,), dtype=np.uint8)
-    blotches = Image.fromarray(cells).resize((size, size), Image.Resampling.BICUBIC)
+    turn, phase = rng.uniform(0, 2 * math.pi, 2)
+    stripes = waves(turn, phase, rng.uniform(4, 20))
+    coarse = rng.integers(0, 256, (rng.integers(4, 20),) * 2 + (3,), dtype=np.uint8)
+    blotches = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
     return _to_uint8(
         colour
         + slope[..., None] * rng.uniform(-35, 35, 3)

@@ -1,1 +1,1 @@
-"""Average precision as COCO has it, its errors by kind, and how sure it is."""
+"""COCO average precision, its errors by kind (TIDE), and its uncertainty (bootstrap)."""

@@ -1,15 +1,16 @@
-"""How sure an AP is, and a difference of two: intervals, p-values and where the spread comes from.
+"""Uncertainty of an AP and of a difference of two: intervals, p-values and their sources of variation.
 
-Two things vary. The images are a sample: other images would give another AP. And a training is a
-sample: another seed would give another network. The first is seen by resampling the images, the
-second by training with several seeds. ``docs/statistics.md`` has the formulas and their sources.
+Two things vary. The images are a sample: other images would give another AP. The network is a sample too:
+training with another seed would give another one. Resampling the images shows the first, training with
+several seeds the second. ``docs/statistics.md`` has the formulas and their sources.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,16 @@ from roi_plugins.evaluation.matching import AREAS, Matches, resampled_ap
 
 CONFIDENCE = 0.95
 
-_BLOCK = 1000  # resamples at a time, for the memory they take
+_BLOCK = 1000  # resamples at a time, to bound the memory
 
 
 @dataclass(frozen=True)
 class RunSample:
-    """Every AP of one run: the METRICS, those at the IOU_THRESHOLDS, those of the classes.
+    """The Q values of AP of one run: the METRICS, one for each of IOU_THRESHOLDS, one for each class.
 
     Attributes:
-        values: as fractions, NaN where there is no ground truth; (Q,).
-        resampled: the same over each resample of the images; (Q, R).
+        values: (Q,) fractions; NaN where there is no ground truth.
+        resampled: (Q, R) the same over each of R resamples of the images.
     """
 
     values: np.ndarray
@@ -39,18 +40,20 @@ class RunSample:
 
 @dataclass(frozen=True)
 class Estimates:
-    """AP as fractions, or differences of AP, each a row of one of three tables; their columns:
+    """AP, or differences of AP, as fractions. Each is a row of one of three tables with these columns:
 
-    ``value``: the mean over the seeds. ``low``, ``high``: its 95% interval. ``p``: of a difference,
-    two-sided, for the hypothesis that there is none; NaN in tables of AP. ``image_error``,
-    ``seed_error``: the standard errors of ``value`` for either source of variation. What is
-    unknown is NaN: ``seed_error`` with one seed; then interval and ``p`` are those of the images
-    alone, for the very networks that were trained.
+    - ``value``: the mean over the seeds.
+    - ``low``, ``high``: its 95% interval.
+    - ``p``: the two-sided p-value of a difference, for the hypothesis that it is zero; NaN in tables of AP.
+    - ``image_error``, ``seed_error``: the standard errors of ``value`` from the images and from the seeds.
+
+    With one seed, ``seed_error`` is NaN. Then the interval and ``p`` come from the images alone, and hold for
+    the networks that were trained, not for the method.
 
     Attributes:
-        metrics: index METRICS.
-        over_iou: index IOU_THRESHOLDS; the AP at each.
-        per_class: index names of the classes; their AP.
+        metrics: the METRICS, which are the index.
+        over_iou: the AP at each of IOU_THRESHOLDS, which are the index.
+        per_class: the AP of each class; the names of the classes are the index.
     """
 
     metrics: pd.DataFrame
@@ -59,12 +62,15 @@ class Estimates:
 
 
 def resample_images(images: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each resample has each image, (images, resamples).
+    """Draws resamples of the images, with replacement.
 
     Args:
-        images: how many there are.
-        resamples: how many to draw.
+        images: number of images.
+        resamples: number of resamples to draw.
         seed: the same seed gives the same resamples.
+
+    Returns:
+        How often each resample has each image, int32 of shape (images, resamples).
     """
     rng = np.random.default_rng(seed)
     return np.ascontiguousarray(
@@ -73,12 +79,12 @@ def resample_images(images: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def sample_run(result: Mapping[str, Any], matches: Matches, counts: np.ndarray) -> RunSample:
-    """Every AP of a run and of its resamples.
+    """Returns every AP of a run, over its images and over each resample of them.
 
     Args:
-        result: what :func:`~roi_plugins.evaluation.coco.summarize` made of ``matches``.
-        matches: of this run, by :func:`~roi_plugins.evaluation.coco.match_predictions`.
-        counts: what :func:`resample_images` gave; the same for all runs that are compared.
+        result: what :func:`~roi_plugins.evaluation.coco.summarize` returned for ``matches``.
+        matches: what :func:`~roi_plugins.evaluation.coco.match_predictions` returned for the run.
+        counts: what :func:`resample_images` returned; the same for all runs that are compared.
     """
     values = np.array([*(result[m] for m in METRICS), *result[CURVE], *result[PER_CLASS]], float)
     values[values == -1] = np.nan
@@ -96,30 +102,30 @@ def estimate(
     baseline: Mapping[Any, RunSample] | None,
     classes: Sequence[str],
 ) -> Estimates:
-    """The mean over runs that differ in their seeds, or its difference to that of a baseline.
+    """Returns the mean over runs that differ in their seeds, or its difference to that of a baseline.
 
     Args:
-        runs: by seed.
-        baseline: by seed, over the same resamples. The differences of equal seeds are taken where
-            both have the same ones.
-        classes: their names, in the order of the samples.
+        runs: the runs by seed.
+        baseline: the runs of the baseline by seed, over the same resamples; None for the AP itself. If both
+            have the same seeds, the difference is taken seed by seed.
+        classes: names of the classes, in the order of the samples.
     """
     value, resampled = _mean(runs)
     if baseline is None:
-        seed_variance, freedom = _seed_variance(_stack(runs))
+        seed_variance, dof = _seed_variance(_stack(runs))
     else:
         baseline_value, baseline_resampled = _mean(baseline)
         value, resampled = value - baseline_value, resampled - baseline_resampled
         if runs.keys() == baseline.keys():
-            seed_variance, freedom = _seed_variance(
+            seed_variance, dof = _seed_variance(
                 np.array([runs[seed].values - baseline[seed].values for seed in runs])
             )
         else:
-            seed_variance, freedom = _sum_of_variances(
+            seed_variance, dof = _sum_of_variances(
                 _seed_variance(_stack(runs)), _seed_variance(_stack(baseline))
             )
-    table = _table(value, resampled, seed_variance, freedom)
-    # No AP is below 0 or above 1; the t interval of few seeds does not know that.
+    table = _table(value, resampled, seed_variance, dof)
+    # An AP is between 0 and 1, but a t interval of few seeds may be wider.
     table[['low', 'high']] = table[['low', 'high']].clip(0 if baseline is None else -1, 1)
     if baseline is None:
         table['p'] = np.nan
@@ -132,17 +138,17 @@ def estimate(
 
 
 def contrast(terms: Sequence[tuple[float, Mapping[Any, RunSample], str]]) -> pd.Series:
-    """A weighted sum of AP over several extractors, configs or metrics, and how sure it is.
+    """Returns a weighted sum of AP over several extractors, configs or metrics, with its uncertainty.
 
-    Such as a difference of two differences: by how much more one extractor is better in AP75 than in
-    AP50, or at one stride than at another.
+    An example is a difference of two differences: how much larger the gain of one extractor is in AP75 than
+    in AP50, or at one stride than at another.
 
     Args:
-        terms: a weight, the runs by seed and one of METRICS each; all over the same resamples. The sum
-            is taken seed by seed: what the terms of one seed have in common does not count twice.
+        terms: a weight, the runs by seed and one of METRICS for each term, all over the same resamples. The
+            sum is taken seed by seed, so that variation which the terms of a seed share cancels out.
 
     Returns:
-        A row as those of :class:`Estimates`, ``p`` for the hypothesis that the sum is zero.
+        A row like those of :class:`Estimates`; ``p`` is for the hypothesis that the sum is zero.
 
     Raises:
         ValueError: the terms do not have the same seeds.
@@ -164,34 +170,38 @@ def contrast(terms: Sequence[tuple[float, Mapping[Any, RunSample], str]]) -> pd.
 
 def _weighted(terms: Sequence[tuple[float, RunSample, int]]) -> RunSample:
     return RunSample(
-        values=sum(weight * run.values[[row]] for weight, run, row in terms),
-        resampled=sum(weight * run.resampled[[row]] for weight, run, row in terms),
+        values=_sum(weight * run.values[[row]] for weight, run, row in terms),
+        resampled=_sum(weight * run.resampled[[row]] for weight, run, row in terms),
     )
 
 
+def _sum(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    return reduce(np.add, arrays)
+
+
 def _table(
-    value: np.ndarray, resampled: np.ndarray, seed_variance: np.ndarray, freedom: np.ndarray
+    value: np.ndarray, resampled: np.ndarray, seed_variance: np.ndarray, dof: np.ndarray
 ) -> pd.DataFrame:
-    """The columns of :class:`Estimates`, for values (Q,) and their resamples (Q, R)."""
-    # A resample has fewer different images, which shifts its AP; the shift is not an error of
-    # the value. Without it, the interval is around the value.
+    """Returns the columns of :class:`Estimates`, for values (Q,) and their resamples (Q, R)."""
+    # A resample has fewer different images, which shifts its AP. The shift is not an error of the value, so
+    # it is taken out, and the interval lies around the value.
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)  # no resample has a value
+        warnings.simplefilter('ignore', RuntimeWarning)  # where no resample has a value
         shifted = resampled - np.nanmean(resampled, axis=1, keepdims=True) + value[:, None]
-        image_error = np.nanstd(shifted, axis=1, ddof=1)
+        image_se = np.nanstd(shifted, axis=1, ddof=1)
         if np.isnan(seed_variance).all():
             tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
             low, high = np.nanquantile(shifted, tails, axis=1)
             p = _bootstrap_p(shifted)
         else:
-            low, high, p = _t_interval(value, image_error**2, seed_variance, freedom)
+            low, high, p = _t_interval(value, image_se**2, seed_variance, dof)
     return pd.DataFrame(
         {
             'value': value,
             'low': low,
             'high': high,
             'p': p,
-            'image_error': image_error,
+            'image_error': image_se,
             'seed_error': np.sqrt(seed_variance),
         }
     )
@@ -203,14 +213,14 @@ def _stack(runs: Mapping[Any, RunSample]) -> np.ndarray:
 
 def _mean(runs: Mapping[Any, RunSample]) -> tuple[np.ndarray, np.ndarray]:
     value = _stack(runs).mean(axis=0)
-    resampled = sum(run.resampled for run in runs.values()) / len(runs)
-    if not resampled.size:  # no resamples: like one without a value
+    resampled = _sum(run.resampled for run in runs.values()) / len(runs)
+    if not resampled.size:  # no resamples are treated like one without a value
         resampled = np.full((len(value), 1), np.nan)
     return value, resampled
 
 
 def _seed_variance(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Variance of the mean over S seeds of ``values``, (S, Q), and its degrees of freedom."""
+    """Returns the variance of the mean over S seeds of ``values``, (S, Q), and its degrees of freedom."""
     seeds = len(values)
     if seeds == 1:
         return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
@@ -220,28 +230,28 @@ def _seed_variance(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _sum_of_variances(
     *terms: tuple[np.ndarray, np.ndarray | float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of independent variances; its degrees of freedom by Welch and Satterthwaite."""
-    total = sum(variance for variance, _ in terms)
+    """Returns the sum of independent variances, and its degrees of freedom by Welch and Satterthwaite."""
+    total = _sum(variance for variance, _ in terms)
     with np.errstate(divide='ignore', invalid='ignore'):
-        freedom = total**2 / sum(variance**2 / freedom for variance, freedom in terms)
-    return total, np.where(total == 0, np.inf, freedom)
+        dof = total**2 / sum(variance**2 / dof for variance, dof in terms)
+    return total, np.where(total == 0, np.inf, dof)
 
 
 def _t_interval(
-    value: np.ndarray, image_variance: np.ndarray, seed_variance: np.ndarray, freedom: np.ndarray
+    value: np.ndarray, image_variance: np.ndarray, seed_variance: np.ndarray, dof: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    variance, freedom = _sum_of_variances((image_variance, np.inf), (seed_variance, freedom))
+    variance, dof = _sum_of_variances((image_variance, np.inf), (seed_variance, dof))
     error = np.sqrt(variance)
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, dof) * error
     with np.errstate(divide='ignore', invalid='ignore'):
-        p = 2 * stats.t.sf(np.abs(value) / error, freedom)
+        p = 2 * stats.t.sf(np.abs(value) / error, dof)
     return value - reach, value + reach, np.where((value == 0) & (error == 0), 1, p)
 
 
 def _bootstrap_p(resampled: np.ndarray) -> np.ndarray:
-    """Twice the share of the resamples on the other side of zero, (Q,); at least 2 / (R + 1)."""
+    """Returns twice the share of the resamples on the other side of zero, (Q,); at least 2 / (R + 1)."""
     known = np.count_nonzero(~np.isnan(resampled), axis=1)
-    # NaN is on neither side. What should be zero may differ by rounding.
+    # NaN is on neither side. The tolerance is for rounding of differences that are zero.
     below = np.count_nonzero(resampled <= 1e-12, axis=1)
     above = np.count_nonzero(resampled >= -1e-12, axis=1)
     p = np.minimum(1, 2 * (1 + np.minimum(below, above)) / (1 + known))

@@ -1,7 +1,7 @@
 """COCO average precision.
 
-One path computes every number: pycocotools' ``COCOeval``, over all images of the annotation file
-(:mod:`.matching` leaves out of it only what does nothing). Needs no detection framework.
+Every number comes from pycocotools' ``COCOeval``, over all images of the annotation file; :mod:`.matching`
+only skips calls without effect. No detection framework is needed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ class Quantity:
     """One AP or AR that is reported: a column of every table.
 
     Attributes:
-        name: of the column, and the key in files.
-        latex: of the column in LaTeX.
+        name: name of the column, and key in files.
+        latex: name of the column in LaTeX.
         iou: the IoU threshold; None for the mean over ``IOU_THRESHOLDS``.
-        area: of the objects that are looked for, one of ``AREAS``.
-        measure: what it is the mean of: for AP the ``'precision'`` at 101 recalls, for AR the highest
-            ``'recall'``.
+        area: area of the objects that count, one of ``AREAS``.
+        measure: what is averaged: for AP the ``'precision'`` at 101 recalls, for AR the highest ``'recall'``.
     """
 
     name: str
@@ -51,10 +50,13 @@ class Quantity:
     measure: Literal['precision', 'recall'] = 'precision'
 
     def select(self, measures: Mapping[str, np.ndarray]) -> np.ndarray:
-        """What it is the mean of.
+        """Returns the entries whose mean this quantity is.
 
         Args:
-            measures: each measure, or its mean over recalls and classes, (areas, IoU thresholds, ...).
+            measures: (areas, IoU thresholds, ...) of each measure, or its mean over recalls and classes.
+
+        Returns:
+            (IoU thresholds of this quantity, ...).
         """
         of_area = measures[self.measure][AREAS.index(self.area)]
         return of_area if self.iou is None else of_area[[IOU_THRESHOLDS.index(self.iou)]]
@@ -69,7 +71,7 @@ QUANTITIES = (
     Quantity('APl', 'AP$_L$', area='large'),
     Quantity('AR', 'AR', measure='recall'),
 )
-"""What is reported of one evaluation, in the order of the tables. No other place says so."""
+"""Every AP and AR that is reported of an evaluation, in the order of the tables."""
 
 METRICS = tuple(quantity.name for quantity in QUANTITIES)
 
@@ -89,24 +91,24 @@ def evaluate(
     iou_type: str,
     max_dets: int = MAX_DETS,
 ) -> dict[str, Any]:
-    """COCO AP of one detector's results over all images of an annotation file.
+    """Computes the COCO AP of one detector's results, over all images of an annotation file.
 
     Args:
-        ann_file: COCO instance annotations, or what
-            :func:`~roi_plugins.evaluation.coco_files.load_annotations` made of them.
-        predictions: COCO results, as a file or as the list in it: ``image_id``, ``category_id``,
-            ``score`` and ``bbox`` (x, y, w, h in pixels) or ``segmentation`` (compressed RLE). An
-            empty list has AP 0.
+        ann_file: path of COCO instance annotations, or what
+            :func:`~roi_plugins.evaluation.coco_files.load_annotations` returned for them.
+        predictions: COCO results, as the path of a file or as the list in it. Each has ``image_id``,
+            ``category_id``, ``score``, and ``bbox`` (x, y, w, h in pixels) or ``segmentation`` (compressed
+            RLE). An empty list has AP 0.
         iou_type: ``'bbox'``, ``'segm'`` or, for Boundary AP, ``'boundary'``.
-        max_dets: how many detections of each class count in an image, those with the highest scores:
-            COCO's ``maxDets``, for all figures.
+        max_dets: COCO's ``maxDets``: how many detections of each class count in an image, those with the
+            highest scores. It holds for all quantities.
 
     Returns:
         What :func:`summarize` returns.
 
     Raises:
-        DataError: a file is missing or malformed, or the predictions are not for these
-            annotations.
+        ValueError: there is no such ``iou_type``, or ``max_dets`` is below 1.
+        DataError: a file is missing or malformed, or the predictions are not for these annotations.
     """
     return summarize(match_predictions(ann_file, predictions, iou_type, max_dets))
 
@@ -117,7 +119,7 @@ def match_predictions(
     iou_type: str,
     max_dets: int = MAX_DETS,
 ) -> Matches:
-    """The first half of :func:`evaluate`: which predictions match which objects.
+    """Finds which predictions match which objects: the first half of :func:`evaluate`.
 
     The area of a predicted mask is its own, not its box's, as in MMDetection and Detectron2.
 
@@ -125,8 +127,7 @@ def match_predictions(
         ann_file, predictions, iou_type, max_dets: see :func:`evaluate`.
 
     Raises:
-        ValueError: there is no such ``iou_type``.
-        DataError: see :func:`evaluate`.
+        ValueError, DataError: see :func:`evaluate`.
     """
     if iou_type not in EVALUATIONS:
         raise ValueError(f'iou_type is {iou_type!r}; expected one of {", ".join(EVALUATIONS)}')
@@ -139,15 +140,15 @@ def match_predictions(
 
 
 def summarize(matches: Matches) -> dict[str, Any]:
-    """The second half of :func:`evaluate`: AP from matches, as pycocotools has it.
+    """Computes AP from matches, as pycocotools does: the second half of :func:`evaluate`.
 
     Args:
-        matches: what :func:`match_predictions` gave.
+        matches: what :func:`match_predictions` returned.
 
     Returns:
-        The ``METRICS``, as fractions in full precision, -1 where there is no ground truth; under
-        ``CURVE`` the list of the AP at each of ``IOU_THRESHOLDS``; under ``PER_CLASS`` that of the
-        AP of each class, by rising category id; and under ``COUNT`` the number of predictions.
+        A dict with each of ``METRICS``; with ``CURVE``, the list of AP at each of ``IOU_THRESHOLDS``; with
+        ``PER_CLASS``, the list of AP of each class, by rising category id; and with ``COUNT``, the number of
+        predictions. AP are fractions in full precision, -1 where there is no ground truth.
     """
     # (areas, T, R, K) and (areas, T, K)
     precision, recall = (np.moveaxis(measure, -1, 0) for measure in precision_and_recall(matches))
@@ -162,21 +163,21 @@ def summarize(matches: Matches) -> dict[str, Any]:
 
 
 def format_points(fraction: float, digits: int, sign: bool = False) -> str:
-    """An AP in points: 100 times the fraction, rounded half to even, once and exactly.
+    """Returns an AP in points: 100 times the fraction, rounded once and exactly, half to even.
 
     With one digit these are the digits that pycocotools prints: 31.2 where it has 0.312.
 
     Args:
         fraction: the AP, from 0 to 1; or a difference of two.
-        digits: decimals.
-        sign: also a plus before what is above zero.
+        digits: number of decimals.
+        sign: whether positive values get a plus.
     """
     scaled = round(Fraction(fraction) * 100 * 10**digits)
     return f'{Decimal(scaled).scaleb(-digits):{"+" if sign else ""}.{digits}f}'
 
 
 def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints a line for each IoU type, e.g. ``bbox  AP 31.2  AP50 ...``: points, as in all tables.
+    """Prints a line for each IoU type, such as ``bbox  AP 31.2  AP50 ...``, in points as in all tables.
 
     Args:
         metrics: the ``METRICS`` by IoU type, as fractions; -1 where there is no ground truth, shown as ``-``.

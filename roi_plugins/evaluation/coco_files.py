@@ -1,4 +1,4 @@
-"""Annotations and predictions in COCO's format: reading them, and finding what is wrong with them."""
+"""Reads and checks annotations and predictions in COCO's format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import reprlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -18,47 +18,46 @@ from roi_plugins.files import DataError, read_json
 
 
 def read_predictions(coco: COCO, predictions: str | Path | Sequence[dict], iou_type: str) -> list[dict]:
-    """Checks predictions, and returns a copy of what their evaluation needs and no more.
+    """Checks predictions, and returns a copy of the keys that their evaluation needs.
 
-    COCO's evaluation changes what it is given, and takes a mask's area from ``bbox`` where there is
-    one.
+    A copy, because COCO's evaluation changes its input; no other keys, because it takes the area of a mask
+    from ``bbox`` if there is one.
 
     Args:
         coco: what :func:`load_annotations` returns.
-        predictions: COCO results, as a file or as the list in it.
+        predictions: COCO results, as the path of a file or as the list in it.
         iou_type: ``'bbox'``, ``'segm'`` or ``'boundary'``.
 
     Raises:
         DataError: the file is missing or malformed, or the predictions are not for these annotations.
     """
     if isinstance(predictions, (str, Path)):
-        source = str(predictions)
-        predictions = read_json(predictions, 'prediction file')
+        source, results = str(predictions), read_json(predictions, 'prediction file')
     else:
-        source = 'predictions'
+        source, results = 'predictions', predictions
     keys = ('image_id', 'category_id', 'score', 'bbox' if iou_type == 'bbox' else 'segmentation')
-    _check_predictions(coco, predictions, iou_type, keys, source)
-    return [{key: prediction[key] for key in keys} for prediction in predictions]
+    _check_predictions(coco, results, iou_type, keys, source)
+    return [{key: result[key] for key in keys} for result in results]
 
 
 def load_results(coco: COCO, results: list[dict]) -> COCO:
-    """``coco.loadRes(results)``, which cannot take an empty list.
+    """Returns ``coco.loadRes(results)``, but also takes an empty list.
 
     Args:
         coco: annotations.
-        results: what :func:`read_predictions` gave; they are changed.
+        results: what :func:`read_predictions` returned; they are changed.
     """
     return coco.loadRes(results) if results else _no_detections(coco)
 
 
 def load_annotations(ann_file: str | Path) -> COCO:
-    """Reads COCO instance annotations, once for several evaluations.
+    """Reads COCO instance annotations, which several evaluations may share.
 
     Args:
-        ann_file: their path.
+        ann_file: path of the annotations.
 
     Raises:
-        DataError: the file is missing, or is not one of instance annotations.
+        DataError: the file is missing or malformed.
     """
     dataset = read_json(ann_file, 'annotation file')
     parts = ('images', 'annotations', 'categories')
@@ -74,13 +73,13 @@ def load_annotations(ann_file: str | Path) -> COCO:
 
 
 def check_annotations(ann_file: str | Path, iou_types: Sequence[str] = IOU_TYPES) -> COCO:
-    """Reads a test set's annotations, and checks all that an evaluation needs of them.
+    """Reads the annotations of a test set and checks everything that an evaluation needs of them.
 
-    Call it before a training, so that its test cannot fail on the annotations.
+    Call it before a training, so that the test after it cannot fail on the annotations.
 
     Args:
-        ann_file: COCO instance annotations.
-        iou_types: what will be evaluated, of ``EVALUATIONS``.
+        ann_file: path of COCO instance annotations.
+        iou_types: the kinds of AP that will be evaluated, of ``EVALUATIONS``.
 
     Returns:
         What :func:`load_annotations` returns.
@@ -125,7 +124,7 @@ def _check_annotations(dataset: dict, ann_file: str | Path) -> None:
     for index, annotation in enumerate(dataset['annotations']):
         where = f'{ann_file}: annotations[{index}]'
         if annotation['id'] == 0:
-            # It stores the id of a match, and 0 for none.
+            # COCO's evaluation stores the id of a match, and 0 for none.
             raise DataError(f"{where} has id 0, which COCO's evaluation takes for no match; number from 1")
         if annotation['category_id'] not in categories:
             raise DataError(
@@ -141,7 +140,9 @@ def _check_annotations(dataset: dict, ann_file: str | Path) -> None:
 
 
 def _check_ids(entries: Sequence[dict], where: str) -> None:
-    """Of two entries with one id COCO's index keeps the last, while its evaluation may count both."""
+    """Raises DataError on two entries with one id: COCO's index keeps the last, its evaluation may count
+    both.
+    """
     seen: dict[int, int] = {}
     for index, entry in enumerate(entries):
         first = seen.setdefault(entry['id'], index)
@@ -150,17 +151,21 @@ def _check_ids(entries: Sequence[dict], where: str) -> None:
 
 
 def check_outlines(coco: COCO) -> None:
-    """What COCO's evaluation of masks needs of the objects, which that of boxes does not."""
+    """Raises DataError if an object lacks what the evaluation of masks needs in addition to that of boxes.
+
+    Args:
+        coco: what :func:`load_annotations` returns.
+    """
     source = getattr(coco, 'source', 'annotations')
     for annotation in coco.anns.values():
         outline, image = annotation.get('segmentation'), coco.imgs.get(annotation['image_id'])
         if isinstance(outline, dict):
             size = outline.get('size')
-            valid = _is_size(size) and _cells_of_rle(outline.get('counts')) == size[0] * size[1]
+            valid = _is_size(size) and _pixels_of_rle(outline.get('counts')) == size[0] * size[1]
         else:
-            valid = isinstance(outline, list) and outline and all(map(_is_polygon, outline))
+            is_polygons = isinstance(outline, list) and bool(outline) and all(map(_is_polygon, outline))
             # pycocotools takes a first polygon of four numbers for a box, and then fails.
-            valid = valid and len(outline[0]) >= 6
+            valid = is_polygons and len(outline[0]) >= 6
         if not valid:
             raise DataError(
                 f'{source}: annotation {annotation["id"]} has the segmentation {_brief(outline)}; '
@@ -221,21 +226,23 @@ def _check_mask(rle: Any, image: dict, where: str) -> None:
             f'{where} has a mask of size {_brief(rle.get("size"))}; image {image["id"]} has {size} (h, w)'
         )
 
-    if _cells_of_rle(rle['counts']) != size[0] * size[1]:
+    if _pixels_of_rle(rle['counts']) != size[0] * size[1]:
         raise DataError(f'{where} has a damaged mask: its counts are not of {size} (h, w)')
 
 
-def _cells_of_rle(counts: Any) -> int | None:
-    """How many cells a mask has by its run lengths, a list or compressed; None if they are none.
+def _pixels_of_rle(counts: Any) -> int | None:
+    """Returns the number of pixels of a mask from its run lengths, a list or compressed; None if they are
+    invalid.
 
-    pycocotools believes what it is given: damaged counts make it hang, or read what is not its own.
+    pycocotools does not check them: invalid counts make it hang, or read beyond its memory.
     """
     if isinstance(counts, list):
         return sum(counts) if all(isinstance(n, int) and n >= 0 for n in counts) else None
     if not isinstance(counts, (str, bytes)):
         return None
     text = counts.encode() if isinstance(counts, str) else counts
-    # LEB128 with six bits a character, which tell the difference to the last but one from the fourth on.
+    # LEB128 with six bits a character. From the fourth run on, a value is the difference to the run before
+    # the last one.
     digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
         return None
@@ -252,7 +259,7 @@ def _cells_of_rle(counts: Any) -> int | None:
 
 
 def _is_finite(number: Any) -> bool:
-    # Integers of any size are JSON; those beyond a double are not to be computed with.
+    # JSON has integers of any size; one beyond the range of a double cannot be computed with.
     return isinstance(number, (int, float)) and abs(number) <= sys.float_info.max
 
 
@@ -265,12 +272,12 @@ def _is_polygon(polygon: Any) -> bool:
     return coordinates >= 4 and coordinates % 2 == 0 and all(map(_is_finite, polygon))
 
 
-def _is_size(size: Any) -> bool:
+def _is_size(size: Any) -> TypeGuard[list[int]]:
     return isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
 
 
 def _brief(value: Any) -> str:
-    """For messages: damaged files hold values of any length."""
+    """Returns a value in words, shortened, because a damaged file may hold values of any length."""
     return reprlib.repr(value)
 
 

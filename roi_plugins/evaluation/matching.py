@@ -1,8 +1,8 @@
-"""Which detections match which objects, as ``COCOeval`` has it, and AP from these matches.
+"""Matches detections with objects as ``COCOeval`` does, and computes AP from the matches.
 
-The matches in an image do not depend on other images. So they are made once, by pycocotools'
-``COCOeval.evaluateImg``, and AP is computed from them as often as need be: over all images by
-``COCOeval.accumulate``, and over resamples of the images by :func:`resampled_ap`.
+The matches in an image do not depend on other images. So pycocotools' ``COCOeval.evaluateImg`` makes them
+once, and AP is computed from them as often as needed: over all images by ``COCOeval.accumulate``, and over
+resamples of the images by :func:`resampled_ap`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pycocotools.cocoeval import COCOeval
 from scipy.sparse import csr_array
 
 MAX_DETS = 100
-"""How many detections of each class count in an image by default, those with the highest scores."""
+"""Default limit of detections for each class and image; those with the highest scores count."""
 
 IOU_TYPES = ('bbox', 'segm')
 """The kinds of predictions, boxes and masks."""
 
 BOUNDARY = 'boundary'
-"""Evaluates masks too, by Boundary IoU, as a third kind of AP from the predictions of ``'segm'``."""
+"""The third kind of AP, of masks by Boundary IoU, from the predictions of ``'segm'``."""
 
 EVALUATIONS = (*IOU_TYPES, BOUNDARY)
-"""Every kind of AP, of boxes, of masks, and Boundary AP."""
+"""Every kind of AP, that is of boxes, of masks, and Boundary AP."""
 
 AREAS = ('all', 'small', 'medium', 'large')
-"""The areas of objects for which there is an AP, in the order of ``COCOeval``."""
+"""The ranges of object areas that have an AP of their own, in the order of ``COCOeval``."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class ClassMatches:
     """The detections and objects of one class.
 
     Attributes:
-        image: of each detection, as index into ``Matches.image_ids``; (D,), by falling score and,
-            where scores are equal, by image: the order of ``COCOeval``.
-        score: (D,)
-        matched: whether it matches an object, (areas, IoU thresholds, D).
-        ignored: whether it counts neither as right nor as wrong, (areas, IoU thresholds, D).
-        object_image: of each object, (G,).
-        object_ignored: crowds, and objects of another area; (areas, G).
+        image: (D,) the image of each detection, as index into ``Matches.image_ids``. Detections are in the
+            order of ``COCOeval``: by falling score and, where scores are equal, by image.
+        score: (D,) the score of each detection.
+        matched: (areas, IoU thresholds, D) whether a detection matches an object.
+        ignored: (areas, IoU thresholds, D) whether a detection counts neither as right nor as wrong.
+        object_image: (G,) the image of each object.
+        object_ignored: (areas, G) whether an object does not count: crowds, and objects of another area.
     """
 
     image: np.ndarray
@@ -61,10 +61,10 @@ class Matches:
     """One detector's detections, matched with the objects of a data set.
 
     Attributes:
-        image_ids: of all images of the annotations, sorted.
-        category_ids: of all classes of the annotations, sorted.
-        classes: in the order of ``category_ids``.
-        count: of all detections, with those that do not count.
+        image_ids: the ids of all images of the annotations, sorted.
+        category_ids: the ids of all classes of the annotations, sorted.
+        classes: the matches of each class, in the order of ``category_ids``.
+        count: number of all detections, including those beyond the limit of an image.
     """
 
     image_ids: list[int]
@@ -75,12 +75,12 @@ class Matches:
 
 @dataclass(frozen=True)
 class ResampledAP:
-    """AP over each of R resamples of the images; NaN where a resample has no object to find.
+    """AP over each of R resamples of the images, as fractions; NaN where a resample has no object to find.
 
     Attributes:
-        curves: AP of all classes together, (areas, IoU thresholds, R).
-        recall: the highest recall, the mean over the classes, (areas, IoU thresholds, R).
-        per_class: AP over all thresholds, (classes, R).
+        curves: (areas, IoU thresholds, R) AP, mean over the classes.
+        recall: (areas, IoU thresholds, R) highest recall, mean over the classes.
+        per_class: (classes, R) AP, mean over the IoU thresholds, for objects of all areas.
     """
 
     curves: np.ndarray
@@ -91,14 +91,12 @@ class ResampledAP:
 def match(ground_truth: COCO, detections: COCO, iou_type: str, max_dets: int = MAX_DETS) -> Matches:
     """Matches detections as ``COCOeval(ground_truth, detections, iou_type).evaluate()`` does.
 
-    ``'boundary'``, which pycocotools does not have, is Boundary IoU: see :class:`BoundaryEval`.
-
-    Nearly all pairs of an image and a class have no object, so that there is nothing to match.
-    pycocotools is called for the others.
+    pycocotools has no ``'boundary'``: see :class:`BoundaryEval`. It is called only for pairs of an image and
+    a class that have an object; nearly all pairs have none, so there is nothing to match.
 
     Args:
         ground_truth: annotations.
-        detections: results, as :func:`~roi_plugins.evaluation.coco_files.load_results` gives them.
+        detections: what :func:`~roi_plugins.evaluation.coco_files.load_results` returned.
         iou_type: ``'bbox'``, ``'segm'`` or ``'boundary'``.
         max_dets: how many detections of each class count in an image, those with the highest scores.
 
@@ -127,10 +125,10 @@ def match(ground_truth: COCO, detections: COCO, iou_type: str, max_dets: int = M
 
 
 def boundary_of_masks() -> Callable[[dict], dict]:
-    """The function from the RLE of a mask to that of its boundary.
+    """Returns the function of faster-coco-eval that maps the RLE of a mask to the RLE of its boundary.
 
     Raises:
-        ImportError: it is faster-coco-eval's, which is not installed.
+        ImportError: faster-coco-eval is not installed.
     """
     try:
         from faster_coco_eval.core.mask import rleToBoundary
@@ -140,10 +138,12 @@ def boundary_of_masks() -> Callable[[dict], dict]:
 
 
 class BoundaryEval(COCOeval):
-    """COCOeval of masks by Boundary IoU (Cheng et al., CVPR 2021), which sees errors of contours.
+    """COCOeval of masks by Boundary IoU (Cheng et al., CVPR 2021, arXiv:2103.16562), which is sensitive to
+    errors of contours.
 
-    A pair's IoU is the lower of the masks' and that of their boundaries: the pixels within 2% of the
-    image's diagonal of the contour, on the inside. Crowds keep the IoU of the masks.
+    The IoU of a pair is the lower of the IoU of the masks and the IoU of their boundaries. A boundary is the
+    pixels inside of the mask that are within 2% of the image's diagonal of its contour. Crowds keep the IoU
+    of the masks.
 
     Args:
         ground_truth: annotations with masks.
@@ -215,11 +215,15 @@ def _match_class(
 
 
 def precision_and_recall(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
-    """pycocotools' precision at each recall, and its highest recall; -1 for classes without objects.
+    """Computes pycocotools' precision and its highest recall from matches.
+
+    Args:
+        matches: the matches of one detector.
 
     Returns:
-        ``COCOeval.eval['precision'][..., -1]``: (IoU thresholds, 101 recalls, classes, areas), and
-        ``COCOeval.eval['recall'][..., -1]``: (IoU thresholds, classes, areas).
+        ``COCOeval.eval['precision'][..., -1]`` of shape (IoU thresholds, 101 recalls, classes, areas), and
+        ``COCOeval.eval['recall'][..., -1]`` of shape (IoU thresholds, classes, areas); -1 for classes without
+        objects.
     """
     joined = [
         {
@@ -235,20 +239,22 @@ def precision_and_recall(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
 
 
 def accumulate(joined: list[dict], classes: int, areas: int) -> tuple[np.ndarray, np.ndarray]:
-    """``COCOeval.accumulate`` for results that are those of all images already.
+    """Calls ``COCOeval.accumulate`` with results that are already joined over all images.
 
     Args:
-        joined: of each class and in it of each area what ``evaluateImg`` gives of an image.
+        joined: a dict like those of ``evaluateImg`` for each class and, within a class, for each area.
+        classes: number of classes.
+        areas: number of areas, of the first of ``AREAS``.
 
     Returns:
-        See :func:`precision_and_recall`.
+        Precision and recall, as :func:`precision_and_recall` returns them.
     """
     coco_eval = COCOeval(iouType='bbox')
     params = coco_eval.params
     params.imgIds, params.catIds = [0], list(range(classes))
     params.areaRng = params.areaRng[:areas]
     params.iouThrs = params.iouThrs[: len(joined[0]['dtMatches'])] if joined else params.iouThrs
-    # A limit of detections is one of an image, so it was applied before.
+    # The limit of detections holds for an image, so it has been applied already; none is left out here.
     params.maxDets = [max((len(result['dtScores']) for result in joined), default=0)]
     coco_eval._paramsEval = params
     coco_eval.evalImgs = joined
@@ -258,15 +264,14 @@ def accumulate(joined: list[dict], classes: int, areas: int) -> tuple[np.ndarray
 
 
 def resampled_ap(matches: Matches, counts: np.ndarray) -> ResampledAP:
-    """AP over resamples of the images: what ``COCOeval`` gives where copies are images of their own.
+    """Computes AP over resamples of the images, as ``COCOeval`` does if each copy is an image of its own.
+
+    The two differ only if an image has two detections of one class with equal scores. ``COCOeval`` then ranks
+    them copy by copy; here all copies of the first detection come before those of the second.
 
     Args:
-        matches: of one detector.
-        counts: how often each resample has each image; integers, (images, R).
-
-    The copies of an image stand side by side in the order of ``COCOeval``, and so do the copies of
-    a detection here. The two differ only where an image has two detections of one class with the
-    very same score, of which ``COCOeval`` takes the first and the second of each copy in turn.
+        matches: the matches of one detector.
+        counts: (images, R) integers, how often each resample has each image.
     """
     counts = np.ascontiguousarray(counts, dtype=np.int32)
     # Precision and recall beside each other: both are means over the classes that have an object.
@@ -278,7 +283,7 @@ def resampled_ap(matches: Matches, counts: np.ndarray) -> ResampledAP:
             objects = counts[matched.object_image[~matched.object_ignored[area]]].sum(axis=0)
             if not (is_present := objects > 0).any():
                 continue
-            ap, recall = np.where(is_present, _class_ap(matched, area, counts, objects), 0)
+            ap, recall = np.where(is_present, _ap_and_recall(matched, area, counts, objects), 0)
             sums[:, area] += ap, recall
             present[area] += is_present
             if AREAS[area] == 'all':
@@ -290,12 +295,14 @@ def resampled_ap(matches: Matches, counts: np.ndarray) -> ResampledAP:
 _RECALLS = COCOeval(iouType='bbox').params.recThrs
 
 
-def _class_ap(matches: ClassMatches, area: int, counts: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """AP and recall at each IoU threshold, (2, T, R), of a class with that many ``objects``, (R,).
+def _ap_and_recall(matches: ClassMatches, area: int, counts: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Returns AP and recall (2, T, R) of a class at each IoU threshold.
 
-    Recall rises at matched detections alone, and precision is highest there: these positions are
-    all that is needed. With one row a position and one column a resample, sums along a ranking
-    are sums of rows, which are fast.
+    ``objects`` (R,) is the number of its objects in each resample.
+
+    Only the positions of matched detections in the ranking matter, because recall rises there alone, and
+    precision is highest there. With a row for each position and a column for each resample, sums along the
+    ranking are sums of rows, which are fast.
     """
     ap, highest = found = np.zeros((2, matches.matched.shape[1], counts.shape[1]))
     for threshold, (matched, ignored) in enumerate(
@@ -305,7 +312,7 @@ def _class_ap(matches: ClassMatches, area: int, counts: np.ndarray, objects: np.
         hits = np.flatnonzero(matched[~ignored])
         if not len(hits):
             continue
-        # Row i sums the detections after hit i - 1, up to hit i.
+        # Row i sums the detections after hit i - 1, up to and including hit i.
         last = hits[-1] + 1
         since_last_hit = csr_array(
             (np.ones(last, np.int32), image[:last], np.append(0, hits + 1)),

@@ -1,16 +1,16 @@
-"""What a detector gets wrong, and what each kind of error costs: TIDE's breakdown of AP50.
+"""The errors of a detector by kind, and how much AP50 each kind costs: TIDE's breakdown.
 
-Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020. Written
-anew because their package is not kept up any more and needs plotting libraries to load. Which
-detections are right is decided by pycocotools here, so that the breakdown is that of the very AP50
-of the tables.
+Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020 (arXiv:2008.08115).
+This is a new implementation, because their package is unmaintained and needs plotting libraries to load.
+pycocotools decides which detections are right, so the breakdown is of the same AP50 as in the tables.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,16 +23,16 @@ from roi_plugins.evaluation.coco_files import load_results
 from roi_plugins.evaluation.matching import MAX_DETS, accumulate
 
 ERRORS = ('classification', 'localization', 'both', 'duplicate', 'background', 'missed')
-"""Kinds of errors. All but the last are of detections; the last is of objects.
+"""Kinds of errors. The last is an error of objects, the others are errors of detections.
 
-With the IoU to the objects of the image, foreground at 0.5 and background at 0.1:
+They are told apart by the IoU of a detection with the objects of its image:
 
-- ``classification``: foreground of an object of another class.
-- ``localization``: of the right class, between background and foreground.
-- ``both``: of another class, between background and foreground.
-- ``duplicate``: foreground of an object that a better detection has already.
-- ``background``: below background for every object.
-- ``missed``: an object without a detection, and no wrong class or place would have been one.
+- ``classification``: IoU of 0.5 or more with an object of another class.
+- ``localization``: IoU from 0.1 to 0.5 with an object of its class.
+- ``both``: IoU from 0.1 to 0.5 with an object of another class.
+- ``duplicate``: IoU of 0.5 or more with an object of its class that a better detection has already matched.
+- ``background``: IoU of at most 0.1 with every object.
+- ``missed``: an object without a detection, not even one with a classification or localization error.
 """
 
 _CLASSIFICATION, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND = range(5)
@@ -47,27 +47,28 @@ class _Ranking:
     score: np.ndarray
     category: np.ndarray
     error: np.ndarray  # index into ERRORS, or _RIGHT
-    fixed_category: np.ndarray  # as which it would be right without the error; -1: as none
-    objects: dict[int, int]  # by category
-    missed: dict[int, int]  # by category
+    fixed_category: np.ndarray  # the category with which it would be right without the error; -1 for none
+    objects: Mapping[int, int]  # number of objects by category
+    missed: Mapping[int, int]  # number of missed objects by category
 
 
 def break_down_errors(
     coco: COCO, results: list[dict], iou_type: str, max_dets: int = MAX_DETS
 ) -> pd.DataFrame:
-    """Errors at IoU 0.5 by kind.
+    """Counts the errors at IoU 0.5 by kind, and computes how much AP50 each kind costs.
 
     Args:
         coco: annotations.
-        results: what :func:`~roi_plugins.evaluation.coco_files.read_predictions` gave; they are changed.
+        results: what :func:`~roi_plugins.evaluation.coco_files.read_predictions` returned; they are changed.
         iou_type: ``'bbox'`` or ``'segm'``.
-        max_dets: how many detections of each class count in an image.
+        max_dets: how many detections of each class count in an image, those with the highest scores.
 
     Returns:
-        Index ERRORS; columns ``count`` and ``ap50_lost``: by how much AP50 would be higher, as a
-        fraction, without errors of this kind alone. (A detection of the wrong class or place becomes
-        right, the best one for an object that has none; the others vanish; missed objects are not
-        asked for.) These do not add up to what AP50 lacks.
+        A table with index ERRORS and the columns ``count`` and ``ap50_lost``, the fraction by which AP50
+        would be higher if the errors of this kind alone were fixed. A classification or localization error is
+        fixed by correcting the best such detection of an object that has none; other errors of detections by
+        removing the detection, and missed objects by removing the object. The columns do not add up to what
+        AP50 lacks.
     """
     ranking = _rank(coco, results, iou_type, max_dets)
     ap50 = _ap50(ranking, None)
@@ -75,7 +76,7 @@ def break_down_errors(
     return pd.DataFrame(
         {
             'count': [*counts, sum(ranking.missed.values())],
-            # Below zero by the steps of the recall alone.
+            # It can be below zero only because recall is sampled in steps.
             'ap50_lost': [max(0.0, _ap50(ranking, fixed) - ap50) for fixed in range(len(ERRORS))],
         },
         index=pd.Index(ERRORS, name='error'),
@@ -83,33 +84,38 @@ def break_down_errors(
 
 
 def _rank(coco: COCO, results: list[dict], iou_type: str, max_dets: int) -> _Ranking:
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how long it took
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints how long it took
         coco_eval = COCOeval(coco, load_results(coco, results), iou_type)
     coco_eval.params.iouThrs = np.array([_FOREGROUND])
     coco_eval.params.maxDets = [max_dets]
     coco_eval._prepare()
-    categories_of = defaultdict(set)
+    categories_of: defaultdict[int, set[int]] = defaultdict(set)
     for image_id, category_id in (*coco_eval._gts, *coco_eval._dts):
         categories_of[image_id].add(category_id)
-    columns = [[np.array([])], [np.array([], int)], [np.array([], int)], [np.array([], int)]]
-    objects, missed = defaultdict(int), defaultdict(int)
-    for image_id in sorted(categories_of):
-        image = _rank_image(coco_eval, image_id, sorted(categories_of[image_id]), max_dets)
-        for column, part in zip(
-            columns, (image.score, image.category, image.error, image.fixed_category), strict=True
-        ):
-            column.append(part)
-        for total, part in ((objects, image.objects), (missed, image.missed)):
-            for category, count in part.items():
-                total[category] += count
-    return _Ranking(*map(np.concatenate, columns), objects, missed)
+    images = [
+        _rank_image(coco_eval, image_id, sorted(categories_of[image_id]), max_dets)
+        for image_id in sorted(categories_of)
+    ]
+    objects, missed = Counter[int](), Counter[int]()
+    for image in images:
+        objects.update(image.objects)
+        missed.update(image.missed)
+    no_ids = np.array([], int)
+    return _Ranking(
+        score=np.concatenate([np.array([]), *(image.score for image in images)]),
+        category=np.concatenate([no_ids, *(image.category for image in images)]),
+        error=np.concatenate([no_ids, *(image.error for image in images)]),
+        fixed_category=np.concatenate([no_ids, *(image.fixed_category for image in images)]),
+        objects=objects,
+        missed=missed,
+    )
 
 
 def _rank_image(coco_eval: COCOeval, image_id: int, categories: list[int], max_dets: int) -> _Ranking:
     everywhere = coco_eval.params.areaRng[0]
     detections, matched_ids, ignored = [], [], []
-    for category in categories:
-        pair = image_id, category
+    for category_id in categories:
+        pair = image_id, category_id
         coco_eval.ious[pair] = coco_eval.computeIoU(*pair) if pair in coco_eval._gts else []
         result = coco_eval.evaluateImg(*pair, everywhere, max_dets)
         detections += [coco_eval.cocoDt.anns[i] for i in result['dtIds']]
@@ -134,7 +140,7 @@ def _rank_image(coco_eval: COCOeval, image_id: int, categories: list[int], max_d
         iou = mask_utils.iou([d[shape] for d in detections], [o[shape] for o in objects], [0] * len(objects))
         is_same = category[:, None] == object_category
         same, other = np.where(is_same, iou, 0), np.where(is_same, 0, iou)
-        # In TIDE's order; the first that holds is it.
+        # In TIDE's order: the first condition that holds decides.
         is_localization = (same.max(1) >= _BACKGROUND_IOU) & (same.max(1) <= _FOREGROUND)
         is_classification = other.max(1) >= _FOREGROUND
         is_duplicate = (same * is_taken).max(1) >= _FOREGROUND
@@ -165,7 +171,7 @@ def _count(categories: np.ndarray) -> dict[int, int]:
 
 
 def _ap50(ranking: _Ranking, fixed: int | None) -> float:
-    """AP50 as a fraction, without the errors of the kind ``fixed``."""
+    """Returns AP50 as a fraction, without the errors of the kind ``fixed``, an index into ERRORS."""
     right = ranking.error == _RIGHT
     is_fixed = ranking.error == fixed
     becomes_right = is_fixed & (ranking.fixed_category >= 0)
@@ -187,6 +193,6 @@ def _ap50(ranking: _Ranking, fixed: int | None) -> float:
         )
     if not joined:
         return 0.0
-    # A class of which every object is missed has nothing to find then; as in TIDE that is 0.
+    # If every object of a class is missed, fixing that leaves no object; as in TIDE its AP50 is 0.
     precision, _ = accumulate(joined, len(joined), 1)
     return float(np.maximum(precision, 0).mean())

@@ -1,7 +1,6 @@
 """RoI feature extractors over a feature pyramid, free of any framework.
 
-A new one is a file with its class and a line in the table below; the integrations register what the
-table holds.
+A new extractor is a file with its class, and a line in ``EXTRACTORS``, which the integrations register.
 """
 
 from .adaptive_sampling import AdaptiveSampling

@@ -1,4 +1,6 @@
-"""RoIAlign (Mask R-CNN, section 3): bilinear samples of the box as it is, nothing rounded."""
+"""RoIAlign (Mask R-CNN, arXiv:1703.06870, section 3): bilinear samples of the box, without rounding."""
+
+from collections.abc import Sequence
 
 from ..ops import assign_levels_mmdet
 from .base import LevelRule, RoIExtractor
@@ -8,12 +10,12 @@ class AlignAvg(RoIExtractor):
     """RoIAlign with the average of a bin's samples.
 
     Args:
-        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
-        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
-        sampling_ratio: samples per bin and axis; ``0`` or less: from the size of the RoI, both frameworks'
-            default.
+        output_size: bins ``(height, width)``, or one number for both.
+        featmap_strides: input pixels per cell of each map, finest first.
+        sampling_ratio: samples per bin and axis; ``0`` or less takes ``ceil(bin size)`` of them, which is the
+            default of both frameworks.
         aligned: shift by half a cell, so that a cell's value sits at its centre; ``False`` is the legacy
-            convention without.
+            convention without the shift.
         level_rule: see :class:`RoIExtractor`.
     """
 
@@ -21,13 +23,13 @@ class AlignAvg(RoIExtractor):
 
     def __init__(
         self,
-        output_size,
-        featmap_strides,
+        output_size: int | Sequence[int],
+        featmap_strides: Sequence[float],
         sampling_ratio: int = 2,
         aligned: bool = True,
         *,
         level_rule: LevelRule = assign_levels_mmdet,
-    ):
+    ) -> None:
         super().__init__(
             output_size,
             featmap_strides,
@@ -42,8 +44,8 @@ class AlignMax(AlignAvg):
     """RoIAlign with the maximum of a bin's samples.
 
     Args:
-        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
-        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
+        output_size: bins ``(height, width)``, or one number for both.
+        featmap_strides: input pixels per cell of each map, finest first.
         sampling_ratio, aligned, level_rule: as for :class:`AlignAvg`.
     """
 

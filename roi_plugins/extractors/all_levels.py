@@ -1,5 +1,6 @@
-"""Every RoI read from every map."""
+"""Reads every RoI from every map."""
 
+from collections.abc import Sequence
 from typing import List, Optional  # noqa: UP035  TorchScript reads these
 
 import torch
@@ -11,25 +12,25 @@ from .base import LevelRule, RoIExtractor
 
 
 class AllLevels(RoIExtractor):
-    """What a RoI reads from each map, added up or one behind the other (GRoIE, arXiv:2004.13665, section III;
-    MMDetection's ``GenericRoIExtractor``). One map is read as it is, without the modules.
+    """Reads every RoI from every map, and sums or concatenates the results (GRoIE, arXiv:2004.13665,
+    section III; MMDetection's ``GenericRoIExtractor``). With a single map the modules are not used.
 
     Args:
-        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
-        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
+        output_size: bins ``(height, width)``, or one number for both.
+        featmap_strides: input pixels per cell of each map, finest first.
         aggregation: ``'sum'`` over the maps, or ``'concat'`` of their channels.
         region, sampling_ratio, reduction, aligned, min_samples, max_samples: how each map is read, see
             :func:`roi_plugins.ops.roi_extract`; by default as :class:`AlignAvg` does.
-        pre_module: of what is read from a map, ``(K, C, height, width)``, before they are brought together;
-            one for all maps. It keeps the shape.
-        post_module: of what they are together.
-        level_rule: without effect; every extractor takes one.
+        pre_module: applied to the ``(K, C, height, width)`` features of each map before the aggregation. It
+            is shared by all maps and has to keep the shape.
+        post_module: applied to the aggregated features.
+        level_rule: has no effect; every extractor takes one.
     """
 
     def __init__(
         self,
-        output_size,
-        featmap_strides,
+        output_size: int | Sequence[int],
+        featmap_strides: Sequence[float],
         aggregation: str = 'sum',
         region: str = 'none',
         sampling_ratio: int | None = 2,
@@ -41,7 +42,7 @@ class AllLevels(RoIExtractor):
         post_module: nn.Module | None = None,
         *,
         level_rule: LevelRule = assign_levels_mmdet,
-    ):
+    ) -> None:
         super().__init__(
             output_size,
             featmap_strides,
@@ -59,7 +60,7 @@ class AllLevels(RoIExtractor):
         self.post_module = post_module
 
     def out_channels(self, channels: int, num_maps: int) -> int:
-        """See :meth:`RoIExtractor.out_channels`; these are the channels before ``post_module``."""
+        """Returns the number of channels before ``post_module``, see :meth:`RoIExtractor.out_channels`."""
         return channels * num_maps if self.aggregation == 'concat' else channels
 
     def extract(
@@ -75,7 +76,7 @@ class AllLevels(RoIExtractor):
         pooled = self.pool(features, rois.repeat(num_maps, 1), every.reshape(-1))
         parts = pooled.unflatten(0, [num_maps, num_rois])
         if self.pre_module is not None:
-            # Map by map, for the sake of modules that look at the whole batch.
+            # Map by map, because a module may depend on the whole batch, as BatchNorm does.
             parts = torch.stack([self.pre_module(part) for part in parts.unbind(0)])
         if self.aggregation == 'sum':
             pooled = parts.sum(0)

@@ -1,4 +1,4 @@
-"""What every extractor shares: a level for each RoI, then one call of the op for the whole pyramid."""
+"""The base of all extractors: assigns a level to each RoI, then calls the op once for the whole pyramid."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,28 +16,29 @@ LevelRule = Callable[[Tensor, int], Tensor]
 
 
 class RoIExtractor(nn.Module):
-    """Cuts features of one size out of the maps of a pyramid.
+    """Extracts RoI features of one size from the maps of a pyramid.
 
-    A subclass states the method in its constructor; one that needs more than a call of the op overrides
-    :meth:`extract`. All of it compiles in TorchScript, if the level rule is a function or a module. What a
-    subclass needs of a detector, it declares; the integrations read no more than this:
+    A subclass states its method in the constructor, and overrides :meth:`extract` if it needs more than one
+    call of the op. Extractors compile in TorchScript if the level rule is a function or a module. A subclass
+    declares what it needs of a detector with two attributes, which the integrations read:
 
-    - ``needs_channels``: it has weights for each channel of the maps, and takes their number as the keyword
-      ``channels``.
-    - ``changes_channels``: its output may have other channels than the maps, and it takes their number as
-      the keyword ``depth``.
+    - ``needs_channels``: it has weights for each channel of the maps, and takes the number of channels as
+      the keyword ``channels``.
+    - ``changes_channels``: its output may have another number of channels than the maps, and it takes that
+      number as the keyword ``depth``.
 
     Args:
         output_size: bins ``(height, width)``, or one number for both.
         featmap_strides: input pixels per cell of each map, finest first.
-        level_rule: ``(rois (K, 5) or (K, 6), number of maps) -> (K,)`` levels, e.g.
-            :func:`roi_plugins.ops.assign_levels_mmdet`, the default.
-        region, reduction, aligned, min_samples, max_samples, position_sensitive: the method that a subclass
-            states, see :func:`roi_plugins.ops.roi_extract`.
-        sampling_ratio: likewise; a number below ``0`` is taken as ``0``, as the frameworks do.
+        level_rule: maps ``(K, 5)`` or ``(K, 6)`` RoIs and the number of maps to ``(K,)`` levels, as
+            :func:`roi_plugins.ops.assign_levels_mmdet` does.
+        region, reduction, aligned, min_samples, max_samples, position_sensitive: the method, see
+            :func:`roi_plugins.ops.roi_extract`.
+        sampling_ratio: as in :func:`roi_plugins.ops.roi_extract`, but a number below ``0`` is taken as ``0``,
+            as the frameworks do.
 
     Raises:
-        ValueError: an option that has no meaning, or two that have none together; they are named.
+        ValueError: an option has no meaning, or two have none together; the message names them.
     """
 
     output_size: Tuple[int, int]  # noqa: UP006
@@ -64,29 +65,21 @@ class RoIExtractor(nn.Module):
         min_samples: int = 1,
         max_samples: int | None = None,
         position_sensitive: bool = False,
-    ):
+    ) -> None:
         super().__init__()
-        # Here and below: where a config is read, rather than at the first image.
+        # Options are checked here, when a config is read, rather than at the first image.
         _check_types(output_size, featmap_strides, sampling_ratio, aligned, min_samples, max_samples)
         if sampling_ratio is not None:
-            # Stock configs may have -1, torchvision's default; torchvision, MMCV and Detectron2 take any
-            # number below 0 as 0. The op itself refuses it.
+            # Stock configs may have -1, torchvision's default. torchvision, MMCV and Detectron2 take any
+            # number below 0 as 0; the op itself refuses it.
             sampling_ratio = max(sampling_ratio, 0)
-        self.output_size = tuple(as_pair(output_size))
+        size = as_pair(output_size)
         self.featmap_strides = list(featmap_strides)
-        self.level_rule = level_rule
-        self.region = region
-        self.sampling_ratio = sampling_ratio
-        self.reduction = reduction
-        self.aligned = aligned
-        self.min_samples = min_samples
-        self.max_samples = max_samples
-        self.position_sensitive = position_sensitive
         self.spatial_scales = [1 / stride for stride in self.featmap_strides]
         check_options(
             Options(
                 self.spatial_scales,
-                self.output_size,
+                size,
                 region,
                 sampling_ratio,
                 reduction,
@@ -96,20 +89,29 @@ class RoIExtractor(nn.Module):
                 position_sensitive,
             )
         )
+        self.output_size = (size[0], size[1])
+        self.level_rule = level_rule
+        self.region = region
+        self.sampling_ratio = sampling_ratio
+        self.reduction = reduction
+        self.aligned = aligned
+        self.min_samples = min_samples
+        self.max_samples = max_samples
+        self.position_sensitive = position_sensitive
 
     @property
     def method(self) -> dict[str, Any]:
-        """The options of :func:`roi_plugins.ops.roi_extract` that say how it reads."""
+        """The options of :func:`roi_plugins.ops.roi_extract` that make up the method, by name."""
         names = ('region', 'sampling_ratio', 'reduction', 'aligned', 'min_samples', 'max_samples')
         method = {name: getattr(self, name) for name in names}
         return method | ({'position_sensitive': True} if self.position_sensitive else {})
 
     def out_channels(self, channels: int, num_maps: int) -> int:
-        """Channels of the output.
+        """Returns the number of channels of the output.
 
         Args:
-            channels: of each map.
-            num_maps: how many maps there are.
+            channels: number of channels of each map.
+            num_maps: number of maps.
         """
         return channels
 
@@ -119,19 +121,24 @@ class RoIExtractor(nn.Module):
         rois: Tensor,
         levels: Optional[Tensor] = None,  # noqa: UP045
     ) -> Tensor:
-        """
+        """Extracts a feature for every RoI.
+
         Args:
-            features: one ``(N, C, H, W)`` map a stride; finest first. Fewer maps than strides are the
-                finest ones.
+            features: one ``(N, C, H, W)`` map for each stride, finest first. If there are fewer maps than
+                strides, they are the finest ones.
             rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)`` in pixels of the input image; or rotated
                 ones, ``(K, 6)`` rows ``(batch_index, cx, cy, w, h, angle)``, in degrees counter-clockwise,
-                where the method takes them (see :func:`roi_plugins.ops.roi_extract`).
-            levels: ``(K,)`` indices into ``features``; by default what the level rule says. Not asked for
-                with one map.
+                if the method takes them (see :func:`roi_plugins.ops.roi_extract`).
+            levels: ``(K,)`` indices into ``features``; by default those of the level rule. Ignored with one
+                map.
 
         Returns:
-            ``(K, C, height, width)`` in the order of the RoIs. Every map takes part, so that each gets
-            a gradient (of zeros, if no RoI reads it).
+            ``(K, C, height, width)`` in the order of the RoIs. Every map gets a gradient, of zeros if no RoI
+            reads it.
+
+        Raises:
+            ValueError, TypeError, IndexError: see :func:`roi_plugins.ops.roi_extract`; and ValueError for
+                more maps than strides.
         """
         if len(features) > len(self.spatial_scales):
             raise ValueError(
@@ -141,7 +148,8 @@ class RoIExtractor(nn.Module):
         if len(features) > 0:
             check_indices(rois, features[0].shape[0])
         if len(features) == 1:
-            # No rule to ask, as in both frameworks: it would turn inverted boxes into zeros.
+            # With one map there is no level to assign; the rule would zero inverted boxes. Both frameworks
+            # leave it out, too.
             levels = None
         elif levels is None:
             levels = as_whole(self.level_rule(rois, len(features)))
@@ -155,11 +163,11 @@ class RoIExtractor(nn.Module):
         rois: Tensor,
         levels: Optional[Tensor],  # noqa: UP045
     ) -> Tensor:
-        """As :meth:`forward`, of RoIs whose levels are known.
+        """Extracts a feature for every RoI, whose level is known. Subclasses override this.
 
         Args:
             features, rois: as for :meth:`forward`.
-            levels: ``(K,)`` int64 indices into ``features``; None for one map.
+            levels: ``(K,)`` int64 indices into ``features``; None with one map.
 
         Returns:
             ``(K, C, height, width)`` in the order of the RoIs.
@@ -174,7 +182,7 @@ class RoIExtractor(nn.Module):
         offsets: Optional[Tensor] = None,  # noqa: UP045
         seed: Optional[Tensor] = None,  # noqa: UP045
     ) -> Tensor:
-        """One call of the op with this extractor's method.
+        """Calls the op once, with this extractor's method.
 
         Args:
             features, rois, levels: as for :meth:`extract`.
@@ -206,13 +214,22 @@ class RoIExtractor(nn.Module):
 
 
 def check_channels(channels: int, name: str = 'channels') -> None:
-    """Raises ValueError on what is no number of channels."""
+    """Raises ValueError unless ``channels`` is a positive whole number."""
     valid = isinstance(channels, Integral) and not isinstance(channels, bool) and channels > 0
     expect(valid, name, repr(channels), 'a positive whole number')
 
 
-def _check_types(output_size, featmap_strides, sampling_ratio, aligned, min_samples, max_samples) -> None:
-    """What :func:`check_options` takes for granted and a config may not hold."""
+def _check_types(
+    output_size: int | Sequence[int],
+    featmap_strides: Sequence[float],
+    sampling_ratio: int | None,
+    aligned: bool,
+    min_samples: int,
+    max_samples: int | None,
+) -> None:
+    """Raises ValueError on a value of a wrong type, which a config may hold and :func:`check_options` does
+    not expect.
+    """
     sides = output_size if isinstance(output_size, Sequence) else [output_size]
     expect(
         all(isinstance(side, Integral) for side in sides),

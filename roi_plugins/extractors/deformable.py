@@ -1,5 +1,6 @@
-"""RoIAlign whose bins move to where their features say."""
+"""RoIAlign with a learned offset for each bin."""
 
+from collections.abc import Sequence
 from typing import List, Optional  # noqa: UP035  TorchScript reads these
 
 import torch
@@ -12,21 +13,21 @@ from .base import LevelRule, RoIExtractor, check_channels
 
 
 class Deformable(RoIExtractor):
-    """Deformable RoI pooling (arXiv:1703.06211, section 2.2): the RoI is read as by :class:`AlignAvg`,
-    a 1x1 convolution says of each bin by how much it moves, and it is read again from there. Offsets are in
-    units of the RoI's size, times ``GAMMA``. The papers have fully connected layers over all bins at once,
-    which cost many times as much as the rest.
+    """Deformable RoI pooling (arXiv:1703.06211, section 2.2). The RoI is read as in :class:`AlignAvg`, a 1x1
+    convolution of the result gives an offset for each bin, and the RoI is read again with these offsets.
+    Offsets are in units of the RoI's size, times ``GAMMA``. The papers use fully connected layers over all
+    bins instead of the convolution, which cost many times as much as the rest.
 
-    The convolution starts at zero, where the output is that of :class:`AlignAvg`: weights that were trained
-    with it load, and lack the convolution alone.
+    The convolution starts at zero, where the output equals that of :class:`AlignAvg`. So weights that were
+    trained with :class:`AlignAvg` load; only those of the convolution are missing.
 
     Args:
-        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
-        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
+        output_size: bins ``(height, width)``, or one number for both.
+        featmap_strides: input pixels per cell of each map, finest first.
         sampling_ratio, aligned, level_rule: as for :class:`AlignAvg`.
-        modulated: also weigh each bin, by 0 to 2 (Deformable ConvNets v2, arXiv:1811.11168, section 3.2,
-            where it is 0 to 1); at the start by 1.
-        channels: of every map.
+        modulated: whether each bin also has a learned weight from 0 to 2, which starts at 1 (Deformable
+            ConvNets v2, arXiv:1811.11168, section 3.2, where it is 0 to 1).
+        channels: number of channels of every map.
     """
 
     GAMMA: Final[float] = 0.1
@@ -36,15 +37,15 @@ class Deformable(RoIExtractor):
 
     def __init__(
         self,
-        output_size,
-        featmap_strides,
+        output_size: int | Sequence[int],
+        featmap_strides: Sequence[float],
         sampling_ratio: int = 2,
         aligned: bool = True,
         modulated: bool = False,
         *,
         channels: int,
         level_rule: LevelRule = assign_levels_mmdet,
-    ):
+    ) -> None:
         super().__init__(
             output_size,
             featmap_strides,
@@ -55,12 +56,13 @@ class Deformable(RoIExtractor):
         expect(isinstance(modulated, bool), 'modulated', repr(modulated), 'True or False')
         check_channels(channels)
         self.modulated = modulated
-        # No initialisation of its own, which would draw random numbers: models of one seed should start from
-        # the same weights, whatever their extractor.
-        numbers = 3 if modulated else 2
-        self.offset = nn.utils.skip_init(nn.Conv2d, channels, numbers, 1, bias=False)
+        # No random initialisation: models of one seed should start from the same weights, whatever their
+        # extractor.
+        outputs = 3 if modulated else 2
+        self.offset = nn.utils.skip_init(nn.Conv2d, channels, outputs, 1, bias=False)
         nn.init.zeros_(self.offset.weight)
-        self.bias = nn.Parameter(torch.zeros(numbers))  # added later: beyond the map there are zeros
+        # Added after the pooling, because what a bin reads beyond the map is zero and not the bias.
+        self.bias = nn.Parameter(torch.zeros(outputs))
 
     def extract(
         self,
@@ -68,11 +70,11 @@ class Deformable(RoIExtractor):
         rois: Tensor,
         levels: Optional[Tensor],  # noqa: UP045
     ) -> Tensor:
-        # The convolution of what is read is what is read of the convolution: an average of few channels.
-        # Further than any map is wide, and yet a float16: an infinite offset would give NaN.
+        # Pooling and a 1x1 convolution commute, so convolve first and pool 2 or 3 channels instead of C.
+        # Clamp, because an infinite offset would give NaN: FARTHEST exceeds any map and fits into float16.
         convolved = [self.offset(map_).clamp(-self.FARTHEST, self.FARTHEST) for map_ in features]
         moves = self.pool(convolved, rois, levels) + self.bias[:, None, None]
-        # A RoI that is no number gives NaN, by the reading below, but to the bias no gradient.
+        # A RoI that is not finite gives NaN in the second reading, but no gradient to the bias.
         moves = torch.where(rois.isfinite().all(dim=1)[:, None, None, None], moves, 0.0)
         pooled = self.pool(features, rois, levels, self.GAMMA * moves[:, :2])
         if self.modulated:

@@ -1,5 +1,6 @@
-"""Position-sensitive RoI pooling: each bin reads maps of its own."""
+"""Position-sensitive RoI pooling: each bin reads its own group of channels."""
 
+from collections.abc import Sequence
 from typing import List, Optional  # noqa: UP035  TorchScript reads these
 
 from torch import Tensor, nn
@@ -11,17 +12,20 @@ from .base import LevelRule, RoIExtractor, check_channels
 
 class PositionSensitive(RoIExtractor):
     """PSRoIPool (R-FCN, arXiv:1605.06409, section 3) or PSRoIAlign, with the 1x1 convolution that makes the
-    position-sensitive maps, ``depth`` for each bin; one for all levels.
+    position-sensitive maps: ``depth`` channels for each bin. All levels share the convolution.
 
-    With a head that averages the bins it is R-FCN, with the usual one Light-Head R-CNN (arXiv:1711.07264).
+    With a head that averages the bins this is R-FCN; with the usual head it is Light-Head R-CNN
+    (arXiv:1711.07264).
 
     Args:
-        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
-        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
-        mode: ``'align'``: bilinear samples of the box as it is; ``'pool'``: the cells of the rounded box.
-        sampling_ratio: samples per bin and axis of ``'align'``; ``0`` or less: from the size of the RoI.
-        depth: channels of the output; by default ``channels``, which are many.
-        channels: of every map.
+        output_size: bins ``(height, width)``, or one number for both.
+        featmap_strides: input pixels per cell of each map, finest first.
+        mode: ``'align'`` takes bilinear samples of the box as it is, ``'pool'`` the cells of the rounded box.
+        sampling_ratio: samples per bin and axis in mode ``'align'``; ``0`` or less takes ``ceil(bin size)``
+        of
+            them.
+        depth: number of channels of the output; by default ``channels``, which makes many maps.
+        channels: number of channels of every map.
         level_rule: see :class:`RoIExtractor`.
     """
 
@@ -30,15 +34,15 @@ class PositionSensitive(RoIExtractor):
 
     def __init__(
         self,
-        output_size,
-        featmap_strides,
+        output_size: int | Sequence[int],
+        featmap_strides: Sequence[float],
         mode: str = 'align',
         sampling_ratio: int = 2,
         depth: int | None = None,
         *,
         channels: int,
         level_rule: LevelRule = assign_levels_mmdet,
-    ):
+    ) -> None:
         expect(mode in ('align', 'pool'), 'mode', repr(mode), "'align' or 'pool'")
         super().__init__(
             output_size,

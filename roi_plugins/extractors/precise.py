@@ -1,5 +1,7 @@
 """Precise RoI pooling: the bilinear surface is integrated, not sampled."""
 
+from collections.abc import Sequence
+
 from ..ops import assign_levels_mmdet
 from .base import LevelRule, RoIExtractor
 
@@ -9,21 +11,21 @@ class Precise(RoIExtractor):
     bin, so there is no number of samples to choose. The map is extended by zeros.
 
     Args:
-        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
-        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
-        aligned: shift by half a cell, as :class:`AlignAvg` does; ``False``, the published method, has none.
-            A small box keeps its size either way.
+        output_size: bins ``(height, width)``, or one number for both.
+        featmap_strides: input pixels per cell of each map, finest first.
+        aligned: shift by half a cell, as in :class:`AlignAvg`; ``False`` is the published method without the
+            shift. A small box keeps its size either way.
         level_rule: see :class:`RoIExtractor`.
     """
 
     def __init__(
         self,
-        output_size,
-        featmap_strides,
+        output_size: int | Sequence[int],
+        featmap_strides: Sequence[float],
         aligned: bool = False,
         *,
         level_rule: LevelRule = assign_levels_mmdet,
-    ):
+    ) -> None:
         super().__init__(
             output_size,
             featmap_strides,

@@ -1,4 +1,4 @@
-"""Named rows of a comparison: an extractor with the options that decide how it reads."""
+"""Named rows of a comparison: an extractor type with the options that decide how it reads."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ..names import plain_name
 from . import EXTRACTORS, RoIExtractor
 
 STOCK = 'stock'
-"""The name of the row that is the detector as it is."""
+"""The name of the row for the unchanged detector, with the framework's own extractor."""
 
 
 class PresetError(ValueError):
-    """A row that does not exist, or one of a type or with options that do not; the message says what does."""
+    """A row, a type or an option does not exist; the message lists those that do."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A row.
+    """A row of a comparison.
 
     Attributes:
-        name: by which it goes in every tool.
-        type: a key of :data:`~roi_plugins.extractors.EXTRACTORS`; ``''`` for the detector as it is.
-        options: of the extractor.
+        name: name of the row in every tool.
+        type: a key of :data:`~roi_plugins.extractors.EXTRACTORS`; ``''`` for the unchanged detector.
+        options: options of the extractor.
     """
 
     name: str
@@ -43,12 +43,13 @@ class Preset:
         channels: int = 1,
         **others: Any,
     ) -> RoIExtractor:
-        """The extractor of this row.
+        """Builds the extractor of this row.
 
         Args:
-            output_size, featmap_strides: see :class:`~roi_plugins.extractors.RoIExtractor`.
-            channels: of every map; they matter to extractors that have weights.
-            others: what every extractor takes, such as ``level_rule``.
+            output_size: bins ``(height, width)``, or one number for both.
+            featmap_strides: input pixels per cell of each map, finest first.
+            channels: number of channels of every map; only extractors with weights use it.
+            others: further arguments that every extractor takes, such as ``level_rule``.
         """
         type_ = EXTRACTORS[self.type]
         if type_.needs_channels:
@@ -57,19 +58,20 @@ class Preset:
 
 
 def load_presets() -> dict[str, Preset]:
-    """The rows of ``presets.yaml``, by name."""
+    """Returns the rows of ``presets.yaml``, by name."""
     text = resources.files(__package__).joinpath('presets.yaml').read_text(encoding='utf-8')
     return {name: read_preset(name, options) for name, options in yaml.safe_load(text).items()}
 
 
 def find_preset(name: str) -> Preset:
-    """The row of a name, however it is spelt; or the type alone, for the name of one such as ``AlignMax``.
+    """Returns the row of a name in any spelling. For the name of a type, such as ``AlignMax``, the row has no
+    options.
 
     Args:
-        name: of a row in ``presets.yaml``, of a type, or ``'stock'``.
+        name: name of a row in ``presets.yaml``, name of a type, or ``'stock'``.
 
     Raises:
-        PresetError: there is neither.
+        PresetError: no row or type has this name.
     """
     if name == STOCK:
         return Preset(STOCK, '')
@@ -88,10 +90,11 @@ def find_preset(name: str) -> Preset:
 
 
 def parse_preset(text: str) -> Preset:
-    """The row that an argument names, or writes in place: ``{name: x4, type: AlignMax, sampling_ratio: 4}``.
+    """Returns the row of a command-line argument.
 
     Args:
-        text: a name, or a YAML mapping in braces.
+        text: the name of a row, or the row itself as a YAML mapping in braces, such as
+            ``{name: x4, type: AlignMax, sampling_ratio: 4}``.
 
     Raises:
         PresetError: see :func:`find_preset` and :func:`read_preset`.
@@ -107,14 +110,14 @@ def parse_preset(text: str) -> Preset:
 
 
 def read_preset(name: str, row: Any) -> Preset:
-    """A row that is written in place, ``{type: AlignMax, sampling_ratio: 4}``.
+    """Returns the row of a mapping such as ``{type: AlignMax, sampling_ratio: 4}``.
 
     Args:
-        name: what the row is called.
+        name: name of the row.
         row: its type and options, as read from YAML.
 
     Raises:
-        PresetError: it has no type, or one that does not exist, or an option that the type does not have.
+        PresetError: the row has no type or one that does not exist, or an option that the type does not have.
     """
     if not isinstance(row, Mapping) or not isinstance(row.get('type'), str):
         raise PresetError(f'{name} is {row!r}; expected one such as {{type: AlignMax, sampling_ratio: 2}}')
@@ -132,20 +135,22 @@ def read_preset(name: str, row: Any) -> Preset:
 
 
 def extractor_options(type_: type[RoIExtractor]) -> list[str]:
-    """Names of the options of a type that a row may state: not those that the detector dictates.
+    """Returns the names of the options that a row of a type may state, without those that the detector
+    determines.
 
     Args:
-        type_: one of :data:`~roi_plugins.extractors.EXTRACTORS`.
+        type_: a type of :data:`~roi_plugins.extractors.EXTRACTORS`.
     """
     dictated = ('output_size', 'featmap_strides', 'level_rule', 'channels')
     return [name for name in inspect.signature(type_).parameters if name not in dictated]
 
 
 def describe(extractor: RoIExtractor) -> dict[str, Any]:
-    """The options of a built extractor by name, as JSON can hold them: how it reads, and those of its own.
+    """Returns the options of a built extractor by name, as JSON can hold them: those of its method, and those
+    of its own.
 
     Args:
-        extractor: of any type.
+        extractor: an extractor of any type.
     """
     own = {name: getattr(extractor, name, None) for name in extractor_options(type(extractor))}
     return {

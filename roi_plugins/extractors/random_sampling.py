@@ -1,5 +1,6 @@
-"""RoIAlign whose samples are jittered in training."""
+"""RoIAlign with jittered samples in training."""
 
+from collections.abc import Sequence
 from typing import List, Optional  # noqa: UP035  TorchScript reads these
 
 import torch
@@ -10,29 +11,29 @@ from .base import LevelRule, RoIExtractor
 
 
 class RandomSampling(RoIExtractor):
-    """RoIAlign that in training takes each sample anywhere in its own part of the bin, at other positions in
-    every call; in evaluation it is :class:`AlignAvg`, or :class:`AlignMax`.
+    """RoIAlign that in training draws each sample anywhere in its own part of the bin, anew in every call. In
+    evaluation it is :class:`AlignAvg` or :class:`AlignMax`.
 
-    The positions come from a seed that is drawn from torch's generator of the RoIs' device:
-    ``torch.manual_seed`` repeats them.
+    The positions come from a seed that is drawn from torch's generator of the RoIs' device, so
+    ``torch.manual_seed`` reproduces them.
 
     Args:
-        output_size (int or Sequence[int]): bins ``(height, width)``, or one number for both.
-        featmap_strides (Sequence[float]): input pixels per cell of each map, finest first.
+        output_size: bins ``(height, width)``, or one number for both.
+        featmap_strides: input pixels per cell of each map, finest first.
         sampling_ratio, aligned, level_rule: as for :class:`AlignAvg`.
         reduction: ``'avg'`` or ``'max'`` over the samples of a bin.
     """
 
     def __init__(
         self,
-        output_size,
-        featmap_strides,
+        output_size: int | Sequence[int],
+        featmap_strides: Sequence[float],
         sampling_ratio: int = 2,
         reduction: str = 'avg',
         aligned: bool = True,
         *,
         level_rule: LevelRule = assign_levels_mmdet,
-    ):
+    ) -> None:
         super().__init__(
             output_size,
             featmap_strides,

@@ -1,4 +1,4 @@
-"""The shared op: cuts a fixed-size feature out of every RoI. Knows nothing of detectors."""
+"""The shared op: extracts a feature of fixed size for every RoI. It knows nothing of detectors."""
 
 from .functional import roi_extract
 from .levels import assign_levels_detectron2, assign_levels_mmdet

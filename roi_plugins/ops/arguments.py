@@ -1,4 +1,4 @@
-"""Arguments of the op as it takes them: its options as one value, one map as a pyramid, one number as two."""
+"""Converts arguments to what the op takes: options as one value, one map as a pyramid, one number as two."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Options(NamedTuple):
-    """How the op reads, in the order of its schema: see :func:`roi_plugins.ops.roi_extract`."""
+    """The options of :func:`roi_plugins.ops.roi_extract`, in the order of the op's schema."""
 
     spatial_scale: Sequence[float]
     output_size: Sequence[int]
@@ -27,7 +27,14 @@ def as_pyramid(
     spatial_scale: float | Sequence[float],
     levels: Tensor | None,
 ) -> tuple[list[Tensor], list[float], Tensor | None]:
-    """One map with one scale as a pyramid of one; a pyramid as it is."""
+    """Returns maps, scales and levels of a pyramid; one map with its scale becomes a pyramid of one.
+
+    Args:
+        features, spatial_scale, levels: see :func:`roi_plugins.ops.roi_extract`.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, or ``levels`` missing for a list of maps.
+    """
     if isinstance(features, Tensor):
         features = [features]
     elif not isinstance(features, Sequence):
@@ -47,24 +54,28 @@ def as_pyramid(
 
 
 def rows_of_image(boxes: Tensor, image: int) -> Tensor:
-    """Boxes of one image, upright or rotated, as rows of RoIs.
+    """Returns the boxes of one image as rows of RoIs, (L, 1 + D).
 
-    Half boxes become float32, as in the op: the number of the image stands in the same row, and not every
-    number is there in bfloat16 (no 257) or float16 (no 2049).
+    Half boxes become float32, because the index of the image stands in the same row: bfloat16 has no 257, and
+    float16 no 2049.
+
+    Args:
+        boxes: (L, D) boxes, upright or rotated.
+        image: index of the image in the batch.
     """
     boxes = widened(boxes)
     return torch.cat([torch.full_like(boxes[:, :1], image), boxes], dim=1)
 
 
 def widened(rois: Tensor) -> Tensor:
-    """Half boxes or RoIs as float32, as in the op; others as they are. Compute with RoIs in this type."""
+    """Returns half boxes or RoIs as float32 and others unchanged; the op computes with RoIs in this type."""
     if rois.is_floating_point() and rois.element_size() < 4:
         return rois.to(torch.float32)
     return rois
 
 
 def as_whole(levels: Tensor) -> Tensor:
-    """Levels as integers, which those of a rule in floating point are not yet."""
+    """Returns levels as integers; a level rule may give them in floating point."""
     if levels.is_floating_point():
         # A fraction or NaN is no level; -1 is outside every pyramid.
         whole = torch.where(levels == torch.floor(levels), levels, -1.0)
@@ -73,7 +84,7 @@ def as_whole(levels: Tensor) -> Tensor:
 
 
 def as_pair(output_size: int | Sequence[int]) -> list[int]:
-    """(height, width) of a size given as one number or two."""
+    """Returns [height, width] of a size that is given as one number or two."""
     pair = output_size if isinstance(output_size, Sequence) else [output_size] * 2
     for size in pair:
         if not isinstance(size, Integral):
@@ -82,7 +93,7 @@ def as_pair(output_size: int | Sequence[int]) -> list[int]:
 
 
 def as_seed(seed: Tensor | int | None, rois: Tensor) -> Tensor | None:
-    """A number as the tensor that the op takes, made where the RoIs are."""
-    if not isinstance(seed, Integral):
-        return seed
-    return torch.full((1,), int(seed), dtype=torch.int64, device=rois.device)
+    """Returns a seed as the tensor that the op takes, on the device of the RoIs."""
+    if isinstance(seed, (int, Integral)):
+        return torch.full((1,), int(seed), dtype=torch.int64, device=rois.device)
+    return seed

@@ -1,4 +1,4 @@
-"""The op's argument checks where its C++ is not at work: for the fake kernel and for the reference.
+"""Argument checks of the op for the fake kernels and the reference.
 
 `csrc/op.cpp` holds the same checks for the compiled kernels; `tests/ops/test_bad_input.py` runs both.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from .arguments import Options
 
 MAX_LEVELS = 16
-MAX_SAMPLES = 2**14  # a bin and axis, where the arguments ask for so many whatever the size of the RoI
+MAX_SAMPLES = 2**14  # the most samples per bin and axis that an argument may ask for
 PAIRS = (
     "'none' with a number (with None for reduction 'integral'), 'round' with a number or None, 'floor' and "
     "'bins' with None"
@@ -20,13 +20,14 @@ PAIRS = (
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def expect(valid: object, name: str, got: object, expected: str, error=ValueError) -> None:
+def expect(valid: object, name: str, got: object, expected: str, error: type[Exception] = ValueError) -> None:
+    """Raises ``error``, which names an argument, what came and what was expected, unless ``valid``."""
     if not valid:
         raise error(f'{name}: got {got}, expected {expected}')
 
 
 def check_options(options: Options) -> None:
-    """Raises ValueError on an option that has no meaning, or on two that have none together."""
+    """Raises ValueError if an option has no meaning, or two have none together."""
     scales, output_size, region, sampling_ratio, reduction, _, min_samples, max_samples, grouped = options
     expect(
         len(output_size) == 2 and min(output_size) > 0,
@@ -94,8 +95,8 @@ def check_inputs(
     seed: Tensor | None,
     options: Options,
 ) -> None:
-    """Raises ValueError or TypeError on shapes, dtypes or devices that do not fit together, or with the
-    options, which are taken to be valid.
+    """Raises ValueError or TypeError if shapes, dtypes or devices do not fit together or do not fit the
+    options. The options themselves have to be valid already.
     """
     scales, output_size, region, sampling_ratio, reduction, _, _, _, position_sensitive = options
     num_scales = len(scales)
@@ -212,8 +213,8 @@ def check_inputs(
 
 
 def check_indices(rois: Tensor, num_images: int) -> None:
-    """Raises ValueError on rows whose type has not a number for every image: some, which were rounded, would
-    read another image. Scriptable.
+    """Raises ValueError if the type of the RoIs cannot hold the index of every image. A rounded index would
+    read another image. TorchScript compiles this.
     """
     most = num_images
     if rois.dtype == torch.bfloat16:
@@ -228,7 +229,7 @@ def check_indices(rois: Tensor, num_images: int) -> None:
 
 
 def check_gradient(rois: Tensor, reduction: str) -> None:
-    """Raises ValueError where a gradient is asked for that the op does not have."""
+    """Raises ValueError if a gradient is asked for that the op does not have."""
     expect(
         not (rois.requires_grad and rois.shape[1] == 6 and reduction == 'integral'),
         'rois',

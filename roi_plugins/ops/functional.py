@@ -27,10 +27,10 @@ def roi_extract(
     offsets: Tensor | None = None,
     seed: Tensor | int | None = None,
 ) -> Tensor:
-    """Cuts a feature of fixed size out of every RoI.
+    """Extracts a feature of fixed size for every RoI.
 
-    Three independent choices make every method: how the box meets the grid (``region``), which
-    positions a bin reads (``sampling_ratio``) and what is made of them (``reduction``).
+    Three independent choices make a method: how the box is rounded to the grid (``region``), which positions
+    a bin reads (``sampling_ratio``) and how their values become one (``reduction``).
 
     ========================  ====================  =================================================
     ``region``                ``sampling_ratio``    known as
@@ -44,9 +44,10 @@ def roi_extract(
     ``'none'``                ``None``              PrRoIPool (IoU-Net), with ``reduction='integral'``
     ========================  ====================  =================================================
 
-    What goes on top of a grid of samples: a jitter (``seed``), an offset for each bin (``offsets``:
-    DeformRoIPool), a channel group for each bin (``position_sensitive``: PSRoIAlign of R-FCN, and with region
-    ``'round'`` and no grid its PSRoIPool) and rotated RoIs (RoIAlignRotated).
+    A grid of samples can be jittered (``seed``), moved by an offset for each bin (``offsets``:
+    DeformRoIPool), read from a group of channels for each bin (``position_sensitive``: PSRoIAlign) and laid
+    in rotated RoIs (RoIAlignRotated). ``position_sensitive`` with region ``'round'`` and no grid is R-FCN's
+    PSRoIPool.
 
     Args:
         features: ``(N, C, H, W)``, or a pyramid: a list of maps of the same N, C, dtype and device.
@@ -54,37 +55,38 @@ def roi_extract(
         rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)``, continuous coordinates in pixels of
             the input image: pixel i covers ``[i, i + 1)``. Or rotated ones, ``(K, 6)`` rows
             ``(batch_index, cx, cy, w, h, angle)``, the angle in degrees, counter-clockwise as seen on the
-            image; with region ``'none'`` alone. Any floating type; never cast to half.
+            image; these need region ``'none'``. Any floating type; never cast to half.
         output_size: bins ``(height, width)``, or one number for both.
-        spatial_scale: cells per input pixel, ``1 / stride``; one a map.
+        spatial_scale: cells per input pixel, ``1 / stride``; one for each map.
         region: ``'none'`` takes the box as it is; ``'round'``, ``'floor'`` and ``'bins'`` quantise it.
-        sampling_ratio: samples per bin and axis; ``0`` takes ``ceil(bin size)`` of them; ``None``
-            reads the whole bin: every cell of a quantised one, or the integral.
-        reduction: ``'avg'`` or ``'max'`` over the samples of a bin; ``'integral'``: the exact mean of the
-            bilinear surface over the bin, the map being extended by zeros.
-        aligned: a cell's value sits at its centre (half a cell is subtracted); ``False`` is the legacy
-            convention without the shift, with RoI sides of at least one cell (not for ``'integral'``,
-            where it is MMCV's ``PrRoIPool``). Matters to region ``'none'`` alone.
-        min_samples, max_samples: bounds of the grid, per axis, where ``sampling_ratio`` is ``0``.
-        position_sensitive: bin ``(p, q)`` of channel ``c`` reads channel
-            ``(c * height + p) * width + q`` of maps with ``C * height * width`` channels; with ``'avg'`` or
-            ``'integral'`` and upright RoIs.
-        levels: ``(K,)`` integers, the map that each RoI is read from; needed with a list of maps.
-            A level outside the pyramid gives zeros.
+        sampling_ratio: samples per bin and axis; ``0`` takes ``ceil(bin size)`` of them. ``None`` reads the
+            whole bin: every cell of a quantised bin, or the integral.
+        reduction: ``'avg'`` or ``'max'`` over the samples of a bin; or ``'integral'``, the exact mean of the
+            bilinear surface over the bin, where the map is extended by zeros.
+        aligned: whether half a cell is subtracted, so that a cell's value sits at its centre. ``False`` is
+            the legacy convention: no shift, and RoI sides of at least one cell. With ``'integral'`` it does
+            not widen RoIs, as in MMCV's ``PrRoIPool``. Only region ``'none'`` uses it.
+        min_samples, max_samples: bounds of the grid, per axis, where ``sampling_ratio`` is ``0``; None is no
+            bound.
+        position_sensitive: whether bin ``(p, q)`` of channel ``c`` reads channel
+            ``(c * height + p) * width + q`` of maps with ``C * height * width`` channels. Needs ``'avg'`` or
+            ``'integral'``, and upright RoIs.
+        levels: ``(K,)`` integers, the index of the map that each RoI is read from; needed with a list of
+            maps. A level outside the pyramid gives zeros.
         offsets: ``(K, 2, height, width)``, x first, by which the samples of each bin are moved, in units of
-            the RoI's size; with region ``'none'``, a grid, ``'avg'`` and upright RoIs.
+            the RoI's size. Needs region ``'none'``, a grid, ``'avg'`` and upright RoIs.
         seed: jitters the samples of a grid, each within its own stratum of the bin: an int64 tensor of one
             element, on the device of ``rois``, or a number. The same seed gives the same positions.
 
     Returns:
         ``(K, C, height, width)`` in the order of the RoIs, in the dtype and layout of ``features``.
         A RoI with a coordinate that is NaN or infinite gives NaN and no gradient. The gradient goes to
-        the features, to ``rois`` (zeros where the region is quantised) and to ``offsets``. It has no second
-        derivative, and rotated RoIs have none with ``'integral'``. Forward mode, and ``torch.func.grad`` and
-        its like, are errors; ``torch.func.vmap`` runs as a loop.
+        the features, to ``rois`` (zeros where the region is quantised) and to ``offsets``; rotated RoIs get
+        none with ``'integral'``. There is no second derivative. Forward mode, ``torch.func.grad`` and the
+        like raise an error; ``torch.func.vmap`` runs as a loop.
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype, device or value; it is named.
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
         IndexError: a batch index out of range (on the CPU; on other devices that RoI's output is NaN,
             unless the environment has ``ROI_PLUGINS_CHECK=1``).
     """
@@ -105,5 +107,5 @@ def roi_extract(
         max_samples,
         position_sensitive,
     )
-    check_indices(rois, maps[0].shape[0])  # only now are they known to be tensors
+    check_indices(rois, maps[0].shape[0])  # after the op, which has checked that these are tensors
     return output

@@ -1,9 +1,9 @@
-"""Which map of a pyramid a box is read from: the two published rules, kept exactly.
+"""The level rules of MMDetection and Detectron2: from which map of a pyramid a box is read.
 
-Both are called as ``rule(rois, num_levels)``, as the extractors call their ``level_rule``.
-Both compute in float32, in their framework's order of operations, so that a box on a threshold lands on
-the level it lands on there. A box inverted on one axis has no size; it gets level -1, which
-:func:`roi_plugins.ops.roi_extract` answers with zeros, as both frameworks do.
+Both are called as ``rule(rois, num_levels)``, as the extractors call their ``level_rule``. Both compute in
+float32 and in their framework's order of operations, so that a box on a threshold gets the same level as
+there. A box that is inverted on one axis has no size and gets level -1, for which
+:func:`roi_plugins.ops.roi_extract` returns zeros, as both frameworks do.
 """
 
 import torch
@@ -11,16 +11,16 @@ from torch import Tensor
 
 
 def assign_levels_mmdet(rois: Tensor, num_levels: int, finest_scale: float = 56) -> Tensor:
-    """MMDetection's rule: ``floor(log2(sqrt(area) / finest_scale + 1e-6))``, clamped.
+    """Assigns levels by MMDetection's rule: ``floor(log2(sqrt(area) / finest_scale + 1e-6))``, clamped.
 
     Args:
         rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)``, ``(K, 4)`` boxes or rotated RoIs
             ``(K, 6)``, in input pixels.
         num_levels: number of maps.
-        finest_scale: sqrt(area), in pixels, below twice which level 0 is read.
+        finest_scale: in pixels; a box reads level 0 where sqrt(area) is below twice this.
 
     Returns:
-        ``(K,)`` int64 levels, 0 being the finest; -1 where the area is negative or NaN.
+        ``(K,)`` int64 levels, of which 0 is the finest; -1 where the area is negative or NaN.
     """
     scale = torch.sqrt(_area(rois))
     return _clamped(torch.floor(torch.log2(scale / finest_scale + 1e-6)), 0, num_levels - 1)
@@ -33,8 +33,8 @@ def assign_levels_detectron2(
     canonical_level: int = 4,
     min_level: int = 2,
 ) -> Tensor:
-    """Detectron2's rule (FPN, equation 1): ``floor(canonical_level + log2(sqrt(area) /
-    canonical_box_size + 1e-8))``, clamped.
+    """Assigns levels by Detectron2's rule (FPN, arXiv:1612.03144, equation 1), clamped:
+    ``floor(canonical_level + log2(sqrt(area) / canonical_box_size + 1e-8))``.
 
     Args:
         rois: ``(K, 5)`` rows ``(batch_index, x1, y1, x2, y2)``, ``(K, 4)`` boxes or rotated RoIs
@@ -45,7 +45,7 @@ def assign_levels_detectron2(
         min_level: log2 of the finest stride.
 
     Returns:
-        ``(K,)`` int64 levels, 0 being the finest; -1 where the area is negative or NaN.
+        ``(K,)`` int64 levels, of which 0 is the finest; -1 where the area is negative or NaN.
     """
     size = torch.sqrt(_area(rois))
     levels = torch.floor(canonical_level + torch.log2(size / canonical_box_size + 1e-8))
@@ -61,5 +61,5 @@ def _area(rois: Tensor) -> Tensor:
 
 def _clamped(levels: Tensor, low: int, high: int) -> Tensor:
     relative = torch.clamp(levels, min=low, max=high) - low
-    # NaN has no integer that every device agrees on.
+    # Devices convert NaN to different integers.
     return torch.where(torch.isnan(relative), -1.0, relative).to(torch.int64)

@@ -1,12 +1,13 @@
-"""Loads the extension, and tells PyTorch what it has to know of the op besides its kernels: shapes for
-tracing (fake kernels), the derivative, and what to do on a device without a kernel.
+"""Loads the extension and registers with PyTorch what the op needs besides its kernels: output shapes for
+tracing (fake kernels), the derivative, and the reference for devices without a kernel.
 """
 
 import os
 import re
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,21 +22,21 @@ _EXTENSION = Path(__file__).with_name('_C.so')
 _BUILD = "pip install -U 'setuptools<81' && pip install --no-build-isolation --no-deps -v ."
 _BUILD_CUDA = _BUILD.replace('pip install --no-build', 'ROI_PLUGINS_CUDA=1 pip install --no-build')
 
-# As in csrc/op.cpp, which defines it where the extension can be loaded. No argument has a default: with
-# one, the derivative that is registered from Python breaks in TorchScript.
+# As in csrc/op.cpp, whose schemas hold where the extension can be loaded. No argument has a default, because
+# a derivative that is registered from Python breaks in TorchScript with one.
 _ROIS = 'Tensor rois, Tensor? levels, Tensor? offsets, Tensor? seed'
 _OPTIONS = (
     'float[] spatial_scale, int[] output_size, str region, int? sampling_ratio, str reduction, '
     'bool aligned, int min_samples, int? max_samples, bool position_sensitive'
 )
 SCHEMAS = {
-    'roi_extract': f'(Tensor[] features, {_ROIS}, {_OPTIONS}) -> (Tensor output, Tensor winner)',
+    'roi_extract': f'(Tensor[] features, {_ROIS}, {_OPTIONS}) -> (Tensor output, Tensor argmax)',
     'roi_extract_backward': (
-        f'(Tensor grad, Tensor winner, {_ROIS}, SymInt[] feature_shapes, bool channels_last, {_OPTIONS}) '
+        f'(Tensor grad, Tensor argmax, {_ROIS}, SymInt[] feature_shapes, bool channels_last, {_OPTIONS}) '
         '-> Tensor[]'
     ),
     'roi_extract_backward_rois': (
-        f'(Tensor grad, Tensor winner, Tensor[] features, {_ROIS}, {_OPTIONS}) '
+        f'(Tensor grad, Tensor argmax, Tensor[] features, {_ROIS}, {_OPTIONS}) '
         '-> (Tensor grad_rois, Tensor grad_offsets)'
     ),
 }
@@ -45,13 +46,13 @@ _warned: set[str] = set()
 
 
 def extension_is_loaded() -> bool:
-    """Whether the compiled kernels are there; otherwise the PyTorch reference does the work."""
+    """Returns whether the compiled kernels are loaded; if not, the slower PyTorch reference does the work."""
     return _loaded
 
 
 class _Build(NamedTuple):
-    """What the library was built for. The file itself says so, and is read before it is loaded: under another
-    torch that ends in an undefined symbol, or worse, in none.
+    """What the extension was built for. Its file says so, and is read before it is loaded, because loading it
+    under another torch ends in an undefined symbol or, worse, in wrong behaviour.
     """
 
     torch: str
@@ -60,15 +61,19 @@ class _Build(NamedTuple):
 
     @classmethod
     def read(cls) -> '_Build | None':
-        """None if it does not say."""
+        """Returns what the file of the extension says; None if it says nothing."""
         built = re.search(
             rb'roi_plugins for (torch [\d.]+(?: \(pre-cxx11 ABI\))?)(?: with CUDA (\d+) for ([\w.+,]+))?\0',
             _EXTENSION.read_bytes(),
         )
         if built is None:
             return None
-        torch_, cuda, cards = (part and part.decode() for part in built.groups())
-        return cls(torch_, cuda, cards.split(',') if cards else [])
+        torch_, cuda, cards = built.groups()
+        return cls(
+            torch_.decode(),
+            cuda.decode() if cuda else None,
+            cards.decode().split(',') if cards else [],
+        )
 
     def is_for_this_torch(self) -> bool:
         here = 'torch ' + '.'.join(torch.__version__.split('.')[:2])
@@ -77,14 +82,20 @@ class _Build(NamedTuple):
         return self.torch == here and self.cuda in (None, (torch.version.cuda or '').split('.')[0])
 
     def serves(self, capability: tuple[int, int]) -> bool:
-        """Whether a card can run it: code of its own major version and no newer, or any older PTX."""
+        """Returns whether a card can run it: code for its own major version and no newer, or any older PTX.
+
+        Args:
+            capability: compute capability of the card, such as ``(9, 0)``.
+        """
         for card in self.cards:
-            major, minor, family, ptx = re.fullmatch(r'(\d+)\.(\d)([af]?)(\+PTX)?', card).groups()
-            built = int(major), int(minor)
-            if family == 'a':  # of this one alone
-                fits = capability == built
+            name, _, ptx = card.partition('+')
+            family = name.lstrip('0123456789.')
+            major, minor = map(int, name.removesuffix(family).split('.'))
+            if family == 'a':  # for this capability alone
+                fits = capability == (major, minor)
             else:
-                fits = capability >= built and (capability[0] == built[0] or (ptx and not family))
+                has_ptx = bool(ptx) and not family
+                fits = capability >= (major, minor) and (capability[0] == major or has_ptx)
             if fits:
                 return True
         return False
@@ -145,22 +156,31 @@ def _warn_of_reference(device: torch.device) -> None:
         )
 
 
-def _reference_forward(features, rois, *arguments):
+def _reference_forward(features: Sequence[Tensor], rois: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     _warn_of_reference(rois.device)
     return reference.extract(features, rois, *arguments)
 
 
-def _reference_backward(grad, winner, rois, *arguments):
+def _reference_backward(grad: Tensor, argmax: Tensor, rois: Tensor, *arguments: Any) -> list[Tensor]:
     _warn_of_reference(rois.device)
-    return reference.extract_backward(grad, winner, rois, *arguments)
+    return reference.extract_backward(grad, argmax, rois, *arguments)
 
 
-def _reference_backward_rois(grad, winner, features, rois, *arguments):
+def _reference_backward_rois(
+    grad: Tensor, argmax: Tensor, features: Sequence[Tensor], rois: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor]:
     _warn_of_reference(rois.device)
-    return reference.extract_backward_rois(grad, winner, features, rois, *arguments)
+    return reference.extract_backward_rois(grad, argmax, features, rois, *arguments)
 
 
-def _fake_forward(features, rois, levels, offsets, seed, *arguments):
+def _fake_forward(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offsets: Tensor | None,
+    seed: Tensor | None,
+    *arguments: Any,
+) -> tuple[Tensor, Tensor]:
     options = Options(*arguments)
     check_options(options)
     check_inputs(features, rois, levels, offsets, seed, options)
@@ -170,15 +190,24 @@ def _fake_forward(features, rois, levels, offsets, seed, *arguments):
     size = (rois.shape[0], channels, height, width)
     format_ = memory_format(is_channels_last(first))
     output = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=format_)
-    dtype = reference.winner_dtype(options.sampling_ratio, options.max_samples)
+    dtype = reference.argmax_dtype(options.sampling_ratio, options.max_samples)
     if options.reduction != 'max':
         return output, torch.empty(0, dtype=dtype, device=first.device)
     return output, torch.empty(size, dtype=dtype, device=first.device, memory_format=format_)
 
 
 def _fake_backward(
-    grad, winner, rois, levels, offsets, seed, feature_shapes, channels_last, spatial_scale, *_
-):
+    grad: Tensor,
+    argmax: Tensor,
+    rois: Tensor,
+    levels: Tensor | None,
+    offsets: Tensor | None,
+    seed: Tensor | None,
+    feature_shapes: Sequence[int],
+    channels_last: bool,
+    spatial_scale: Sequence[float],
+    *_: Any,
+) -> list[Tensor]:
     images, channels = feature_shapes[:2]
     return [
         torch.empty(
@@ -191,56 +220,63 @@ def _fake_backward(
     ]
 
 
-def _fake_backward_rois(grad, winner, features, rois, levels, offsets, *_):
-    # Contiguous, whatever the layout of what was given.
-    places = (rois, rois.new_empty(0) if offsets is None else offsets)
-    return tuple(place.new_empty(place.shape) for place in places)
+def _fake_backward_rois(
+    grad: Tensor,
+    argmax: Tensor,
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offsets: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    moved = rois.new_empty(0) if offsets is None else offsets
+    # `new_empty` is contiguous, whatever the layout of its model.
+    return rois.new_empty(rois.shape), moved.new_empty(moved.shape)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     features, rois, levels, offsets, seed, *arguments = inputs
     options = Options(*arguments)
     check_gradient(rois, options.reduction)
-    # Shapes, not maps: the gradient to the features needs none of their values back, and only one to the
-    # positions does.
+    # The gradient to the features needs the shapes of the maps only; the one to the positions needs the maps.
     ctx.feature_shapes = list(features[0].shape[:2])
     for map_ in features:
         ctx.feature_shapes += map_.shape[2:]
     ctx.channels_last = is_channels_last(features[0])
     ctx.options = options
     moves = rois.requires_grad or (offsets is not None and offsets.requires_grad)
-    # Or every backward pass would fill a gradient of the winner, which has none, with zeros.
+    # Otherwise every backward pass would make zeros as the gradient of the argmax, which has none.
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], rois, levels, offsets, seed, *(features if moves else ()))
 
 
-def _derivative(ctx, grad, _):
+def _derivative(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     of_features, of_rois, _, of_offsets, *_ = ctx.needs_input_grad
     grads, grad_rois, grad_offsets = [None] * len(of_features), None, None
-    if grad is not None:  # None: of an output that nobody used
-        winner, rois, levels, offsets, seed, *features = ctx.saved_tensors
+    if grad is not None:  # None if nothing used the output
+        argmax, rois, levels, offsets, seed, *features = ctx.saved_tensors
         table = (rois, levels, offsets, seed)
         if any(of_features):
             grads = torch.ops.roi_plugins.roi_extract_backward(
-                grad, winner, *table, ctx.feature_shapes, ctx.channels_last, *ctx.options
+                grad, argmax, *table, ctx.feature_shapes, ctx.channels_last, *ctx.options
             )
         if features:
             both = torch.ops.roi_plugins.roi_extract_backward_rois(
-                grad, winner, features, *table, *ctx.options
+                grad, argmax, features, *table, *ctx.options
             )
             grad_rois = both[0] if of_rois else None
             grad_offsets = both[1] if of_offsets else None
     return (grads, grad_rois, None, grad_offsets, None, *[None] * len(ctx.options))
 
 
-def _no_second_derivative(ctx, *grads):
+def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
     raise RuntimeError(
         'roi_extract: second derivatives are not supported; call backward without create_graph'
     )
 
 
-def _refuse_tangents(arguments: tuple) -> None:
-    if forward_ad._current_level < 0:  # as almost always, and this is asked in every call
+def _refuse_tangents(arguments: tuple[Any, ...]) -> None:
+    if forward_ad._current_level < 0:  # almost always, and every call passes here
         return
     for argument in arguments:
         for value in argument if isinstance(argument, list) else (argument,):
@@ -254,27 +290,30 @@ def _refuse_tangents(arguments: tuple) -> None:
 class _ReverseModeLibrary(torch.library.Library):
     """Registers derivatives that refuse forward mode.
 
-    What PyTorch makes of a derivative that is registered from Python drops the tangents of its inputs where
-    no input requires a gradient, and an output without a tangent counts as a constant.
+    If no input requires a gradient, PyTorch's wrapper of a Python derivative drops the tangents of the
+    inputs. An output without a tangent counts as a constant, so its derivative would be zero without an
+    error.
     """
 
-    def impl(self, op_name, fn, dispatch_key='', **options):
-        def checked(keyset, *arguments, **keywords):
+    def impl(self, op_name: Any, fn: Callable[..., Any], dispatch_key: str = '', **options: Any) -> None:
+        def checked(keyset: Any, *arguments: Any, **keywords: Any) -> Any:
             _refuse_tangents(arguments)
             return fn(keyset, *arguments, **keywords)
 
         super().impl(op_name, checked, dispatch_key, **options)
 
 
-def _one_by_one(op):
-    """The rule of an op under `torch.func.vmap`: PyTorch's own fallback takes no lists of tensors."""
+def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a rule for `torch.func.vmap` that calls an op in a loop: PyTorch's fallback takes no lists of
+    tensors.
+    """
 
-    def pick(argument, dim, index):
+    def pick(argument: Any, dim: Any, index: int) -> Any:
         if isinstance(argument, list):
             return [pick(each, each_dim, index) for each, each_dim in zip(argument, dim, strict=True)]
         return argument if dim is None else argument.select(dim, index)
 
-    def rule(info, in_dims, *arguments):
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, int]:
         if info.batch_size == 0:
             raise ValueError('roi_extract: got a dimension of size 0 for vmap, expected at least one')
         results = []

@@ -12,7 +12,7 @@ exist. Where the reference refuses a call the op has to, and elsewhere:
 - Where that decides (a sample at the border, one more sample, a slope that changes at a cell, a bin too small
   for its type) no such bound holds. So a disagreement is only one if the op is further from the reference
   than the reference itself moves where its boxes move by that much. Those that were not are counted.
-- Of a maximum the op's own winner is followed; it has to be the largest but for rounding.
+- Of a maximum the op's own argmax is followed; it has to be the largest but for rounding.
 - Beyond 2**20 cells the contract claims no parity, and in bins narrower than the smallest normal number the
   reference has no slopes: the answer has to be finite.
 """
@@ -73,13 +73,13 @@ class Call:
     def forward(self, extract):
         return extract(self.maps, *self.table, *self.options.values())
 
-    def backward(self, extract_backward, winner, grad):
+    def backward(self, extract_backward, argmax, grad):
         shapes = [*self.maps[0].shape[:2], *(size for map_ in self.maps for size in map_.shape[2:])]
         channels_last = reference.is_channels_last(self.maps[0])
-        return extract_backward(grad, winner, *self.table, shapes, channels_last, *self.options.values())
+        return extract_backward(grad, argmax, *self.table, shapes, channels_last, *self.options.values())
 
-    def backward_rois(self, extract_backward_rois, winner, grad):
-        return extract_backward_rois(grad, winner, self.maps, *self.table, *self.options.values())
+    def backward_rois(self, extract_backward_rois, argmax, grad):
+        return extract_backward_rois(grad, argmax, self.maps, *self.table, *self.options.values())
 
 
 # Drawing -----------------------------------------------------------------------------------------
@@ -260,17 +260,17 @@ class Check:
     def run(self):
         call = self.call
         try:
-            want, want_winner = call.forward(reference.extract)
+            want, want_argmax = call.forward(reference.extract)
         except REFUSALS as error:
             try:
                 call.forward(OPS.roi_extract)
             except type(error):
                 return 'refused'
             raise AssertionError(f'the op takes what the reference refuses: {error}') from None
-        output, winner = call.forward(OPS.roi_extract)
+        output, argmax = call.forward(OPS.roi_extract)
         assert (output.shape, output.dtype) == (want.shape, want.dtype)
         assert output.is_contiguous(memory_format=call.memory_format), 'output: not in the layout of the maps'
-        assert (winner.shape, winner.dtype) == (want_winner.shape, want_winner.dtype)
+        assert (argmax.shape, argmax.dtype) == (want_argmax.shape, want_argmax.dtype)
 
         self.measure()
         self.compare('output', output, want, self.value_error[:, None, None, None], 2)
@@ -278,13 +278,13 @@ class Check:
         grad = torch.where(self.has_parity[:, None, None, None], call.grad, 0)
         differs = torch.zeros_like(want, dtype=torch.bool)
         if call.reduction == 'max':
-            differs = (winner != want_winner) & self.has_parity[:, None, None, None]
-            self.check_winners(want, winner, differs)
-        self.check_gradient_of_maps(grad, winner)
+            differs = (argmax != want_argmax) & self.has_parity[:, None, None, None]
+            self.check_argmax(want, argmax, differs)
+        self.check_gradient_of_maps(grad, argmax)
         if call.checks_rois:
-            self.check_gradient_of_rois(torch.where(differs, 0, grad), winner)
+            self.check_gradient_of_rois(torch.where(differs, 0, grad), argmax)
         if not bool(self.has_parity.all()) and not call.is_special:
-            self.check_finite(output, winner)
+            self.check_finite(output, argmax)
         return self.verdict
 
     def measure(self):
@@ -376,22 +376,22 @@ class Check:
 
     def results(self, call):
         """Everything that is compared, of the reference."""
-        output, winner = call.forward(reference.extract)
+        output, argmax = call.forward(reference.extract)
         grad = torch.where(self.has_parity[:, None, None, None], call.grad, 0)
         results = {'output': output}
-        for i, of_map in enumerate(call.backward(reference.extract_backward, winner, grad)):
+        for i, of_map in enumerate(call.backward(reference.extract_backward, argmax, grad)):
             results[f'gradient of map {i}'] = of_map
         if call.checks_rois:
-            of_rois, of_offsets = call.backward_rois(reference.extract_backward_rois, winner, grad)
+            of_rois, of_offsets = call.backward_rois(reference.extract_backward_rois, argmax, grad)
             results['gradient of rois'], results['gradient of offsets'] = of_rois, of_offsets
         return results
 
-    def check_winners(self, want, winner, differs):
-        """A winner that is not the reference's leads as far as rounding can tell: by the reference's weights
+    def check_argmax(self, want, argmax, differs):
+        """An argmax that is not the reference's leads as far as rounding can tell: by the reference's weights
         the maps are worth as much there."""
         if self.call.is_special or not differs.any():
             return
-        of_maps = self.call.backward(reference.extract_backward, winner, differs.to(want.dtype))
+        of_maps = self.call.backward(reference.extract_backward, argmax, differs.to(want.dtype))
         pairs = zip(of_maps, self.call.maps, strict=True)
         worth = sum(float((of_map.double() * map_.double()).sum()) for of_map, map_ in pairs)
         best = float(torch.where(differs, want, 0).double().sum())
@@ -400,39 +400,39 @@ class Check:
         rounding = 4 * torch.finfo(want.dtype).eps * self.highest
         allowed = float((counts * (self.value_error + rounding)).sum())
         if best - worth > allowed:
-            # Perhaps another sample is the first on the map: then winners are counted from there.
+            # Perhaps another sample is the first on the map: then indices are counted from there.
             outputs = torch.stack([results['output'] for results in self.moved()]).double()
             spread = (outputs.amax(0) - outputs.amin(0))[differs].sum()
             moved = [self.moved_call(i).forward(reference.extract)[1] for i in range(8)]
-            same = any(bool((other == winner)[differs].all()) for other in moved)
+            same = any(bool((other == argmax)[differs].all()) for other in moved)
             assert same or best - worth <= allowed + 2 * float(spread), (
-                f'winner: {int(differs.sum())} winners are worth {worth!r}, those of the reference {best!r}'
+                f'argmax: {int(differs.sum())} of them are worth {worth!r}, those of the reference {best!r}'
             )
             self.verdict = 'decided by rounding'
 
-    def check_gradient_of_maps(self, grad, winner):
+    def check_gradient_of_maps(self, grad, argmax):
         call = self.call
-        got = call.backward(OPS.roi_extract_backward, winner, grad)
-        want = call.backward(reference.extract_backward, winner, grad)
+        got = call.backward(OPS.roi_extract_backward, argmax, grad)
+        want = call.backward(reference.extract_backward, argmax, grad)
         error = 2 * self.weight_error.max() if len(call.rois) else torch.tensor(0.0)
         for i, (of_op, of_reference) in enumerate(zip(got, want, strict=True)):
             assert (of_op.shape, of_op.dtype) == (of_reference.shape, of_reference.dtype)
             if self.is_close(of_op, of_reference, error, 1).all():
                 continue
-            total = call.backward(reference.extract_backward, winner, grad.double().abs())[i]
+            total = call.backward(reference.extract_backward, argmax, grad.double().abs())[i]
             # Of a long sum the reference, which adds one by one, loses more than the op: then float64 tells,
             # and may itself lose a rounding for each reading.
-            exact = call.backward(reference.extract_backward, winner, grad.double())[i].to(of_op.dtype)
+            exact = call.backward(reference.extract_backward, argmax, grad.double())[i].to(of_op.dtype)
             lost = READINGS * torch.finfo(torch.float64).eps * total
             if self.is_close(of_op, exact, error + lost, 1).all():
                 continue
             self.compare_all(f'gradient of map {i}', of_op, of_reference, error * max(total.max(), 1), 1)
 
-    def check_gradient_of_rois(self, grad, winner):
+    def check_gradient_of_rois(self, grad, argmax):
         """A slope is off by the position on the other axis, and is multiplied by what a position moves by."""
         call = self.call
-        got = call.backward_rois(OPS.roi_extract_backward_rois, winner, grad)
-        want = call.backward_rois(reference.extract_backward_rois, winner, grad)
+        got = call.backward_rois(OPS.roi_extract_backward_rois, argmax, grad)
+        want = call.backward_rois(reference.extract_backward_rois, argmax, grad)
         slope_error = 8 * self.value_error[:, None]
         total = grad.double().abs().flatten(1).sum(1, keepdim=True)
         levers = self.scale[:, None].expand(got[0].shape).clone()
@@ -444,16 +444,16 @@ class Check:
             error = (slope_error * 2 * self.reach[:, None])[..., None, None] * total
             self.compare('gradient of offsets', got[1], want[1], error, 2)
 
-    def check_finite(self, output, winner):
+    def check_finite(self, output, argmax):
         """Wild RoIs: finite, and bounded work; NaN and without a gradient where a coordinate is none."""
         call = self.call
         assert output[~self.finite].isnan().all(), 'output: a number for a RoI that is none'
         if call.offsets is None:
             assert output[self.finite].isfinite().all(), 'output: not finite'
-        for of_map in call.backward(OPS.roi_extract_backward, winner, call.grad):
+        for of_map in call.backward(OPS.roi_extract_backward, argmax, call.grad):
             assert of_map.isfinite().all(), 'gradient of maps: not finite'
         if call.checks_rois:
-            of_rois, _ = call.backward_rois(OPS.roi_extract_backward_rois, winner, call.grad)
+            of_rois, _ = call.backward_rois(OPS.roi_extract_backward_rois, argmax, call.grad)
             assert not of_rois[~self.finite].any(), 'gradient of rois: of a RoI that is none'
             if of_rois.dtype in (torch.float32, torch.float64):
                 assert of_rois.isfinite().all(), 'gradient of rois: not finite'

@@ -117,17 +117,17 @@ def check(
     exact = 1e-4 if on_gpu else 1e-5
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 3e-3}.get(dtype, exact)
     tolerance = {'rtol': tolerance, 'atol': tolerance}
-    output, winner = got.run('extract', features, *where, *options)
-    want, want_winner = expected.run('extract', features, *where, *options)
+    output, argmax = got.run('extract', features, *where, *options)
+    want, want_argmax = expected.run('extract', features, *where, *options)
     torch.testing.assert_close(output, want, equal_nan=True, **tolerance)
     assert output.stride() == want.stride()
     # Few digits make near ties, which rounding decides; so do sines.
     if not half and not (on_gpu and method.rotated):
-        assert torch.equal(winner, want_winner)
+        assert torch.equal(argmax, want_argmax)
 
     grad = torch.randn_like(output)
     shapes = [IMAGES, channels, *itertools.chain(*SHAPES)]
-    backward = (winner, *where, shapes, layout == torch.channels_last, *options)
+    backward = (argmax, *where, shapes, layout == torch.channels_last, *options)
     grads = got.run('backward', grad, *backward)
     for mine, want in zip(grads, expected.run('backward', grad, *backward), strict=True):
         torch.testing.assert_close(mine, want, **tolerance)
@@ -140,7 +140,7 @@ def check(
         assert all(map_.isnan().all() for map_ in got.run('backward', broken, *backward))
         assert all((map_ == 0).all() for map_ in got.run('backward', grad * 0, *backward))
     elif not (method.rotated and method.reduction == 'integral'):
-        arguments = (grad, winner, features, *where, *options)
+        arguments = (grad, argmax, features, *where, *options)
         of_boxes, of_offsets = got.run('backward_rois', *arguments)
         want_boxes, want_offsets = expected.run('backward_rois', *arguments)
         # Of half precision some sums are large.
@@ -205,11 +205,11 @@ def check_bad_features(got: Implementation, expected: Implementation):
         for map_, rois in itertools.product((below, holed), (upright, turned)):
             there = torch.zeros(len(rois), dtype=torch.int64)
             arguments = ([map_.contiguous(memory_format=layout)], rois, there, None, None, *options)
-            output, winner = got.run('extract', *arguments)
-            want, want_winner = expected.run('extract', *arguments)
+            output, argmax = got.run('extract', *arguments)
+            want, want_argmax = expected.run('extract', *arguments)
             torch.testing.assert_close(output, want, equal_nan=True)
             assert (output.isnan() if map_ is holed else output == 0).any() and (output < 0).any()
-            assert torch.equal(winner, want_winner)
+            assert torch.equal(argmax, want_argmax)
         map_ = torch.full((1, channels, 8, 8), torch.inf)
         map_[..., 1:3, 1:3] = 1
         map_ = map_.contiguous(memory_format=layout)
@@ -228,11 +228,11 @@ def check_launches(got: Implementation):
     torch.use_deterministic_algorithms(True)
     count = 70_000
     where = (torch.tensor([[0.0, 0, 0, 1, 1]]).repeat(count, 1), None, None, None)
-    output, winner = got.run('extract', [torch.ones(1, 1, 1, 1)], *where, *ONE_SAMPLE)
+    output, argmax = got.run('extract', [torch.ones(1, 1, 1, 1)], *where, *ONE_SAMPLE)
     assert (output == 1).all()
-    (grad,) = got.run('backward', output, winner, *where, [1, 1, 1, 1], False, *ONE_SAMPLE)
+    (grad,) = got.run('backward', output, argmax, *where, [1, 1, 1, 1], False, *ONE_SAMPLE)
     assert grad.item() == 4 * count
-    (grad,) = got.run('backward', output, winner, *where, [0, 1, 1, 1], False, *ONE_SAMPLE)
+    (grad,) = got.run('backward', output, argmax, *where, [0, 1, 1, 1], False, *ONE_SAMPLE)
     assert grad.shape == (0, 1, 1, 1)
 
 
@@ -240,9 +240,9 @@ def check_bad_index(got: Implementation):
     """An image that is not there: NaN, and no gradient. On the CPU it is an error."""
     torch.use_deterministic_algorithms(False)
     where = (torch.tensor([[0.0, 1, 1, 6, 6], [3, 1, 1, 6, 6], [-1, 1, 1, 6, 6]]), None, None, None)
-    output, winner = got.run('extract', [torch.ones(2, 1, 8, 8)], *where, *ONE_SAMPLE)
+    output, argmax = got.run('extract', [torch.ones(2, 1, 8, 8)], *where, *ONE_SAMPLE)
     assert (output[0] == 1).all() and output[1:].isnan().all()
-    grads = got.run('backward', torch.ones_like(output), winner, *where, [2, 1, 8, 8], False, *ONE_SAMPLE)
+    grads = got.run('backward', torch.ones_like(output), argmax, *where, [2, 1, 8, 8], False, *ONE_SAMPLE)
     assert grads[0][0].sum() == 4 and grads[0][1].sum() == 0
 
 

@@ -4,7 +4,7 @@ Slow on purpose. Every bin is a list of samples in scan order and every sample a
 ``(cell, weight)``, so the gradient can be written down by hand from what was read.
 
 The box geometry (scaling, rounding, sizes, grids) runs in the op's coordinate type, as the contract
-asks; everything after it is float64. Nothing is shared with `reference.py`; the integral over a rotated bin
+asks; everything after it is float64. Nothing is shared with the reference; the integral over a rotated bin
 cuts its polygon at every cell, where the reference goes along its edges. Two things tell a test where
 rounding alone may decide: ``clearance`` (how far a RoI is from reading other cells) and ``lead`` (how far
 a maximum is ahead).
@@ -184,6 +184,9 @@ class Axis:
         self.bins = []
         for p in range(self.num_bins):
             low, high = (start + size * edge / self.num_bins for edge in (p, p + 1))
+            if low == high:  # a bin so small that its edges round to one number
+                self.bins.append([])
+                continue
             weights = [
                 (hat_integral(high - cell) - hat_integral(low - cell)) / (high - low)
                 for cell in range(self.extent)
@@ -327,7 +330,7 @@ class Extracted:
         reads: ``{(k, p, q): (map, batch index, samples)}``; a sample is a list of
             ``(y, x, weight)``, empty where it is out of range.
         channel: the channel of the maps that ``(c, p, q)`` is read from.
-        winner: ``(K, C, PH, PW)`` index of the winning sample; -1 where nothing was read.
+        argmax: ``(K, C, PH, PW)`` index of the largest sample; -1 where nothing was read.
         lead: ``(K, C, PH, PW)`` how far the maximum is ahead of the next different reading.
         clearance: ``(K,)`` see `Axis`.
     """
@@ -337,7 +340,7 @@ class Extracted:
     channel: Callable
     output: np.ndarray
     reads: dict
-    winner: np.ndarray
+    argmax: np.ndarray
     lead: np.ndarray
     clearance: np.ndarray
 
@@ -352,8 +355,8 @@ class Extracted:
                     for sample in samples:
                         for y, x, weight in sample:
                             of_map[y, x] += grad * weight / len(samples)
-                elif self.winner[k, c, p, q] >= 0:
-                    for y, x, weight in samples[self.winner[k, c, p, q]]:
+                elif self.argmax[k, c, p, q] >= 0:
+                    for y, x, weight in samples[self.argmax[k, c, p, q]]:
                         of_map[y, x] += grad * weight
         return grads
 
@@ -427,7 +430,7 @@ def roi_extract(
                     if isnan(value) or (value > values[best] and not isnan(values[best])):
                         best = i
                 result.output[k, c, p, q] = values[best]
-                result.winner[k, c, p, q] = best
+                result.argmax[k, c, p, q] = best
                 behind = [values[best] - v for s, v in zip(samples, values, strict=True)
                           if s != samples[best]]  # fmt: skip
                 result.lead[k, c, p, q] = min(behind, default=inf)

@@ -33,13 +33,13 @@ def changed(output, at=1.001):
 
 
 def an_output(*arguments):
-    output, winner = fuzzing.reference.extract(*arguments)
-    return changed(output), winner
+    output, argmax = fuzzing.reference.extract(*arguments)
+    return changed(output), argmax
 
 
-def a_winner(*arguments):
-    output, winner = fuzzing.reference.extract(*arguments)
-    return output, torch.zeros_like(winner)
+def an_argmax(*arguments):
+    output, argmax = fuzzing.reference.extract(*arguments)
+    return output, torch.zeros_like(argmax)
 
 
 def of_a_map(*arguments):
@@ -55,7 +55,7 @@ def of_a_box(*arguments):
     ('op', 'wrong', 'found'),
     [
         ('roi_extract', an_output, 'output'),
-        ('roi_extract', a_winner, 'winner'),
+        ('roi_extract', an_argmax, 'argmax'),
         ('roi_extract_backward', of_a_map, 'gradient of map'),
         ('roi_extract_backward_rois', of_a_box, 'gradient of rois'),
     ],

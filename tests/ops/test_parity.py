@@ -40,7 +40,7 @@ def rois_of(kind, device):
 
 
 def assert_parity(peer, rois, atol=2e-5, channels=4, peer_rois=None, **method):
-    """Same output, same gradient for a random one; for a maximum wherever the winner is clear."""
+    """Same output, same gradient for a random one; for a maximum wherever the argmax is clear."""
     features = random_map(2, channels, 20, 30, device=rois.device)
     ours, theirs = features.clone().requires_grad_(), features.clone().requires_grad_()
     output = roi_extract(ours, rois, OUTPUT_SIZE, SCALE, **method)

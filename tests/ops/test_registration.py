@@ -104,7 +104,7 @@ def leaves(maps):
     ids=str,
 )
 def test_backward_runs_nothing_but_its_ops(wanted, ops):
-    # Autograd fills a missing gradient with zeros: for the winner of a maximum as many as the output has.
+    # Autograd fills a missing gradient with zeros: for the argmax of a maximum as many as the output has.
     class Record(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             ran.append(func)
@@ -144,10 +144,10 @@ class TestOpcheck:
     @pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
     def test_backward(self, device, name, channels_last):
         maps, table, rest = arguments(name, device)
-        output, winner = (x.detach() for x in FORWARD(maps, *table, *rest))
+        output, argmax = (x.detach() for x in FORWARD(maps, *table, *rest))
         shapes = [*maps[0].shape[:2]] + [n for m in maps for n in m.shape[2:]]
         grad = torch.ones_like(output)
-        torch.library.opcheck(BACKWARD, (grad, winner, *table, shapes, channels_last, *rest))
+        torch.library.opcheck(BACKWARD, (grad, argmax, *table, shapes, channels_last, *rest))
 
     @pytest.mark.parametrize('name', [name for name in CONFIGURATIONS if name != 'rotated-integral'])
     @pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
@@ -156,8 +156,8 @@ class TestOpcheck:
         if channels_last:
             maps = [map_.contiguous(memory_format=torch.channels_last) for map_ in maps]
         maps = [map_.detach() for map_ in maps]
-        output, winner = FORWARD(maps, *table, *rest)
-        torch.library.opcheck(BACKWARD_ROIS, (torch.ones_like(output), winner, maps, *table, *rest))
+        output, argmax = FORWARD(maps, *table, *rest)
+        torch.library.opcheck(BACKWARD_ROIS, (torch.ones_like(output), argmax, maps, *table, *rest))
 
 
 def total(maps, rois, levels, scales, name, offsets=None):

@@ -669,8 +669,8 @@ def test_maximum_of_the_lowest_values(device, extract, region, dtype):
          'pool-round', 'pool-floor', 'pool-bins'],
 )  # fmt: skip
 @pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
-def test_winners_in_large_grids(device, extract, method, channels_last):
-    """A winner is kept in one byte where 255 are enough: all the way to the last sample and on."""
+def test_argmax_in_large_grids(device, extract, method, channels_last):
+    """An argmax is kept in one byte where 255 are enough: all the way to the last sample and on."""
     extent = 40
     boxes = [(0, 0, 40, 40), (0.5, 0.5, 20.25, 38.75), (-10, -10, 30, 30), (9.9, 19.9, 60, 60)]
     rois = torch.tensor([(0, *box) for box in boxes], dtype=torch.float32, device=device)
@@ -830,11 +830,11 @@ def test_nobody_wins_where_nothing_is_read():
         arguments = [features], rois, levels, None, None, *options
         torch.use_deterministic_algorithms(True)  # no memory is -1 by chance
         try:
-            _, winner = torch.ops.roi_plugins.roi_extract(*arguments)
+            _, argmax = torch.ops.roi_plugins.roi_extract(*arguments)
         finally:
             torch.use_deterministic_algorithms(False)
-        assert (winner[0] == 0).all() and (winner[1:] == -1).all()
-        assert torch.equal(winner, reference.extract(*arguments)[1])
+        assert (argmax[0] == 0).all() and (argmax[1:] == -1).all()
+        assert torch.equal(argmax, reference.extract(*arguments)[1])
 
 
 def test_an_output_that_gets_no_gradient():
