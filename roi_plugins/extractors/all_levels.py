@@ -13,12 +13,13 @@ from .base import LevelRule, RoIExtractor
 
 class AllLevels(RoIExtractor):
     """Reads every RoI from every map, and sums or concatenates the results (GRoIE, arXiv:2004.13665,
-    section III; MMDetection's ``GenericRoIExtractor``). With a single map the modules are not used.
+    section III; MMDetection's ``GenericRoIExtractor``) or takes their maximum (adaptive feature pooling of
+    PANet, arXiv:1803.01534, section 3.2). With a single map the modules are not used.
 
     Args:
         output_size: bins ``(height, width)``, or one number for both.
         featmap_strides: input pixels per cell of each map, finest first.
-        aggregation: ``'sum'`` over the maps, or ``'concat'`` of their channels.
+        aggregation: ``'sum'`` or ``'max'`` over the maps, or ``'concat'`` of their channels.
         region, sampling_ratio, reduction, aligned, min_samples, max_samples: how each map is read, see
             :func:`roi_plugins.ops.roi_extract`; by default as :class:`AlignAvg` does.
         pre_module: applied to the ``(K, C, height, width)`` features of each map before the aggregation. It
@@ -54,7 +55,12 @@ class AllLevels(RoIExtractor):
             max_samples=max_samples,
             level_rule=level_rule,
         )
-        expect(aggregation in ('sum', 'concat'), 'aggregation', repr(aggregation), "'sum' or 'concat'")
+        expect(
+            aggregation in ('sum', 'max', 'concat'),
+            'aggregation',
+            repr(aggregation),
+            "'sum', 'max' or 'concat'",
+        )
         self.aggregation = aggregation
         self.pre_module = pre_module
         self.post_module = post_module
@@ -80,6 +86,8 @@ class AllLevels(RoIExtractor):
             parts = torch.stack([self.pre_module(part) for part in parts.unbind(0)])
         if self.aggregation == 'sum':
             pooled = parts.sum(0)
+        elif self.aggregation == 'max':
+            pooled = parts.amax(0)
         else:
             pooled = torch.cat(parts.unbind(0), dim=1)
         if self.post_module is not None:

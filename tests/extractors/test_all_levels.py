@@ -1,5 +1,7 @@
 """All levels: every RoI from every map in one call of the op, added up or one behind the other."""
 
+import functools
+
 import pytest
 import torch
 from building import learned
@@ -23,7 +25,7 @@ METHODS = [
     dict(sampling_ratio=None, reduction='integral'),
 ]
 methods = pytest.mark.parametrize('method', METHODS, ids=lambda m: '-'.join(map(str, m.values())))
-aggregations = pytest.mark.parametrize('aggregation', ['sum', 'concat'])
+aggregations = pytest.mark.parametrize('aggregation', ['sum', 'max', 'concat'])
 
 
 def pyramid(dtype=torch.float64, side=64):
@@ -46,7 +48,14 @@ def oracle(features, boxes, aggregation, **method):
         reference.roi_extract(map_.double(), boxes.double(), SIZE, 1 / stride, **method)
         for map_, stride in zip(features, STRIDES, strict=True)
     ]
-    return sum(parts) if aggregation == 'sum' else torch.cat(parts, dim=1)
+    return aggregate(parts, aggregation)
+
+
+def aggregate(parts, aggregation):
+    """Of what is read from each map."""
+    if aggregation == 'concat':
+        return torch.cat(parts, dim=1)
+    return functools.reduce({'sum': torch.add, 'max': torch.maximum}[aggregation], parts)
 
 
 class CountOfCalls(TorchDispatchMode):
@@ -116,19 +125,19 @@ def test_modules_see_each_map_and_then_all(aggregation, num_rois):
         before(reference.roi_extract(map_, boxes.double(), SIZE, 1 / stride))
         for map_, stride in zip(pyramid(), STRIDES, strict=True)
     ]
-    expected = after(sum(parts) if aggregation == 'sum' else torch.cat(parts, dim=1))
+    expected = after(aggregate(parts, aggregation))
     assert output.shape == (len(boxes), 4, *SIZE)
     torch.testing.assert_close(output, expected)
 
 
-@pytest.mark.parametrize('options', [{}, dict(aggregation='concat')])
-def test_one_map_is_the_plain_extractor(options):
+@aggregations
+def test_one_map_is_the_plain_extractor(aggregation):
     modules = dict(pre_module=nn.Conv2d(1, 1, 1), post_module=nn.Conv2d(1, 1, 1))
-    output = AllLevels(SIZE, STRIDES, **options, **modules)(pyramid()[:1], rois())
+    output = AllLevels(SIZE, STRIDES, aggregation, **modules)(pyramid()[:1], rois())
     expected = reference.roi_extract(pyramid()[0], rois().double(), SIZE, 1 / 4)
     torch.testing.assert_close(output, expected, equal_nan=True)
 
 
 def test_an_aggregation_that_does_not_exist():
-    with pytest.raises(ValueError, match=r"aggregation: got 'mean', expected 'sum' or 'concat'"):
+    with pytest.raises(ValueError, match=r"aggregation: got 'mean', expected 'sum', 'max' or 'concat'"):
         AllLevels(SIZE, STRIDES, 'mean')
