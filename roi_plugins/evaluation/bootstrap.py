@@ -45,9 +45,9 @@ class Estimates:
     - ``value``: the mean over the seeds.
     - ``low``, ``high``: its 95% interval.
     - ``p``: the two-sided p-value of a difference, for the hypothesis that it is zero; NaN in tables of AP.
-    - ``image_error``, ``seed_error``: the standard errors of ``value`` from the images and from the seeds.
+    - ``image_se``, ``seed_se``: the standard errors of ``value`` from the images and from the seeds.
 
-    With one seed, ``seed_error`` is NaN. Then the interval and ``p`` come from the images alone, and hold for
+    With one seed, ``seed_se`` is NaN. Then the interval and ``p`` come from the images alone, and hold for
     the networks that were trained, not for the method.
 
     Attributes:
@@ -201,8 +201,8 @@ def _table(
             'low': low,
             'high': high,
             'p': p,
-            'image_error': image_se,
-            'seed_error': np.sqrt(seed_variance),
+            'image_se': image_se,
+            'seed_se': np.sqrt(seed_variance),
         }
     )
 

@@ -206,10 +206,10 @@ def test_intervals_in_tables_and_files(sweep, tmp_path):
     assert pool.difference_estimates.metrics['value'].tolist() == pytest.approx(
         pool.difference.tolist(), abs=1e-15, nan_ok=True
     )
-    assert pool.difference_estimates.metrics['seed_error']['AP'] == pytest.approx(
+    assert pool.difference_estimates.metrics['seed_se']['AP'] == pytest.approx(
         pool.difference_std['AP'] / 3**0.5
     )
-    assert other.difference_estimates.metrics['seed_error'].isna().all()  # one seed
+    assert other.difference_estimates.metrics['seed_se'].isna().all()  # one seed
 
     tables = make_tables(comparison, digits=2)
     title = 'Box AP, difference to align-avg'
@@ -217,8 +217,8 @@ def test_intervals_in_tables_and_files(sweep, tmp_path):
     trials = {
         '95% interval': f'[{format_points(sure["low"], 2, True)}, {format_points(sure["high"], 2, True)}]',
         'p-value': f'{sure["p"]:.3f}',
-        'standard error by images / by seeds': f'{format_points(sure["image_error"], 2)} / '
-        f'{format_points(sure["seed_error"], 2)}',
+        'standard error by images / by seeds': f'{format_points(sure["image_se"], 2)} / '
+        f'{format_points(sure["seed_se"], 2)}',
     }
     for suffix, trial in trials.items():
         assert tables[f'{title}, {suffix}'].set_index('Extractor').loc['pool', 'AP'] == trial

@@ -39,8 +39,8 @@ def test_one_seed_has_the_interval_of_the_resamples_around_the_value():
     assert result['value'] == 0.4
     low, high = np.quantile(resampled, [0.025, 0.975]) - resampled.mean() + 0.4
     assert (result['low'], result['high']) == pytest.approx((low, high), abs=1e-12)
-    assert result['image_error'] == pytest.approx(resampled.std(ddof=1))
-    assert np.isnan(result['seed_error']) and np.isnan(result['p'])
+    assert result['image_se'] == pytest.approx(resampled.std(ddof=1))
+    assert np.isnan(result['seed_se']) and np.isnan(result['p'])
 
 
 @pytest.mark.parametrize('shift', [-0.03, -0.02, 0.015, 0.02, 0.024])
@@ -68,8 +68,8 @@ def test_seeds_alone_give_the_t_tests():
     result = ap(runs)
     interval = stats.ttest_1samp(own, 0).confidence_interval(CONFIDENCE)
     assert (result['low'], result['high']) == pytest.approx(interval)
-    assert result['image_error'] == pytest.approx(0, abs=1e-12)
-    assert result['seed_error'] == pytest.approx(stats.sem(own))
+    assert result['image_se'] == pytest.approx(0, abs=1e-12)
+    assert result['seed_se'] == pytest.approx(stats.sem(own))
 
     welch = stats.ttest_ind(own, reference, equal_var=False)
     result = ap(runs, others)
@@ -83,7 +83,7 @@ def test_seeds_alone_give_the_t_tests():
     assert (result['low'], result['high']) == pytest.approx(paired.confidence_interval(CONFIDENCE))
 
     del others[1], others[2]  # one seed: its spread is unknown, so is that of the difference
-    assert np.isnan(ap(runs, others)['seed_error'])
+    assert np.isnan(ap(runs, others)['seed_se'])
 
 
 def random_runs(seeds, rng):
@@ -113,7 +113,7 @@ def test_a_difference_of_differences_is_taken_seed_by_seed():
     ]
     result = contrast([(1, runs, 'AP75'), (-1, others, 'AP75'), (-1, runs, 'AP50'), (1, others, 'AP50')])
     assert result['value'] == pytest.approx(np.mean(by_seed))
-    assert result['seed_error'] == pytest.approx(stats.sem(by_seed))
+    assert result['seed_se'] == pytest.approx(stats.sem(by_seed))
     over_images = np.mean(
         [
             (runs[seed].resampled - others[seed].resampled)[ap75]
@@ -122,7 +122,7 @@ def test_a_difference_of_differences_is_taken_seed_by_seed():
         ],
         axis=0,
     )
-    assert result['image_error'] == pytest.approx(over_images.std(ddof=1))
+    assert result['image_se'] == pytest.approx(over_images.std(ddof=1))
 
 
 def test_a_contrast_needs_the_same_seeds_everywhere():
@@ -147,7 +147,7 @@ def test_images_and_seeds_together_cover_the_truth():
         runs = {seed: sample(own.mean(), own @ counts / images) for seed, own in enumerate(contributions)}
         result = ap(runs)
         covered.append(result['low'] <= 0 <= result['high'])
-        by_images_alone.append(abs(result['value']) <= 1.96 * result['image_error'])
+        by_images_alone.append(abs(result['value']) <= 1.96 * result['image_se'])
     assert 0.92 <= np.mean(covered) <= 1  # a bit wide: see docs/statistics.md
     assert np.mean(by_images_alone) < 0.92
 
@@ -164,8 +164,8 @@ def test_resamples_are_of_the_images_and_repeatable():
 def test_no_resamples_leave_intervals_unknown():
     result = ap({0: sample(0.4, []), 1: sample(0.5, [])})
     assert result['value'] == pytest.approx(0.45)
-    assert np.isnan(result[['low', 'high', 'p', 'image_error']].astype(float)).all()
-    assert result['seed_error'] == pytest.approx(0.05)
+    assert np.isnan(result[['low', 'high', 'p', 'image_se']].astype(float)).all()
+    assert result['seed_se'] == pytest.approx(0.05)
 
 
 def subset(matches, images):

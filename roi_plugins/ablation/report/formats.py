@@ -154,7 +154,7 @@ def to_csv(comparison: Comparison) -> str:
                 ('', group.estimates),
                 ('_difference', group.difference_estimates),
             ):
-                for column in ('low', 'high', 'image_error', 'seed_error'):
+                for column in ('low', 'high', 'image_se', 'seed_se'):
                     value = np.nan if estimates is None else estimates.metrics[column][metric]
                     row[f'{metric}{suffix}_{column}'] = '' if np.isnan(value) else _full_points(value)
             p = np.nan if estimates is None else estimates.metrics['p'][metric]

@@ -154,9 +154,9 @@ def _certainty(title: str, groups: Sequence[Group], attribute: str, digits: int)
         return f'{estimate["p"]:.3f}'
 
     def errors(estimate: pd.Series) -> str:
-        if np.isnan(estimate['seed_error']):
+        if np.isnan(estimate['seed_se']):
             return '-'
-        parts = (estimate['image_error'], estimate['seed_error'])
+        parts = (estimate['image_se'], estimate['seed_se'])
         return ' / '.join('-' if np.isnan(part) else format_points(part, digits) for part in parts)
 
     tables = {}
