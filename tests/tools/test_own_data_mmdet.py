@@ -361,7 +361,7 @@ def test_what_is_imported_is_in_the_config_once(tmp_path, monkeypatch):
             {'model.roi_head.mask_roi_extractor.type': 'AlignMeanRoIExtractor'},
             r'did you mean AlignMaxRoIExtractor .*There is .*SingleRoIExtractor.*custom_imports',
         ),
-        ({'model.backbone.type': 'Zq'}, r'backbone\.type: Zq is not .*; none has a name like that\. One'),
+        ({'model.backbone.type': 'Zq'}, r'backbone\.type: Zq is not .*; none has a name like that\. A type'),
         ({'model.backbone.type': 'mmdet.ResNt'}, r'model\.backbone\.type: mmdet\.ResNt is .*ResNet'),
         ({'model.type': 'MaskRCN'}, r'model\.type: MaskRCN is not .*MaskRCNN'),
     ],

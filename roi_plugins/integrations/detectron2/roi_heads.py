@@ -14,6 +14,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from torch import nn
+from torch.jit import Final
 
 from .nodes import HEADS, is_on
 from .poolers import (
@@ -78,8 +79,10 @@ class RoIPluginsStandardROIHeads(_AnyPooler, StandardROIHeads):
     """``StandardROIHeads`` with a pooler of any type in each head."""
 
     # A subclass does not inherit TorchScript's constants. With these two, TorchScript leaves the branches for
-    # masks and keypoints out of a model that has none.
-    __constants__ = ('mask_on', 'keypoint_on')
+    # masks and keypoints out of a model that has none. Not by __constants__: freeze_training_mode, which
+    # Detectron2 scripts models with, skips classes that have it. Detectron2's __init__ sets the values.
+    mask_on: Final[bool]  # type: ignore[misc]
+    keypoint_on: Final[bool]  # type: ignore[misc]
 
 
 @ROI_HEADS_REGISTRY.register()
