@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
     add_import_option(parser)
     args = parser.parse_args(arguments)
     if args.imports and not args.cost:
-        parser.error('--import: only --cost needs modules; a comparison just reads predictions')
+        parser.error('--import: a comparison reads predictions and needs no module; use it with --cost')
     print_anything()
     try:
         import_modules(args.imports)
