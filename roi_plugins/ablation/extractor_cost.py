@@ -26,14 +26,7 @@ from torch import Tensor, nn
 from roi_plugins.ablation.records import read_record
 from roi_plugins.ablation.results import Run
 from roi_plugins.benchmark.cases import BACKWARD, BOTH, FORWARD
-from roi_plugins.benchmark.measure import (
-    QUICK,
-    Contender,
-    Effort,
-    interleave,
-    peak_extra_bytes,
-    prepare,
-)
+from roi_plugins.benchmark.measure import QUICK, Contender, Effort, interleave, peak_extra_bytes, prepare
 from roi_plugins.files import DataError, write_json, written_aside
 from roi_plugins.hardware import cpu_name
 from roi_plugins.integrations.registry import FRAMEWORKS

@@ -31,14 +31,7 @@ from typing import Any
 from rich.console import Console
 
 import roi_plugins
-from roi_plugins.ablation.job import (
-    AblationError,
-    Job,
-    now,
-    prepare,
-    prepare_trial,
-    warn_of_confounded,
-)
+from roi_plugins.ablation.job import AblationError, Job, now, prepare, prepare_trial, warn_of_confounded
 from roi_plugins.ablation.locks import claim
 from roi_plugins.ablation.plan import Plan
 from roi_plugins.ablation.progress import Display

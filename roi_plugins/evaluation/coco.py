@@ -19,14 +19,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from roi_plugins.evaluation.coco_files import check_outlines, load_annotations, load_results, read_predictions
-from roi_plugins.evaluation.matching import (
-    AREAS,
-    EVALUATIONS,
-    MAX_DETS,
-    Matches,
-    match,
-    precision_and_recall,
-)
+from roi_plugins.evaluation.matching import AREAS, EVALUATIONS, MAX_DETS, Matches, match, precision_and_recall
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 

@@ -6,17 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import (
-    METHODS,
-    align,
-    fitted,
-    generator,
-    integral,
-    pool,
-    random_map,
-    random_rois,
-    warp,
-)
+from cases import METHODS, align, fitted, generator, integral, pool, random_map, random_rois, warp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,9 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
-from detectron2.engine import (
-    default_argument_parser,
-)
+from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig, OmegaConf
 
 from ..arguments import add_shared_options, as_arguments

@@ -20,9 +20,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from detectron2.engine import (
-    launch,
-)
+from detectron2.engine import launch
 from torch.multiprocessing import ProcessExitedException
 
 from roi_plugins.files import DataError

@@ -9,11 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, instantiate
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
 from detectron2.modeling import build_model as build_yaml_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from omegaconf import DictConfig, ListConfig, OmegaConf

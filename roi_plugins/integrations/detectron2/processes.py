@@ -8,10 +8,7 @@ import re
 import sys
 
 import torch
-from detectron2.engine import (
-    DEFAULT_TIMEOUT,
-    default_setup,
-)
+from detectron2.engine import DEFAULT_TIMEOUT, default_setup
 from detectron2.utils import comm
 
 from roi_plugins.console import print_anything

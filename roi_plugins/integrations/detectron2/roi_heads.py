@@ -17,13 +17,7 @@ from torch import nn
 from torch.jit import Final
 
 from .nodes import HEADS, is_on
-from .poolers import (
-    POOLER_TYPES,
-    RoIPluginsPooler,
-    check_options,
-    check_pooler_type,
-    needs_channels,
-)
+from .poolers import POOLER_TYPES, RoIPluginsPooler, check_options, check_pooler_type, needs_channels
 
 
 class _AnyPooler(ROIHeads):

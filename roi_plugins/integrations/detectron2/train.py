@@ -7,12 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from detectron2.engine import (
-    AMPTrainer,
-    SimpleTrainer,
-    create_ddp_model,
-    hooks,
-)
+from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 

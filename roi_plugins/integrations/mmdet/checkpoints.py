@@ -17,13 +17,7 @@ from mmengine.runner import Runner
 
 from roi_plugins.files import written_aside
 
-from ..checkpoints import (
-    ARRAY_GLOBALS,
-    describe_incompatible_keys,
-    is_whole,
-    newest_first,
-    saving,
-)
+from ..checkpoints import ARRAY_GLOBALS, describe_incompatible_keys, is_whole, newest_first, saving
 from ..errors import RunError
 
 

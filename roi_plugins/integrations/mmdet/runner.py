@@ -13,9 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..checkpoints import (
-    weights_only,
-)
+from ..checkpoints import weights_only
 from ..errors import RunError, describe_error
 from .check_model import BUILD_ERRORS
 from .checkpoints import CheckpointFits, RandomState, allow_mmengine_checkpoints, unsafe_objects, unwrapped

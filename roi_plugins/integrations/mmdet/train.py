@@ -11,20 +11,14 @@ from mmengine.config import Config
 
 from roi_plugins.settings import write_settings
 
-from ..checkpoints import (
-    first_whole,
-)
+from ..checkpoints import first_whole
 from ..errors import RunError
 from ..output import check_writable
 from . import runner
 from .check_data import check_data
 from .check_model import check_model
 from .check_test import check_test, has_test
-from .check_training import (
-    check_space_for_checkpoints,
-    check_training,
-    check_validation,
-)
+from .check_training import check_space_for_checkpoints, check_training, check_validation
 from .checkpoints import check_checkpoint, last_checkpoint, saved_checkpoints
 from .config import read_run_config
 from .own_files import use_files
