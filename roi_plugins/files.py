@@ -66,12 +66,12 @@ def write_json(path: str | Path, obj: Any) -> None:
         obj: what to write. NaN and infinity are not allowed.
     """
     text = json.dumps(obj, indent=2, allow_nan=False) + '\n'
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding='utf-8')
 
 
 @contextlib.contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Replaces a file atomically.
 
     Args:

@@ -16,7 +16,7 @@ from roi_plugins import __version__
 from roi_plugins.evaluation.coco import METRICS, evaluate
 from roi_plugins.evaluation.coco_files import load_annotations
 from roi_plugins.evaluation.matching import MAX_DETS
-from roi_plugins.files import DataError, write_json, written_aside
+from roi_plugins.files import DataError, atomic_write, write_json
 from roi_plugins.hardware import cpu_name
 
 METRICS_FILE = 'metrics.json'
@@ -86,7 +86,7 @@ def write_run(
     (run_dir / ANNOTATIONS_FILE).unlink(missing_ok=True)  # left by an earlier test
     if category_ids is not None and (wanted := set(category_ids)) != set(coco.cats):
         ann_file = run_dir / ANNOTATIONS_FILE
-        with written_aside(ann_file) as aside:
+        with atomic_write(ann_file) as aside:
             aside.write_text(json.dumps(_of_categories(coco.dataset, wanted)), encoding='utf-8')
         coco = load_annotations(ann_file)
     metrics = {}

@@ -21,7 +21,7 @@ from roi_plugins.ablation.results import find_runs
 from roi_plugins.evaluation.bootstrap import RunSample, contrast, resample_images, sample_run
 from roi_plugins.evaluation.coco import METRICS, format_points, match_predictions, summarize
 from roi_plugins.evaluation.coco_files import load_annotations
-from roi_plugins.files import written_aside
+from roi_plugins.files import atomic_write
 
 NAMES = {'segm': 'mask', 'bbox': 'box'}  # the paper's table is of masks
 STRIDES = {'stride_16': 'stride 16', 'stride_32': 'stride 32'}
@@ -109,7 +109,7 @@ def main() -> None:
     samples = read_samples(args.work_dirs, args.bootstrap)
     judged = [judge(claim, iou_type, samples) for claim in claims() for iou_type in NAMES]
     args.output.mkdir(parents=True, exist_ok=True)
-    with written_aside(args.output / 'published.md') as aside:
+    with atomic_write(args.output / 'published.md') as aside:
         aside.write_text(to_markdown(samples, judged), encoding='utf-8')
 
 

@@ -42,7 +42,7 @@ from roi_plugins.ablation.job import (
 from roi_plugins.ablation.locks import holder
 from roi_plugins.ablation.plan import Plan
 from roi_plugins.ablation.progress import Display
-from roi_plugins.files import written_aside
+from roi_plugins.files import atomic_write
 
 FOLDER = '.submitit'
 
@@ -286,7 +286,7 @@ class Slurm:
                 self._alive = set(tasks)
                 for name, job in zip(new, jobs, strict=True):
                     self._ids[name] = job.job_id
-                    with written_aside(self._folder / f'{name}.job') as aside:
+                    with atomic_write(self._folder / f'{name}.job') as aside:
                         aside.write_text(job.job_id)
 
     def alive(self) -> set[str]:

@@ -27,7 +27,7 @@ from roi_plugins.ablation.records import read_record
 from roi_plugins.ablation.results import Run
 from roi_plugins.benchmark.cases import BACKWARD, BOTH, FORWARD
 from roi_plugins.benchmark.measure import QUICK, Contender, Effort, interleave, peak_extra_bytes, prepare
-from roi_plugins.files import DataError, write_json, written_aside
+from roi_plugins.files import DataError, atomic_write, write_json
 from roi_plugins.hardware import cpu_name
 from roi_plugins.integrations.registry import FRAMEWORKS
 
@@ -175,7 +175,7 @@ def write_costs(costs: Costs, output: str | Path) -> None:
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    with written_aside(output / 'cost.md') as aside:
+    with atomic_write(output / 'cost.md') as aside:
         aside.write_text(to_markdown(costs), encoding='utf-8')
     record = {'format': 1, 'machine': costs.machine, 'costs': [asdict(cost) for cost in costs.rows]}
     write_json(output / 'cost.json', record)

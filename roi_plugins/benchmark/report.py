@@ -13,7 +13,7 @@ from tabulate import tabulate
 from roi_plugins.benchmark.cases import FORWARD, MAX_DETERMINISTIC_RATIO, MAX_FLOOR_RATIO
 from roi_plugins.benchmark.measure import DETERMINISTIC, GRAPH, OURS
 from roi_plugins.benchmark.record import FIGURE, MARKDOWN
-from roi_plugins.files import written_aside
+from roi_plugins.files import atomic_write
 
 # Okabe and Ito's, as in the figures of a comparison.
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -27,9 +27,9 @@ def write_pages(record: dict[str, Any], out: str | Path) -> None:
         out: the directory to write to.
     """
     picture = f'\n![How many times faster than each peer]({FIGURE})\n'
-    with written_aside(Path(out) / MARKDOWN) as aside:
+    with atomic_write(Path(out) / MARKDOWN) as aside:
         aside.write_text(to_markdown(record) + picture, encoding='utf-8')
-    with written_aside(Path(out) / FIGURE) as aside:
+    with atomic_write(Path(out) / FIGURE) as aside:
         plot_ratios(record).savefig(aside, format='png')
 
 

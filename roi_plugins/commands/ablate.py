@@ -38,7 +38,7 @@ from roi_plugins.ablation.plan import (
 )
 from roi_plugins.ablation.report.formats import to_markdown, write_comparison
 from roi_plugins.console import print_anything
-from roi_plugins.files import DataError, written_aside
+from roi_plugins.files import DataError, atomic_write
 from roi_plugins.integrations.arguments import whole_number
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.zoo import locate_config
@@ -211,7 +211,7 @@ def write_plan(tree: dict, work_dir: Path) -> None:
     if path.exists() and yaml.safe_load(path.read_text(encoding='utf-8')) != tree:
         raise PlanError(f'{path} is the plan of another ablation; give another --work-dir')
     work_dir.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding='utf-8')
 
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from roi_plugins.ablation.report.images import as_rgb
 from roi_plugins.console import print_anything
-from roi_plugins.files import written_aside
+from roi_plugins.files import atomic_write
 from roi_plugins.integrations.arguments import add_import_option
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.inspection import InspectionError, read_extractors
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins visual
         readings = {name: read_box(e, args.box, size) for name, e in extractors.items()}
         remarks = {name: text for name, e in extractors.items() if (text := remark(name, e))}
         figure = draw_readings(readings, image, remarks)
-        with written_aside(args.output) as aside:
+        with atomic_write(args.output) as aside:
             figure.savefig(aside, format=args.output.suffix[1:])
         print(to_table(readings))
         for name, text in remarks.items():

@@ -218,7 +218,7 @@ def test_a_checkpoint_that_runs_code_is_refused(config, trained, tmp_path, attac
     assert not (tmp_path / 'attacked').exists()
 
 
-def test_checkpoints_are_written_aside(trained, tmp_path):
+def test_checkpoints_are_atomic_write(trained, tmp_path):
     assert "backend='atomic_local'" in (trained / 'stock.py').read_text()
     backend = AtomicLocalBackend()
     backend.put(b'old', tmp_path / 'folder' / 'file')

@@ -16,7 +16,7 @@ from roi_plugins.ablation.report.figures import plot_ap_over_iou, save_figure
 from roi_plugins.ablation.report.tables import caption, make_tables
 from roi_plugins.evaluation.bootstrap import CONFIDENCE, Estimates
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS, METRICS, QUANTITIES
-from roi_plugins.files import write_json, written_aside
+from roi_plugins.files import atomic_write, write_json
 
 FIGURE = 'ap_over_iou'
 
@@ -50,13 +50,13 @@ def write_comparison(comparison: Comparison, output: str | Path, digits: int = 1
         ('csv', to_csv(comparison)),
         ('tex', to_latex(comparison, digits)),
     ):
-        with written_aside(output / f'compare.{suffix}') as aside:
+        with atomic_write(output / f'compare.{suffix}') as aside:
             # The name of a file need not be UTF-8.
             aside.write_text(text, encoding='utf-8', errors='replace')
     write_json(output / 'compare.json', to_dict(comparison))
     figure = plot_ap_over_iou(comparison)
     for suffix in ('png', 'svg'):
-        with written_aside(output / f'{FIGURE}.{suffix}') as aside:
+        with atomic_write(output / f'{FIGURE}.{suffix}') as aside:
             save_figure(figure, aside, suffix)
 
 

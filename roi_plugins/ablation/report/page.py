@@ -37,7 +37,7 @@ from roi_plugins.ablation.results import Run
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS, format_points
 from roi_plugins.evaluation.coco_files import load_annotations
 from roi_plugins.evaluation.matching import EVALUATIONS, IOU_TYPES
-from roi_plugins.files import written_aside
+from roi_plugins.files import atomic_write
 from roi_plugins.hardware import cpu_name
 from roi_plugins.settings import differences
 
@@ -115,7 +115,7 @@ def write_report(
         plotly_js=get_plotlyjs(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         # The name of a file need not be UTF-8.
         aside.write_text(page, encoding='utf-8', errors='replace')
 

@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from roi_plugins.files import written_aside
+from roi_plugins.files import atomic_write
 
 from ..checkpoints import (
     check_pickle,
@@ -85,9 +85,9 @@ class Checkpointer(DataCheckpointer):
         """Renames the file that :meth:`save` has written, and names it in ``last_checkpoint``."""
         folder = Path(self.save_dir)
         name = last_filename_basename.removeprefix(_PARTIAL)
-        with written_aside(folder / name) as aside:
+        with atomic_write(folder / name) as aside:
             os.replace(folder / last_filename_basename, aside)
-        with written_aside(folder / 'last_checkpoint') as aside:
+        with atomic_write(folder / 'last_checkpoint') as aside:
             aside.write_text(name, encoding='utf-8')
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:

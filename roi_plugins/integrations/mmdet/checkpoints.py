@@ -15,7 +15,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from roi_plugins.files import written_aside
+from roi_plugins.files import atomic_write
 
 from ..checkpoints import ARRAY_GLOBALS, describe_incompatible_keys, is_whole, newest_first, saving
 from ..errors import RunError
@@ -39,7 +39,7 @@ class AtomicLocalBackend(LocalBackend):
         """Writes ``obj`` to the file ``filepath`` and makes its folder if needed."""
         with saving(filepath):
             Path(filepath).parent.mkdir(parents=True, exist_ok=True)
-            with written_aside(filepath) as aside:
+            with atomic_write(filepath) as aside:
                 aside.write_bytes(obj)
         while self._outdated:
             if (old := self._outdated.pop()) != filepath:
