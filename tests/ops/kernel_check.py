@@ -117,17 +117,17 @@ def check(
     exact = 1e-4 if on_gpu else 1e-5
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 3e-3}.get(dtype, exact)
     tolerance = {'rtol': tolerance, 'atol': tolerance}
-    output, winner = got.run('extract', features, *where, *options)
-    want, want_winner = expected.run('extract', features, *where, *options)
+    output, argmax = got.run('extract', features, *where, *options)
+    want, want_argmax = expected.run('extract', features, *where, *options)
     torch.testing.assert_close(output, want, equal_nan=True, **tolerance)
     assert output.stride() == want.stride()
     # Few digits make near ties, which rounding decides; so do sines.
     if not half and not (on_gpu and method.rotated):
-        assert torch.equal(winner, want_winner)
+        assert torch.equal(argmax, want_argmax)
 
     grad = torch.randn_like(output)
     shapes = [IMAGES, channels, *itertools.chain(*SHAPES)]
-    backward = (winner, *where, shapes, layout == torch.channels_last, *options)
+    backward = (argmax, *where, shapes, layout == torch.channels_last, *options)
     grads = got.run('backward', grad, *backward)
     for mine, want in zip(grads, expected.run('backward', grad, *backward), strict=True):
         torch.testing.assert_close(mine, want, **tolerance)
@@ -140,7 +140,7 @@ def check(
         assert all(map_.isnan().all() for map_ in got.run('backward', broken, *backward))
         assert all((map_ == 0).all() for map_ in got.run('backward', grad * 0, *backward))
     elif not (method.rotated and method.reduction == 'integral'):
-        arguments = (grad, winner, features, *where, *options)
+        arguments = (grad, argmax, features, *where, *options)
         of_boxes, of_offsets = got.run('backward_rois', *arguments)
         want_boxes, want_offsets = expected.run('backward_rois', *arguments)
         # Of half precision some sums are large.
@@ -151,7 +151,7 @@ def check(
 
 
 ONE_SAMPLE = ([1.0], [2, 2], 'none', 1, 'avg', True, 1, None, False)  # in each bin
-NO_WINNER = torch.empty(0, dtype=torch.uint8)
+NO_ARGMAX = torch.empty(0, dtype=torch.uint8)
 
 
 def check_large_gradients(got: Implementation):
@@ -159,7 +159,7 @@ def check_large_gradients(got: Implementation):
     torch.use_deterministic_algorithms(True)
     where = (torch.tensor([[0.0, 0, 0, 8, 8]]).double(), None, None, None)
     grad = torch.full((1, 1, 2, 2), 1e308, dtype=torch.float64)
-    (map_,) = got.run('backward', grad, NO_WINNER, *where, [1, 1, 8, 8], False, *ONE_SAMPLE)
+    (map_,) = got.run('backward', grad, NO_ARGMAX, *where, [1, 1, 8, 8], False, *ONE_SAMPLE)
     # A sample lies between four cells, which get a quarter each.
     assert map_.count_nonzero() == 16 and (map_[map_ != 0] == 0.25e308).all()
 
@@ -171,7 +171,7 @@ def check_a_crowded_cell(got: Implementation):
     where = (torch.tensor([[0.0, 2, 2, 2, 2]]).repeat(count, 1), None, None, None)
     options = ([1.0], [1, 1], 'round', None, 'avg', True, 1, None, False)
     grad = torch.ones(count, 1, 1, 1)
-    (map_,) = got.run('backward', grad, NO_WINNER, *where, [1, 1, 4, 4], False, *options)
+    (map_,) = got.run('backward', grad, NO_ARGMAX, *where, [1, 1, 4, 4], False, *options)
     assert map_[0, 0, 2, 2] == count and map_.count_nonzero() == 1
 
 
@@ -179,7 +179,7 @@ def check_fills(got: Implementation):
     """Under deterministic algorithms torch fills fresh memory: not what is zeroed or written whole anyway."""
     torch.use_deterministic_algorithms(True)
     where = (torch.tensor([[0.0, 0, 0, 8, 8]]), None, None, None)
-    arguments = got.there([torch.ones(1, 1, 2, 2), NO_WINNER, *where, [1, 1, 80, 80], False, *ONE_SAMPLE])
+    arguments = got.there([torch.ones(1, 1, 2, 2), NO_ARGMAX, *where, [1, 1, 80, 80], False, *ONE_SAMPLE])
     with torch.profiler.profile(record_shapes=True) as profile:
         got.backward(*arguments)
     sweeps = [
@@ -205,11 +205,11 @@ def check_bad_features(got: Implementation, expected: Implementation):
         for map_, rois in itertools.product((below, holed), (upright, turned)):
             there = torch.zeros(len(rois), dtype=torch.int64)
             arguments = ([map_.contiguous(memory_format=layout)], rois, there, None, None, *options)
-            output, winner = got.run('extract', *arguments)
-            want, want_winner = expected.run('extract', *arguments)
+            output, argmax = got.run('extract', *arguments)
+            want, want_argmax = expected.run('extract', *arguments)
             torch.testing.assert_close(output, want, equal_nan=True)
             assert (output.isnan() if map_ is holed else output == 0).any() and (output < 0).any()
-            assert torch.equal(winner, want_winner)
+            assert torch.equal(argmax, want_argmax)
         map_ = torch.full((1, channels, 8, 8), torch.inf)
         map_[..., 1:3, 1:3] = 1
         map_ = map_.contiguous(memory_format=layout)
@@ -228,11 +228,11 @@ def check_launches(got: Implementation):
     torch.use_deterministic_algorithms(True)
     count = 70_000
     where = (torch.tensor([[0.0, 0, 0, 1, 1]]).repeat(count, 1), None, None, None)
-    output, winner = got.run('extract', [torch.ones(1, 1, 1, 1)], *where, *ONE_SAMPLE)
+    output, argmax = got.run('extract', [torch.ones(1, 1, 1, 1)], *where, *ONE_SAMPLE)
     assert (output == 1).all()
-    (grad,) = got.run('backward', output, winner, *where, [1, 1, 1, 1], False, *ONE_SAMPLE)
+    (grad,) = got.run('backward', output, argmax, *where, [1, 1, 1, 1], False, *ONE_SAMPLE)
     assert grad.item() == 4 * count
-    (grad,) = got.run('backward', output, winner, *where, [0, 1, 1, 1], False, *ONE_SAMPLE)
+    (grad,) = got.run('backward', output, argmax, *where, [0, 1, 1, 1], False, *ONE_SAMPLE)
     assert grad.shape == (0, 1, 1, 1)
 
 
@@ -240,9 +240,9 @@ def check_bad_index(got: Implementation):
     """An image that is not there: NaN, and no gradient. On the CPU it is an error."""
     torch.use_deterministic_algorithms(False)
     where = (torch.tensor([[0.0, 1, 1, 6, 6], [3, 1, 1, 6, 6], [-1, 1, 1, 6, 6]]), None, None, None)
-    output, winner = got.run('extract', [torch.ones(2, 1, 8, 8)], *where, *ONE_SAMPLE)
+    output, argmax = got.run('extract', [torch.ones(2, 1, 8, 8)], *where, *ONE_SAMPLE)
     assert (output[0] == 1).all() and output[1:].isnan().all()
-    grads = got.run('backward', torch.ones_like(output), winner, *where, [2, 1, 8, 8], False, *ONE_SAMPLE)
+    grads = got.run('backward', torch.ones_like(output), argmax, *where, [2, 1, 8, 8], False, *ONE_SAMPLE)
     assert grads[0][0].sum() == 4 and grads[0][1].sum() == 0
 
 

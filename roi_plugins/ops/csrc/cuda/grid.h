@@ -1,4 +1,4 @@
-// How many blocks and threads a kernel is started with, and the limits of every card that we build for.
+// Blocks and threads of a kernel, and the limits that all cards share.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ struct Grid {
   bool is_empty() const { return x == 0 || y == 0; }
 };
 
-// The size of parts of at most `most` that are as even as they go.
+// Divides `whole` into parts of at most `most` that are as even as possible; the size of a part.
 constexpr int even_part(int whole, int most) {
   const int parts = (whole - 1) / most + 1;
   return (whole - 1) / parts + 1;
