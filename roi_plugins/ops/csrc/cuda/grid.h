@@ -27,10 +27,12 @@ constexpr int even_part(int whole, int most) {
 }
 static_assert(even_part(7, 16) == 7 && even_part(17, 16) == 9 && even_part(28, 16) == 14);
 
+constexpr int kItemThreads = 256;
+
 // One thread an element, up to where striding pays more than another block.
 inline Grid grid_of_elements(int64_t elements) {
-  constexpr int threads = 256;
-  return {std::min<int64_t>((elements + threads - 1) / threads, 1 << 20), 1, threads, true};
+  const int64_t blocks = (elements + kItemThreads - 1) / kItemThreads;
+  return {std::min<int64_t>(blocks, 1 << 20), 1, kItemThreads, true};
 }
 
 }  // namespace roi_plugins

@@ -22,6 +22,10 @@ struct Bins {
   Method method;
   bool channels_last;
 
+  // Without a bound the compiler takes a few registers more at times, and only half of the warps fit. Sums of double
+  // need more than two blocks leave.
+  static constexpr int kResidentBlocks = sizeof(A) == sizeof(float) ? 2 : 1;
+
   Bins(const Call& call, at::TensorList maps)
       : pyramid(call, maps), rois(call.rois.const_data_ptr<A>()),
         levels(call.levels.const_data_ptr<int64_t>()),
@@ -292,7 +296,8 @@ struct BinMaximumBackward : BinsOfChannels<typename Sum::type, S, kVector<S>, fa
 
 // `work` is a grid constant, as in work.h.
 template <typename Work>
-__global__ void bins_kernel(const __grid_constant__ Work work, int64_t items) {
+__global__ void __launch_bounds__(kItemThreads, Work::kResidentBlocks) bins_kernel(
+    const __grid_constant__ Work work, int64_t items) {
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < items; i += step) work.run(i);
 }
