@@ -242,7 +242,6 @@ std::vector<int64_t> output_size_of(const Call& call) {
       call.options.pooled_width};
 }
 
-// The schema calls the argmax `winner`, and so do its errors.
 void check_grad(const Call& call, const at::Tensor& grad, const at::Tensor& argmax) {
   const std::vector<int64_t> size = output_size_of(call);
   TORCH_CHECK_VALUE(
@@ -251,13 +250,13 @@ void check_grad(const Call& call, const at::Tensor& grad, const at::Tensor& argm
   const Options& options = call.options;
   TORCH_CHECK_VALUE(
       !options.max || (argmax.sizes() == size && argmax.scalar_type() == options.argmax_type()),
-      "winner: got shape ", argmax.sizes(), " and dtype ", argmax.scalar_type(),
+      "argmax: got shape ", argmax.sizes(), " and dtype ", argmax.scalar_type(),
       ", expected what forward returned");
   TORCH_CHECK_VALUE(
       grad.device() == call.rois.device(), "grad: got device ", grad.device(),
       ", expected that of rois, ", call.rois.device());
   TORCH_CHECK_VALUE(
-      !options.max || argmax.device() == call.rois.device(), "winner: got device ", argmax.device(),
+      !options.max || argmax.device() == call.rois.device(), "argmax: got device ", argmax.device(),
       ", expected that of rois, ", call.rois.device());
 }
 
@@ -386,13 +385,13 @@ void check_batch_index(const Call& call) {
 TORCH_LIBRARY(roi_plugins, m) {
   m.def(
       "roi_extract(Tensor[] features, Tensor rois, Tensor? levels, Tensor? offsets, Tensor? seed, "
-      ROI_SCHEMA_OPTIONS ") -> (Tensor output, Tensor winner)");
+      ROI_SCHEMA_OPTIONS ") -> (Tensor output, Tensor argmax)");
   m.def(
-      "roi_extract_backward(Tensor grad, Tensor winner, Tensor rois, Tensor? levels, "
+      "roi_extract_backward(Tensor grad, Tensor argmax, Tensor rois, Tensor? levels, "
       "Tensor? offsets, Tensor? seed, SymInt[] feature_shapes, bool channels_last, "
       ROI_SCHEMA_OPTIONS ") -> Tensor[]");
   m.def(
-      "roi_extract_backward_rois(Tensor grad, Tensor winner, Tensor[] features, Tensor rois, "
+      "roi_extract_backward_rois(Tensor grad, Tensor argmax, Tensor[] features, Tensor rois, "
       "Tensor? levels, Tensor? offsets, Tensor? seed, " ROI_SCHEMA_OPTIONS
       ") -> (Tensor grad_rois, Tensor grad_offsets)");
 }
