@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from tabulate import tabulate
 
-from roi_plugins.extractors import RoIExtractor
+from roi_plugins.extractors import AllLevels, Deformable, Precise, RandomSampling, RoIExtractor
 from roi_plugins.extractors.presets import load_presets
 from roi_plugins.names import plain_name
 from roi_plugins.ops.geometry import resolve_axis, resolve_region
@@ -32,15 +32,12 @@ METHODS: dict[str, Callable[..., RoIExtractor]] = {
 :meta hide-value:
 """
 
-REMARKS = {
-    'random-sampling': 'as in evaluation; in training the samples lie anywhere in their strata',
-    'precise': 'as published; precise-aligned has the shift by half a cell, as the others',
-    'deformable': 'offsets of zero, as at the beginning of a training',
-    'all-levels': 'every map is read; drawn is the one of the level rule',
+REMARKS: dict[type[RoIExtractor], str] = {
+    RandomSampling: 'as in evaluation; in training the samples lie anywhere in their strata',
+    Deformable: 'offsets of zero, as at the beginning of a training',
+    AllLevels: 'every map is read; drawn is the one of the level rule',
 }
-"""What a reader has to know of a row besides its method."""
-
-_UNALIGNED = 'no shift by half a cell'
+"""What a reader has to know of a type besides its method."""
 
 
 def method_name(name: str) -> str:
@@ -59,16 +56,14 @@ def method_name(name: str) -> str:
     return keys[plain]
 
 
-def remark(name: str, extractor: RoIExtractor) -> str:
-    """Returns what is to be said of a reading beside those of others; empty if nothing.
-
-    Args:
-        name: name of the extractor; REMARKS has what is known of a row.
-        extractor: the extractor itself.
-    """
-    method = extractor.method
-    unaligned = _UNALIGNED if method['region'] == 'none' and not method['aligned'] else ''
-    return ', '.join(filter(None, [unaligned, REMARKS.get(name)]))
+def remark(extractor: RoIExtractor) -> str:
+    """Returns what is to be said of an extractor beside others; empty if nothing."""
+    remarks = []
+    if extractor.region == 'none' and not extractor.aligned:
+        remarks.append('no shift by half a cell' + ', as published' * isinstance(extractor, Precise))
+    if type(extractor) in REMARKS:
+        remarks.append(REMARKS[type(extractor)])
+    return ', '.join(remarks)
 
 
 SIDES = ('left', 'top', 'right', 'bottom')

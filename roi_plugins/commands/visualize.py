@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins visual
             }
         size = image.height, image.width
         readings = {name: read_box(e, args.box, size) for name, e in extractors.items()}
-        remarks = {name: text for name, e in extractors.items() if (text := remark(name, e))}
+        remarks = {name: text for name, e in extractors.items() if (text := remark(e))}
         figure = draw_readings(readings, image, remarks)
         with atomic_write(args.output) as aside:
             figure.savefig(aside, format=args.output.suffix[1:])

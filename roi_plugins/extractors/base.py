@@ -73,12 +73,11 @@ class RoIExtractor(nn.Module):
             # Stock configs may have -1, torchvision's default. torchvision, MMCV and Detectron2 take any
             # number below 0 as 0; the op itself refuses it.
             sampling_ratio = max(sampling_ratio, 0)
-        size = as_pair(output_size)
-        self.featmap_strides = list(featmap_strides)
-        self.spatial_scales = [1 / stride for stride in self.featmap_strides]
+        size, strides = as_pair(output_size), list(featmap_strides)
+        scales = [1 / stride for stride in strides]
         check_options(
             Options(
-                self.spatial_scales,
+                scales,
                 size,
                 region,
                 sampling_ratio,
@@ -90,6 +89,8 @@ class RoIExtractor(nn.Module):
             )
         )
         self.output_size = (size[0], size[1])
+        self.featmap_strides = strides
+        self.spatial_scales = scales
         self.level_rule = level_rule
         self.region = region
         self.sampling_ratio = sampling_ratio

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
 from roi_plugins.ablation.compare import ComparisonError, compare
-from roi_plugins.evaluation.coco_files import _cells_of_rle
+from roi_plugins.evaluation.coco_files import _pixels_of_rle
 from roi_plugins.files import DataError, write_json
 from roi_plugins.run_record import write_run
 
@@ -151,13 +151,13 @@ def test_no_json_of_ours(originals, name, content):
 
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=9), st.text(max_size=4))
 @example([0, 600], '')
-def test_cells_of_rle(runs, damage):
+def test_pixels_of_rle(runs, damage):
     """As many as pycocotools has; a damaged text has another number, or none."""
     size = sum(runs)
     text = mask_utils.frPyObjects({'size': [size, 1], 'counts': runs}, size, 1)['counts'].decode()
-    assert _cells_of_rle(text) == _cells_of_rle(runs) == size
+    assert _pixels_of_rle(text) == _pixels_of_rle(runs) == size
     assert (
-        _cells_of_rle(text + damage) is None
+        _pixels_of_rle(text + damage) is None
         or not damage
         or set(text + damage) <= set(map(chr, range(48, 112)))
     )
