@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from ..extractors import RoIExtractor
+from ..extractors.presets import describe
 from ..needs import explain_missing
 from .registry import FRAMEWORKS
 
@@ -46,6 +51,29 @@ def read_extractors(config: str | Path) -> dict[str, RoIExtractor]:
                 raise
             errors.append(f'read as one of {framework}: {" ".join(str(error).split())}')
     raise InspectionError(f'{config} is a config of neither framework. {". ".join(errors)}')
+
+
+def describe_modules(
+    model: nn.Module,
+    type_name: Callable[[nn.Module], str | None],
+    as_ours: Callable[[nn.Module], RoIExtractor | None],
+) -> dict[str, dict[str, Any]]:
+    """Type and options of each extractor of a model.
+
+    Args:
+        model: a detector of either framework.
+        type_name: what a framework calls the type of an extractor; None for any other module.
+        as_ours: the extractor of this package that computes the same; None if there is none.
+
+    Returns:
+        A dict for each extractor, by its place in the model.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if type_ := type_name(module):
+            extractor = as_ours(module)
+            found[name] = {'type': type_, **(describe(extractor) if extractor else {})}
+    return found
 
 
 def guess_frameworks(config: Path) -> list[str]:

@@ -11,9 +11,8 @@ from torch import nn
 from torchvision.ops import RoIPool
 
 from ...extractors import RoIExtractor
-from ...extractors.presets import describe as describe_extractor
 from ..errors import RunError
-from ..inspection import InspectionError
+from ..inspection import InspectionError, describe_modules
 from .check_model import build_model
 from .config import read_config
 from .describe import describe
@@ -42,17 +41,15 @@ def describe_extractors(model: nn.Module) -> dict[str, dict[str, Any]]:
     Returns:
         A dict for each pooler, by its place in the model, such as ``roi_heads.box_pooler``.
     """
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, RoIPluginsPooler):
-            type_ = module.pooler_type
-        elif isinstance(module, ROIPooler):
-            type_ = f'ROIPooler of {type(module.level_poolers[0]).__name__}'
-        else:
-            continue
-        extractor = _as_ours(module)
-        found[name] = {'type': type_, **(describe_extractor(extractor) if extractor else {})}
-    return found
+    return describe_modules(model, _type_name, _as_ours)
+
+
+def _type_name(module: nn.Module) -> str | None:
+    if isinstance(module, RoIPluginsPooler):
+        return module.pooler_type
+    if isinstance(module, ROIPooler):
+        return f'ROIPooler of {type(module.level_poolers[0]).__name__}'
+    return None
 
 
 def _as_ours(module: nn.Module) -> RoIExtractor | None:

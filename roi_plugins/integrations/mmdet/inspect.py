@@ -14,10 +14,9 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from ...extractors import RoIExtractor
-from ...extractors.presets import describe
 from ...ops import assign_levels_mmdet
 from ..errors import RunError
-from ..inspection import InspectionError
+from ..inspection import InspectionError, describe_modules
 from .config import read_config
 from .extractors import MMDetRoIExtractor
 from .registered import explain_unregistered
@@ -51,17 +50,15 @@ def describe_extractors(model: nn.Module) -> dict[str, dict[str, Any]]:
     Returns:
         A dict for each extractor, by its place in the model, such as ``roi_head.bbox_roi_extractor``.
     """
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, MMDetRoIExtractor):
-            type_ = type(module).__name__
-        elif isinstance(module, BaseRoIExtractor):
-            type_ = f'{type(module).__name__} of {type(module.roi_layers[0]).__name__}'
-        else:
-            continue
-        extractor = _as_ours(module)
-        found[name] = {'type': type_, **(describe(extractor) if extractor else {})}
-    return found
+    return describe_modules(model, _type_name, _as_ours)
+
+
+def _type_name(module: nn.Module) -> str | None:
+    if isinstance(module, MMDetRoIExtractor):
+        return type(module).__name__
+    if isinstance(module, BaseRoIExtractor):
+        return f'{type(module).__name__} of {type(module.roi_layers[0]).__name__}'
+    return None
 
 
 def _extractor_configs(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
