@@ -129,7 +129,7 @@ def resources(log: str) -> dict[str, dict[str, Resources]]:
 
 
 def threads_of(kernel: str) -> int:
-    header, name = ('work.h', 'kThreads') if kernel.startswith('work_kernel') else ('grid.h', 'threads')
+    header, name = ('work.h', 'kThreads') if kernel.startswith('work_kernel') else ('grid.h', 'kItemThreads')
     return int(re.search(rf'constexpr int {name} = (\d+);', (CSRC / 'cuda' / header).read_text()).group(1))
 
 

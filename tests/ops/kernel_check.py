@@ -151,7 +151,7 @@ def check(
 
 
 ONE_SAMPLE = ([1.0], [2, 2], 'none', 1, 'avg', True, 1, None, False)  # in each bin
-NO_WINNER = torch.empty(0, dtype=torch.uint8)
+NO_ARGMAX = torch.empty(0, dtype=torch.uint8)
 
 
 def check_large_gradients(got: Implementation):
@@ -159,7 +159,7 @@ def check_large_gradients(got: Implementation):
     torch.use_deterministic_algorithms(True)
     where = (torch.tensor([[0.0, 0, 0, 8, 8]]).double(), None, None, None)
     grad = torch.full((1, 1, 2, 2), 1e308, dtype=torch.float64)
-    (map_,) = got.run('backward', grad, NO_WINNER, *where, [1, 1, 8, 8], False, *ONE_SAMPLE)
+    (map_,) = got.run('backward', grad, NO_ARGMAX, *where, [1, 1, 8, 8], False, *ONE_SAMPLE)
     # A sample lies between four cells, which get a quarter each.
     assert map_.count_nonzero() == 16 and (map_[map_ != 0] == 0.25e308).all()
 
@@ -171,7 +171,7 @@ def check_a_crowded_cell(got: Implementation):
     where = (torch.tensor([[0.0, 2, 2, 2, 2]]).repeat(count, 1), None, None, None)
     options = ([1.0], [1, 1], 'round', None, 'avg', True, 1, None, False)
     grad = torch.ones(count, 1, 1, 1)
-    (map_,) = got.run('backward', grad, NO_WINNER, *where, [1, 1, 4, 4], False, *options)
+    (map_,) = got.run('backward', grad, NO_ARGMAX, *where, [1, 1, 4, 4], False, *options)
     assert map_[0, 0, 2, 2] == count and map_.count_nonzero() == 1
 
 
@@ -179,7 +179,7 @@ def check_fills(got: Implementation):
     """Under deterministic algorithms torch fills fresh memory: not what is zeroed or written whole anyway."""
     torch.use_deterministic_algorithms(True)
     where = (torch.tensor([[0.0, 0, 0, 8, 8]]), None, None, None)
-    arguments = got.there([torch.ones(1, 1, 2, 2), NO_WINNER, *where, [1, 1, 80, 80], False, *ONE_SAMPLE])
+    arguments = got.there([torch.ones(1, 1, 2, 2), NO_ARGMAX, *where, [1, 1, 80, 80], False, *ONE_SAMPLE])
     with torch.profiler.profile(record_shapes=True) as profile:
         got.backward(*arguments)
     sweeps = [

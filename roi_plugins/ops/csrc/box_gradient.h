@@ -1,8 +1,8 @@
-// What one bin passes on to the box that it belongs to, and to its offset, for host and device.
+// The gradient that one bin passes on to its box and to its offset, for host and device.
 //
-// The features come in only as products with the gradient of the bin, summed over its channels: dot(sample, row,
-// column), where of a maximum those channels count that `sample` of the bin's window won. The rest is how the
-// weights of the taps change with the numbers of a RoI.
+// The features only appear in products with the gradient of the bin, summed over channels: dot(sample, row, column).
+// In a maximum, the sum is over the channels that `sample` of the bin's window won. The rest says how the weights of
+// the taps change with the coordinates of a RoI.
 #pragma once
 
 #include "rotated.h"
@@ -15,7 +15,7 @@ ROI_HOST_DEVICE T sample_in_roi(const Axis<T>& axis, int p, int pooled, int64_t 
   return (T(p) + sample_in_bin(axis, p, i) / axis.grid) / T(pooled);
 }
 
-// Whether the size of a side follows the box: one that is enlarged to a cell does not.
+// Whether the size of a side follows the box. A side that is enlarged to one cell does not.
 template <typename T>
 ROI_HOST_DEVICE bool has_own_size(const Method& method, const Axis<T>& axis) {
   return !(has_least_size(method) && axis.size <= T(1));
@@ -46,7 +46,8 @@ ROI_HOST_DEVICE Slopes<T> integral_slopes(
   const Taps<T> taps = integral_taps(axis, p, i);
   const T weight[2] = {taps.low_weight, taps.high_weight};
   const bool on_map[2] = {i >= 0, i + 1 < axis.extent};
-  // The surface at an edge, from the stretch that the bin covers of it: an edge on a cell is in one of two.
+  // The weight of a tap in the surface at an edge, as far as this stretch goes. An edge on a cell is in one of its
+  // two stretches, the one that the bin covers.
   const auto at_edge = [&](T edge, int tap, bool is_end) {
     const T within = edge - T(i);
     const bool inside = is_end ? within > T(0) && within <= T(1) : within >= T(0) && within < T(1);
@@ -72,7 +73,7 @@ ROI_HOST_DEVICE void upright_bin_gradient(
     T* offset_grad) {
   const Window<T> rows = make_window(method, y, p), columns = make_window(method, x, q);
   const bool integral = method.sampling == Sampling::integral;
-  // What an average divides by; the slopes of an integral are divided already, but not its weights.
+  // An average divides by it. The slopes of an integral are divided already, its weights are not.
   const T count = average ? T(1) / (rows.count * columns.count) : T(1);
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     const Taps<T> row = make_taps(method, y, p, i);
@@ -87,16 +88,14 @@ ROI_HOST_DEVICE void upright_bin_gradient(
       const int64_t sample = (i - rows.begin) * (columns.end - columns.begin) + j - columns.begin;
       for (int a = 0; a < 2; ++a) {
         for (int b = 0; b < 2; ++b) {
-          // Divided, since 1 / count may be infinite: an integral's count is the size of its bin.
-          T weight_y = a == 0 ? row.low_weight : row.high_weight;
-          T weight_x = b == 0 ? column.low_weight : column.high_weight;
-          weight_y = integral ? weight_y / rows.count : weight_y * count;
-          weight_x = integral ? weight_x / columns.count : weight_x * count;
+          // The count of an integral is the size of its bin, and 1 / count may be infinite.
+          const T weight_y = integral ? row.weight(a) / rows.count : row.weight(a) * count;
+          const T weight_x = integral ? column.weight(b) / columns.count : column.weight(b) * count;
           const bool moves_x = by_x.low[b] != T(0) || by_x.high[b] != T(0) || by_x.offset[b] != T(0);
           const bool moves_y = by_y.low[a] != T(0) || by_y.high[a] != T(0) || by_y.offset[a] != T(0);
-          // What has no weight is not to be read: 0 * inf is NaN.
+          // A cell without weight is not read, as in for_each_read.
           if (!(moves_x && weight_y != T(0)) && !(moves_y && weight_x != T(0))) continue;
-          const T product = dot(sample, a == 0 ? row.low : row.high, b == 0 ? column.low : column.high);
+          const T product = dot(sample, row.cell(a), column.cell(b));
           box[0] += by_x.low[b] * weight_y * product;
           box[1] += by_y.low[a] * weight_x * product;
           box[2] += by_x.high[b] * weight_y * product;
@@ -111,7 +110,7 @@ ROI_HOST_DEVICE void upright_bin_gradient(
   }
 }
 
-// Adds to `box` (cx, cy, w, h, angle in degrees). Of grids only.
+// Adds to `gradient` (cx, cy, w, h, angle in degrees). For grids only.
 template <typename T, typename Dot>
 ROI_HOST_DEVICE void rotated_bin_gradient(
     const Method& method, bool average, const RotatedBox<T>& box, int p, int q, int pooled_height,
@@ -127,13 +126,11 @@ ROI_HOST_DEVICE void rotated_bin_gradient(
     T by_y = T(0), by_x = T(0);
     for (int a = 0; a < 2; ++a) {
       for (int b = 0; b < 2; ++b) {
-        const T weight_y = a == 0 ? row.low_weight : row.high_weight;
-        const T weight_x = b == 0 ? column.low_weight : column.high_weight;
+        const T weight_y = row.weight(a), weight_x = column.weight(b);
         const bool moves_y = has_slope(y, box.y.extent) && weight_x != T(0);
         const bool moves_x = has_slope(x, box.x.extent) && weight_y != T(0);
         if (!moves_y && !moves_x) continue;
-        const T product =
-            count * dot(sample, a == 0 ? row.low : row.high, b == 0 ? column.low : column.high);
+        const T product = count * dot(sample, row.cell(a), column.cell(b));
         if (moves_y) by_y += (a == 0 ? -weight_x : weight_x) * product;
         if (moves_x) by_x += (b == 0 ? -weight_y : weight_y) * product;
       }
@@ -145,9 +142,34 @@ ROI_HOST_DEVICE void rotated_bin_gradient(
     gradient[1] += scale * by_y;
     gradient[2] += by_side(box.x, q, pooled_width, j) * by_u;
     gradient[3] += by_side(box.y, p, pooled_height, i) * by_v;
-    gradient[4] += T(kDegree) * (by_u * v - by_v * u);
+    gradient[4] += T(kPi / 180.0) * (by_u * v - by_v * u);
   };
   for_each_sample(box, p, q, read, [] {});
+}
+
+// Adds the gradient of bin b of RoI k to `box`, which is its row without the batch index, and stores the gradient of
+// the bin's offset in `grad_offsets`, (K, 2, bins), unless that is null. `rois` says where RoIs lie: Rois of
+// cpu/rois.h, Bins of cuda/per_bin.h.
+template <typename T, typename Rois, typename Dot>
+ROI_HOST_DEVICE void bin_gradient(
+    const Method& method, bool average, bool rotated, const Rois& rois, int64_t k, int64_t b, int pooled_height,
+    int pooled_width, T scale, Dot&& dot, T* box, T* grad_offsets) {
+  const int p = int(b / pooled_width), q = int(b % pooled_width);
+  if (rotated) {
+    rotated_bin_gradient(
+        method, average, rois.rotated_box(k), p, q, pooled_height, pooled_width, scale, dot, box);
+    return;
+  }
+  const Offset<T> offset = rois.offset(k, b);
+  if (!offset.is_finite()) return;
+  T by_offset[2] = {};
+  upright_bin_gradient(
+      method, average, moved(rois.y_axis(k), offset.y), moved(rois.x_axis(k), offset.x), p, q, pooled_height,
+      pooled_width, scale, offset, dot, box, by_offset);
+  if (grad_offsets == nullptr) return;
+  const int64_t bins = int64_t(pooled_height) * pooled_width;
+  grad_offsets[2 * k * bins + b] = by_offset[0];
+  grad_offsets[(2 * k + 1) * bins + b] = by_offset[1];
 }
 
 }  // namespace roi_plugins

@@ -15,7 +15,7 @@ namespace {
 #define ROI_STRING_OF(...) #__VA_ARGS__
 #define ROI_STRING(...) ROI_STRING_OF(__VA_ARGS__)
 
-// What this can be loaded into; library.py reads it out of the file before it loads that.
+// The torch that this library fits. library.py reads it from the file before it loads the library.
 __attribute__((used)) const char kBuiltFor[] =
     "roi_plugins for torch " ROI_STRING(TORCH_VERSION_MAJOR) "." ROI_STRING(TORCH_VERSION_MINOR)
 #if !_GLIBCXX_USE_CXX11_ABI
@@ -93,7 +93,7 @@ Options::Options(
   pooled_width = int(output_size[1]);
 }
 
-at::ScalarType Options::winner_type() const {
+at::ScalarType Options::argmax_type() const {
   const int64_t side = method.sampling_ratio > 0 ? method.sampling_ratio : method.max_samples;
   return method.sampling == Sampling::grid && side <= 15 ? at::kByte : at::kInt;
 }
@@ -146,7 +146,7 @@ void check_inputs(
       " maps, expected the (K,) index of each RoI's map");
 }
 
-// What says where the RoIs lie, for forward and backward alike.
+// The arguments that say where the RoIs lie, for forward and backward.
 void check_rois(
     const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     const std::optional<at::Tensor>& offsets, const std::optional<at::Tensor>& seed,
@@ -242,25 +242,25 @@ std::vector<int64_t> output_size_of(const Call& call) {
       call.options.pooled_width};
 }
 
-void check_grad(const Call& call, const at::Tensor& grad, const at::Tensor& winner) {
+void check_grad(const Call& call, const at::Tensor& grad, const at::Tensor& argmax) {
   const std::vector<int64_t> size = output_size_of(call);
   TORCH_CHECK_VALUE(
       grad.sizes() == size, "grad: got shape ", grad.sizes(), " for rois of shape ",
       call.rois.sizes(), ", expected ", at::IntArrayRef(size));
   const Options& options = call.options;
   TORCH_CHECK_VALUE(
-      !options.max || (winner.sizes() == size && winner.scalar_type() == options.winner_type()),
-      "winner: got shape ", winner.sizes(), " and dtype ", winner.scalar_type(),
+      !options.max || (argmax.sizes() == size && argmax.scalar_type() == options.argmax_type()),
+      "argmax: got shape ", argmax.sizes(), " and dtype ", argmax.scalar_type(),
       ", expected what forward returned");
   TORCH_CHECK_VALUE(
       grad.device() == call.rois.device(), "grad: got device ", grad.device(),
       ", expected that of rois, ", call.rois.device());
   TORCH_CHECK_VALUE(
-      !options.max || winner.device() == call.rois.device(), "winner: got device ", winner.device(),
+      !options.max || argmax.device() == call.rois.device(), "argmax: got device ", argmax.device(),
       ", expected that of rois, ", call.rois.device());
 }
 
-// The options of the schema, in its order, and their names.
+// The options of the schema in its order: as parameters, and as arguments.
 #define ROI_OPTIONS \
   at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region, \
       std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned, \
@@ -291,15 +291,15 @@ std::tuple<at::Tensor, at::Tensor> roi_extract(
   check_batch_index(call);
   const std::vector<int64_t> size = output_size_of(call);
   at::Tensor output = at::empty(size, first.options().memory_format(call.format()));
-  at::Tensor winner = at::empty({0}, first.options().dtype(options.winner_type()));
-  if (options.max) winner = at::empty(size, winner.options().memory_format(call.format()));
-  if (output.numel() > 0) kernel(call, features, output, winner);
-  return {output, winner};
+  at::Tensor argmax = at::empty({0}, first.options().dtype(options.argmax_type()));
+  if (options.max) argmax = at::empty(size, argmax.options().memory_format(call.format()));
+  if (output.numel() > 0) kernel(call, features, output, argmax);
+  return {output, argmax};
 }
 
 template <BackwardKernel kernel>
 std::vector<at::Tensor> roi_extract_backward(
-    const at::Tensor& grad, const at::Tensor& winner, const at::Tensor& rois,
+    const at::Tensor& grad, const at::Tensor& argmax, const at::Tensor& rois,
     const std::optional<at::Tensor>& levels, const std::optional<at::Tensor>& offsets,
     const std::optional<at::Tensor>& seed, at::IntArrayRef feature_shapes, bool channels_last,
     ROI_OPTIONS) {
@@ -314,12 +314,12 @@ std::vector<at::Tensor> roi_extract_backward(
   const Call call = make_call(
       options, grad.scalar_type(), rois, levels, offsets, seed, feature_shapes.vec(),
       channels_last);
-  check_grad(call, grad, winner);
+  check_grad(call, grad, argmax);
   if (grad.numel() > 0) {
     check_batch_index(call);
     return kernel(
         call, grad.contiguous(call.format()),
-        options.max ? winner.contiguous(call.format()) : winner);
+        options.max ? argmax.contiguous(call.format()) : argmax);
   }
   std::vector<at::Tensor> grads;
   for (size_t l = 0; l < maps; ++l) {
@@ -332,7 +332,7 @@ std::vector<at::Tensor> roi_extract_backward(
 
 template <RoisBackwardKernel kernel>
 std::tuple<at::Tensor, at::Tensor> roi_extract_backward_rois(
-    const at::Tensor& grad, const at::Tensor& winner, at::TensorList features,
+    const at::Tensor& grad, const at::Tensor& argmax, at::TensorList features,
     const at::Tensor& rois, const std::optional<at::Tensor>& levels,
     const std::optional<at::Tensor>& offsets, const std::optional<at::Tensor>& seed, ROI_OPTIONS) {
   const Options options(ROI_GIVEN_OPTIONS);
@@ -340,7 +340,7 @@ std::tuple<at::Tensor, at::Tensor> roi_extract_backward_rois(
   check_inputs(features, rois, levels, options);
   const Call call = make_call(
       options, features[0].scalar_type(), rois, levels, offsets, seed, shapes_of(features), false);
-  check_grad(call, grad, winner);
+  check_grad(call, grad, argmax);
   TORCH_CHECK_NOT_IMPLEMENTED(
       !(call.rotated() && options.method.sampling == Sampling::integral),
       "rois: there is no gradient to rotated boxes with reduction 'integral'; detach them, or take a "
@@ -348,10 +348,10 @@ std::tuple<at::Tensor, at::Tensor> roi_extract_backward_rois(
   at::Tensor parts = at::zeros({call.num_rois(), options.bins(), rois.size(1)}, call.rois.options());
   at::Tensor grad_offsets;
   if (offsets.has_value()) grad_offsets = at::zeros_like(call.offsets);
-  // The boxes of quantised regions do not move what is read.
+  // In a quantised region the samples do not move with the box.
   if (grad.numel() > 0 && options.method.region == Region::none) {
     check_batch_index(call);
-    kernel(call, grad.to(features[0].scalar_type()), winner, features, parts, grad_offsets);
+    kernel(call, grad.to(features[0].scalar_type()), argmax, features, parts, grad_offsets);
   }
   return {
       parts.sum(1).to(rois.scalar_type()),
@@ -363,7 +363,7 @@ std::tuple<at::Tensor, at::Tensor> roi_extract_backward_rois(
 
 void check_batch_index(const Call& call) {
   const bool on_cpu = call.rois.is_cpu();
-  // Elsewhere a look at the numbers makes the host wait, so it is asked for.
+  // On other devices a look at the indices makes the host wait, so it is only done when asked for.
   const char* const wanted = std::getenv("ROI_PLUGINS_CHECK");
   if (!on_cpu && (wanted == nullptr || c10::string_view(wanted) != "1")) return;
   const at::Tensor rois = call.rois.cpu();
@@ -378,10 +378,6 @@ void check_batch_index(const Call& call) {
   });
 }
 
-at::ScalarType accumulation_type(at::ScalarType feature_type) {
-  return feature_type == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 #define ROI_SCHEMA_OPTIONS \
   "float[] spatial_scale, int[] output_size, str region, int? sampling_ratio, str reduction, " \
   "bool aligned, int min_samples, int? max_samples, bool position_sensitive"
@@ -389,13 +385,13 @@ at::ScalarType accumulation_type(at::ScalarType feature_type) {
 TORCH_LIBRARY(roi_plugins, m) {
   m.def(
       "roi_extract(Tensor[] features, Tensor rois, Tensor? levels, Tensor? offsets, Tensor? seed, "
-      ROI_SCHEMA_OPTIONS ") -> (Tensor output, Tensor winner)");
+      ROI_SCHEMA_OPTIONS ") -> (Tensor output, Tensor argmax)");
   m.def(
-      "roi_extract_backward(Tensor grad, Tensor winner, Tensor rois, Tensor? levels, "
+      "roi_extract_backward(Tensor grad, Tensor argmax, Tensor rois, Tensor? levels, "
       "Tensor? offsets, Tensor? seed, SymInt[] feature_shapes, bool channels_last, "
       ROI_SCHEMA_OPTIONS ") -> Tensor[]");
   m.def(
-      "roi_extract_backward_rois(Tensor grad, Tensor winner, Tensor[] features, Tensor rois, "
+      "roi_extract_backward_rois(Tensor grad, Tensor argmax, Tensor[] features, Tensor rois, "
       "Tensor? levels, Tensor? offsets, Tensor? seed, " ROI_SCHEMA_OPTIONS
       ") -> (Tensor grad_rois, Tensor grad_offsets)");
 }

@@ -1,4 +1,4 @@
-// What the entry points of every device share: the arguments of a call, read and checked once.
+// The arguments of a call, read and checked once for every device, and the functions that a device provides.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "accumulate.h"
 #include "geometry.h"
 
 namespace roi_plugins {
@@ -25,12 +26,11 @@ struct Options {
       int64_t min_samples, std::optional<int64_t> max_samples, bool position_sensitive);
 
   int64_t bins() const { return int64_t(pooled_height) * pooled_width; }
-  // One byte names the winner of a maximum where the arguments bound a bin to 255 samples.
-  at::ScalarType winner_type() const;
+  // One byte where the arguments bound a bin to 255 samples, else an int32.
+  at::ScalarType argmax_type() const;
 };
 
-// A call whose arguments were checked. Coordinates are float32, or float64 for float64 features: never
-// half, which would move a box by up to two pixels at 1000.
+// A call whose arguments were checked.
 struct Call {
   Options options;
   at::Tensor rois;     // (K, 5), or (K, 6) if rotated, contiguous, of the accumulation type
@@ -48,7 +48,7 @@ struct Call {
   }
   int64_t images() const { return feature_shapes[0]; }
   int64_t channels() const { return feature_shapes[1]; }
-  // Channels of the maps for each of the output.
+  // Channels of the maps for each channel of the output.
   int64_t groups() const { return options.method.position_sensitive ? options.bins() : 1; }
   int64_t output_channels() const { return channels() / groups(); }
   int64_t num_levels() const { return int64_t(options.scales.size()); }
@@ -59,27 +59,26 @@ struct Call {
   }
 };
 
-at::ScalarType accumulation_type(at::ScalarType feature_type);
-// Names the first RoI whose batch index is none of the images'.
+// An error that names the first RoI whose batch index is none of the images.
 void check_batch_index(const Call& call);
 
-// What a device brings. Forward fills `output` and, for a maximum, `winner` (both dense in the call's
-// layout); backward returns one dense gradient a map in that layout. Neither is called on nothing.
+// The functions of a device. Forward fills `output` and, for a maximum, `argmax`; both are dense in the call's
+// layout. Backward returns one dense gradient for each map in that layout. Neither is called for an empty output.
 void forward_cpu(
-    const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner);
+    const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& argmax);
 std::vector<at::Tensor> backward_cpu(
-    const Call& call, const at::Tensor& grad, const at::Tensor& winner);
-// Gradients of the boxes, (K, PH * PW, 5 or 6) with one part a bin and 0 for the batch index, and of the offsets
-// (as they are, or undefined), both zero before.
+    const Call& call, const at::Tensor& grad, const at::Tensor& argmax);
+// Fills the gradients of the boxes, (K, PH * PW, 5 or 6), one part for each bin, and of the offsets, which have the
+// shape of the offsets or are undefined. Both are zeros before; the column of the batch index stays so.
 void backward_rois_cpu(
-    const Call& call, const at::Tensor& grad, const at::Tensor& winner, at::TensorList features,
+    const Call& call, const at::Tensor& grad, const at::Tensor& argmax, at::TensorList features,
     at::Tensor& grad_rois, at::Tensor& grad_offsets);
 void forward_cuda(
-    const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner);
+    const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& argmax);
 std::vector<at::Tensor> backward_cuda(
-    const Call& call, const at::Tensor& grad, const at::Tensor& winner);
+    const Call& call, const at::Tensor& grad, const at::Tensor& argmax);
 void backward_rois_cuda(
-    const Call& call, const at::Tensor& grad, const at::Tensor& winner, at::TensorList features,
+    const Call& call, const at::Tensor& grad, const at::Tensor& argmax, at::TensorList features,
     at::Tensor& grad_rois, at::Tensor& grad_offsets);
 
 }  // namespace roi_plugins

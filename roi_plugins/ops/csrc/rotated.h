@@ -1,29 +1,29 @@
-// Where a rotated box reads: samples of a grid, or the cells under a rectangle, of its own frame.
+// Where a rotated box reads: the samples of a grid in its own frame, or the cells under a rectangle of it.
 #pragma once
 
 #include "geometry.h"
 
 namespace roi_plugins {
 
-constexpr double kDegree = 3.14159265358979323846 / 180.0;
+constexpr double kPi = 3.14159265358979323846;
 
-// A box in the frame whose origin is its centre, and where that is on the map.
+// A box in the frame whose origin is the centre of the box, and the place of the frame on the map.
 template <typename T>
 struct RotatedBox {
-  Axis<T> y, x;  // of the frame; the extents are the map's
+  Axis<T> y, x;  // of the frame, but the extents are those of the map
   T cos, sin, centre_y, centre_x;
 
   ROI_HOST_DEVICE T map_y(T v, T u) const { return v * cos - u * sin + centre_y; }
   ROI_HOST_DEVICE T map_x(T v, T u) const { return v * sin + u * cos + centre_x; }
 };
 
-// Of a row (batch_index, cx, cy, w, h, angle): pixels, and degrees counter-clockwise.
+// The box of a row (batch_index, cx, cy, w, h, angle), in pixels and in degrees counter-clockwise.
 template <typename T>
 ROI_HOST_DEVICE RotatedBox<T> make_rotated_box(
     const Method& method, const T* roi, T scale, int pooled_height, int pooled_width, int height,
     int width, const Jitter& y_jitter, const Jitter& x_jitter) {
   const T shift = method.aligned ? T(0.5) : T(0);
-  const T angle = T(roi[5] * 3.14159265358979323846 / 180.0);
+  const T angle = T(roi[5] * kPi / 180.0);
   RotatedBox<T> box{
       {T(0), T(0), T(0), height, T(0), y_jitter}, {T(0), T(0), T(0), width, T(0), x_jitter},
       std::cos(angle), std::sin(angle), to_cells(roi[2], scale) - shift,
@@ -51,22 +51,22 @@ ROI_HOST_DEVICE void narrow(double& low, double& high, double offset, double slo
   if (last < high) high = last;
 }
 
-// Calls visit(y, x, i, j) for the samples of a bin that read the map, in scan order, with the place of each, and
-// outside() where others are skipped, as often as it likes. The work is bounded by the size of the map.
+// Calls visit(y, x, i, j) for each sample of a bin that reads the map, in scan order, with its position and indices.
+// Calls outside() at least once where it skips samples. The size of the map bounds the work.
 template <typename T, typename Visit, typename Outside>
 ROI_HOST_DEVICE void for_each_sample(
     const RotatedBox<T>& box, int p, int q, Visit&& visit, Outside&& outside) {
   const int64_t rows = int64_t(box.y.grid), columns = int64_t(box.x.grid);
   if (rows == 0 || columns == 0) return;
   const T height = T(box.y.extent), width = T(box.x.extent);
-  // The map, a cell to spare on every side, seen from the box; the comparison below decides.
+  // The map with a spare cell on every side, seen from the box. It only narrows the search; is_on_map decides.
   const double cos = box.cos, sin = box.sin;
   const double half_y = (double(height) + 3) / 2, half_x = (double(width) + 3) / 2;
   const double middle_y = (double(height) - 1) / 2 - box.centre_y;
   const double middle_x = (double(width) - 1) / 2 - box.centre_x;
   const double middle = middle_y * cos + middle_x * sin;
   const double reach = half_y * std::fabs(cos) + half_x * std::fabs(sin);
-  // A few samples are sooner compared than bounded.
+  // A few samples are compared faster than they are bounded.
   const bool few = box.y.grid * box.x.grid <= T(16);
   int64_t first_row = 0, last_row = rows;
   if (!few) sample_range(box.y, p, middle - reach, middle + reach, first_row, last_row);
@@ -85,7 +85,7 @@ ROI_HOST_DEVICE void for_each_sample(
     for (int64_t j = first; j < last; ++j) {
       const T u = sample_position(box.x, q, j);
       const T y = box.map_y(v, u), x = box.map_x(v, u);
-      if (y >= T(-1) && y <= height && x >= T(-1) && x <= width) {
+      if (is_on_map(y, box.y.extent) && is_on_map(x, box.x.extent)) {
         visit(y, x, i, j);
       } else {
         outside();
@@ -96,8 +96,7 @@ ROI_HOST_DEVICE void for_each_sample(
   if (last_row < rows) outside();
 }
 
-// A convex polygon: what is left of a rectangle that was cut at the four sides of a square has at most eight
-// corners.
+// A convex polygon. A rectangle that was cut at the four sides of a square has at most eight corners.
 struct Polygon {
   double y[8], x[8];
   int count;
@@ -140,9 +139,9 @@ struct Polygon {
   }
 };
 
-// Calls visit(row, column, weight) for the cells that weigh in the mean of the bilinear surface over a bin, the map
-// being extended by zeros; a cell may come several times. Between four cells the surface is a polynomial of degree
-// two, of which the middles of its sides make the integral over a triangle exact.
+// Calls visit(row, column, weight) for the cells that have a weight in the mean of the bilinear surface over a bin; a
+// cell may come several times. The map is extended by zeros. Between four cells the surface is a polynomial of degree
+// two, so its values at the middles of a triangle's sides give the exact integral over the triangle.
 template <typename T, typename Visit>
 ROI_HOST_DEVICE void for_each_cell(const RotatedBox<T>& box, int p, int q, Visit&& visit) {
   const T v[2] = {bin_edge(box.y, p), bin_edge(box.y, p + 1)};

@@ -1,4 +1,5 @@
-// Products and sums may be fused here, in the accumulation; geometry is compiled without contraction.
+// In this file products and sums may be fused, since it only accumulates. Geometry is compiled without contraction,
+// so nothing of it may be included here.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("fp-contract=fast")
 #endif
@@ -11,9 +12,12 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../maximum.h"
+
 // Each loop is written once and compiled twice on x86: for any processor, and for AVX2 with FMA.
 #if defined(__x86_64__)
-#define ROI_AVX2 __attribute__((target("avx2,fma")))
+// Aligned, so that the speed of a loop does not depend on where the linker puts it.
+#define ROI_AVX2 __attribute__((target("avx2,fma"), aligned(64)))
 #define ROI_DISPATCH(name, ...) \
   static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); \
   if (avx2) return name##_avx2(__VA_ARGS__); \
@@ -47,7 +51,7 @@ template <typename A> struct Single {
   using type = A;
   using index = integer;
 };
-// N of them side by side: what a block handles.
+// N vectors or single channels side by side, which a block handles.
 template <typename Lane, int N> struct Lanes {};
 typedef uint16_t u16x8 __attribute__((vector_size(16)));
 typedef uint32_t u32x8 __attribute__((vector_size(32)));
@@ -92,7 +96,8 @@ ROI_INLINE void store(S* to, const V& value) {
 
 template <typename Lane, int N, bool add, typename To, typename S, typename A>
 ROI_INLINE void sum_block(
-    Lanes<Lane, N>, std::bool_constant<add>, To* out, const S* from, int64_t stride, const Tap<A>* taps, int64_t count) {
+    Lanes<Lane, N>, std::bool_constant<add>, To* out, const S* from, int64_t stride, const Tap<A>* taps,
+    int64_t count) {
   typename Lane::type sum[N] = {}, value;
   for (int64_t t = 0; t < count; ++t) {
     const S* at = from + taps[t].index * stride;
@@ -113,24 +118,17 @@ ROI_INLINE void sum_block(
   }
 }
 
-template <typename V, typename I>
-ROI_INLINE void zero_competes(V& best, I& index) {
-  const V zero = {};
-  index = zero > best ? I{} - 1 : index;
-  best = zero > best ? zero : best;
-}
-
 template <typename Lane, int N, typename S, typename A, typename Index>
 ROI_INLINE void maximum_block(
-    Lanes<Lane, N>, S* out, Index* winner, const S* map, int64_t stride, const Sample<A>* samples, int64_t count,
+    Lanes<Lane, N>, S* out, Index* argmax, const S* map, int64_t stride, const Sample<A>* samples, int64_t count,
     int64_t zero_after) {
   using V = typename Lane::type;
   using I = typename Lane::index;
   V best[N] = {}, value;
   I index[N];
-  for (int i = 0; i < N; ++i) index[i] = I{} - 1;
+  for (int i = 0; i < N; ++i) index[i] = I{} + kNoSample;
   for (int64_t s = 0; s < count; ++s) {
-    const bool first = s == 0 && zero_after != 0;
+    const bool first = is_first(s, zero_after);
 #pragma GCC unroll 4
     for (int i = 0; i < N; ++i) {
       V sum = {};
@@ -138,23 +136,15 @@ ROI_INLINE void maximum_block(
         load(value, map + samples[s].taps[t].index * stride + i * Lane::size);
         sum += samples[s].taps[t].weight * value;
       }
-      const I here = I{} + typename Lane::integer(s);
-      if (first) {
-        best[i] = sum;
-        index[i] = here;
-      } else {
-        // NaN takes the place, and only another one takes it from it.
-        index[i] = ((sum > best[i]) | (sum != sum)) ? here : index[i];
-        best[i] = ((sum > best[i]) | (sum != sum)) ? sum : best[i];
-      }
-      if (s + 1 == zero_after) zero_competes(best[i], index[i]);
+      compete(first, sum, I{} + typename Lane::integer(s), best[i], index[i]);
+      if (s + 1 == zero_after) compete_zero(best[i], index[i]);
     }
   }
   for (int i = 0; i < N; ++i) {
     store(out + i * Lane::size, best[i]);
     typename Lane::integer lanes[Lane::size];
     std::memcpy(lanes, &index[i], sizeof(lanes));
-    for (int j = 0; j < Lane::size; ++j) winner[i * Lane::size + j] = Index(lanes[j]);
+    for (int j = 0; j < Lane::size; ++j) argmax[i * Lane::size + j] = Index(lanes[j]);
   }
 }
 
@@ -181,23 +171,30 @@ ROI_INLINE void sum_loop(
 
 template <typename S, typename A, typename Index>
 ROI_INLINE void maximum_loop(
-    S* out, Index* winner, int64_t out_stride, const S* map, int64_t stride,
+    S* out, Index* argmax, int64_t out_stride, const S* map, int64_t stride,
     const BinSamples<A>& bins, int64_t channels) {
-  for (int b = 0; b < bins.bins; ++b, out += out_stride, winner += out_stride) {
+  for (int b = 0; b < bins.bins; ++b, out += out_stride, argmax += out_stride) {
     const Sample<A>* const samples = bins.samples + bins.begin[b];
     const int64_t count = bins.begin[b + 1] - bins.begin[b];
     ROI_OVER_CHANNELS(
-        4, maximum_block, out + c, winner + c, map + c, stride, samples, count,
+        4, maximum_block, out + c, argmax + c, map + c, stride, samples, count,
         bins.zero_after[b]);
   }
 }
 
 template <typename S, typename Index>
-ROI_INLINE void winners_loop(
-    S* out, const S* grad, const Index* winner, int64_t first, int64_t count, int64_t channels) {
-  for (int64_t i = first; i < first + count; ++i, out += channels) {
+ROI_INLINE void at_argmax_loop(
+    S* out, const S* grad, const Index* argmax, int64_t first, int64_t count, int64_t channels) {
+  // Half types are selected as bits, since a loop over their classes is not vectorised.
+  using Bits = std::conditional_t<sizeof(S) == sizeof(uint16_t), uint16_t, S>;
+  const Bits* const from = reinterpret_cast<const Bits*>(grad);
+  Bits* to = reinterpret_cast<Bits*>(out);
+  for (int64_t i = first; i < first + count; ++i, to += channels) {
     const Index here = Index(i);
-    for (int64_t c = 0; c < channels; ++c) out[c] = winner[c] == here ? grad[c] : S(0);
+    for (int64_t c = 0; c < channels; ++c) {
+      const Bits value = from[c];
+      to[c] = argmax[c] == here ? value : Bits(0);
+    }
   }
 }
 
@@ -295,7 +292,7 @@ ROI_AVX2 void sum_avx2(const Args&... args) { sum_loop(args...); }
 template <typename... Args>
 ROI_AVX2 void maximum_avx2(const Args&... args) { maximum_loop(args...); }
 template <typename... Args>
-ROI_AVX2 void winners_avx2(const Args&... args) { winners_loop(args...); }
+ROI_AVX2 void at_argmax_avx2(const Args&... args) { at_argmax_loop(args...); }
 template <typename A, typename... Args>
 ROI_AVX2 void dot_avx2(A& result, const Args&... args) { dot_loop(result, args...); }
 template <typename... Args>
@@ -320,15 +317,15 @@ void add_taps(
 
 template <typename S, typename Index>
 void maximum_of_samples(
-    S* out, Index* winner, int64_t out_stride, const S* map, int64_t map_stride,
+    S* out, Index* argmax, int64_t out_stride, const S* map, int64_t map_stride,
     const BinSamples<accumulation_t<S>>& bins, int64_t channels) {
-  ROI_DISPATCH(maximum, out, winner, out_stride, map, map_stride, bins, channels);
+  ROI_DISPATCH(maximum, out, argmax, out_stride, map, map_stride, bins, channels);
 }
 
 template <typename S, typename Index>
-void take_winners(
-    S* out, const S* grad, const Index* winner, int64_t first, int64_t count, int64_t channels) {
-  ROI_DISPATCH(winners, out, grad, winner, first, count, channels);
+void take_at_argmax(
+    S* out, const S* grad, const Index* argmax, int64_t first, int64_t count, int64_t channels) {
+  ROI_DISPATCH(at_argmax, out, grad, argmax, first, count, channels);
 }
 
 template <typename S>
@@ -356,7 +353,7 @@ void transpose(
 #define ROI_INSTANTIATE_MAXIMUM(S, Index) \
   template void maximum_of_samples<S, Index>( \
       S*, Index*, int64_t, const S*, int64_t, const BinSamples<accumulation_t<S>>&, int64_t); \
-  template void take_winners<S, Index>(S*, const S*, const Index*, int64_t, int64_t, int64_t)
+  template void take_at_argmax<S, Index>(S*, const S*, const Index*, int64_t, int64_t, int64_t)
 #define ROI_INSTANTIATE(S) \
   template accumulation_t<S> dot<S>(const S*, const S*, int64_t); \
   ROI_INSTANTIATE_MAXIMUM(S, uint8_t); \

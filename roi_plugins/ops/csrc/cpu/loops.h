@@ -1,5 +1,5 @@
-// The inner loops of the CPU kernels, compiled for the processor they run on. They see strides, indices
-// and weights, never boxes. Everywhere a vector is a run of channels, of one cell or of cells side by side.
+// The inner loops of the CPU kernels, compiled for the processor they run on. They see strides, indices and weights,
+// never boxes. A vector is always a run of channels, of one cell or of cells side by side.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace roi_plugins {
 
-// What is read, by its index, and its weight.
+// The index of a cell that is read, and its weight.
 template <typename A>
 struct Tap {
   int index;
@@ -30,8 +30,7 @@ struct Sample {
   int count;
 };
 
-// The samples of all bins of a RoI, likewise. Beside them a zero competes after `zero_after[b]` samples of
-// a bin (-1: none does).
+// The samples of the bins of a RoI, likewise. `zero_after[b]` is that of bin b (maximum.h).
 template <typename A>
 struct BinSamples {
   int bins;
@@ -52,21 +51,20 @@ void add_taps(
     To* out, int64_t out_stride, const S* from, int64_t stride,
     const TapLists<accumulation_t<S>>& lists, int64_t channels);
 
-// out[bin][c] = the bin's largest sample, winner[bin][c] = its index or -1 (all bits set) for the zero. No
-// sample at all gives 0.
+// out[bin][c] = the largest candidate of the bin, argmax[bin][c] = the index of its sample or kNoSample (maximum.h).
 template <typename S, typename Index>
 void maximum_of_samples(
-    S* out, Index* winner, int64_t out_stride, const S* map, int64_t map_stride,
+    S* out, Index* argmax, int64_t out_stride, const S* map, int64_t map_stride,
     const BinSamples<accumulation_t<S>>& bins, int64_t channels);
 
 // The sum of a[c] * b[c].
 template <typename S>
 accumulation_t<S> dot(const S* a, const S* b, int64_t channels);
 
-// out[i][c] = grad[c] where winner[c] is first + i, else 0, for i in [0, count): channels lie side by side.
+// out[i][c] = grad[c] where argmax[c] is first + i, else 0, for i in [0, count): channels lie side by side.
 template <typename S, typename Index>
-void take_winners(
-    S* out, const S* grad, const Index* winner, int64_t first, int64_t count, int64_t channels);
+void take_at_argmax(
+    S* out, const S* grad, const Index* argmax, int64_t first, int64_t count, int64_t channels);
 
 // to[j][i] = from[i][j], or += with `add`, for i in [0, rows) and j in [0, columns).
 template <bool add, typename T>

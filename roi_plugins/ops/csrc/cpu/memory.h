@@ -1,4 +1,4 @@
-// Scratch memory, and the pages of memory that is new to the process.
+// Scratch memory, and fast allocation of the pages of large new tensors.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -13,7 +13,7 @@
 
 namespace roi_plugins {
 
-// Memory to work in. It is not initialised, so that what is never used costs nothing, and only grows.
+// Memory to work in. It only grows, and it is not initialised, so the unused part costs nothing.
 template <typename T>
 class Scratch {
  public:
@@ -30,9 +30,9 @@ class Scratch {
   int64_t size_ = 0;
 };
 
-// Asks for the pages of a large new tensor in one call a thread. Otherwise every 4 KiB cost a page fault
-// when they are first written, and the faults can take longer than all else (docs/kernels.md). A system
-// that does not know the advice (Linux before 5.14) faults as ever.
+// Asks for the pages of a large new tensor, in one call for each thread. Otherwise the first write to every 4 KiB is
+// a page fault, and the faults can take longer than everything else (docs/kernels.md). Linux before 5.14 does not
+// know the advice and ignores it.
 inline void populate(const at::Tensor& tensor) {
 #if defined(__linux__)
   constexpr int kPopulateWrite = 23;         // MADV_POPULATE_WRITE, which older headers lack

@@ -1,24 +1,25 @@
-// The op on the CPU: the loops over RoIs and channels, whatever the reduction (docs/kernels.md).
+// Forward and backward on the CPU: the loops over RoIs and channels, for any reduction (docs/kernels.md).
 //
-// In both layouts a vector is a run of channels of one cell. channels_last has them side by side. From NCHW
-// patches of the map are transposed into scratch memory, a block of channels at a time, and the bins are
-// transposed back: all else is the same code. Backward sums in patches too, and runs in parallel over
-// channels, so that no two threads meet in a cell and the sums do not depend on how many threads there are.
+// In both layouts a vector is a run of channels of one cell. In channels_last they lie side by side. In NCHW, patches
+// of the map are transposed into scratch memory, a block of channels at a time, and the bins are transposed back; the
+// code between is the same. Backward sums in patches too. It runs in parallel over channels, so no two threads write
+// to one cell and the sums do not depend on the number of threads.
 #include <ATen/Dispatch.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 
-#include "bins.h"
+#include "../maximum.h"
+#include "per_bin.h"
 #include "loops.h"
 #include "memory.h"
-#include "reductions.h"
+#include "separable.h"
 #include "rois.h"
 
 namespace roi_plugins {
 namespace {
 
-// What is made once for all channels: the tables of the RoIs that read something, and the order to visit
-// them in: by map and image, since those that share one share its cache lines and pages.
+// Made once for all channels: the tables of the RoIs that read something, and the order in which they are visited. It
+// is by map and image, since RoIs of one image share cache lines and pages.
 template <typename Reduction>
 struct Plan {
   std::vector<typename Reduction::Tables> tables;
@@ -39,8 +40,8 @@ struct Plan {
   }
 };
 
-// A window of an image that is worked on in scratch memory, where a block of channels of its cells lies side
-// by side, and the RoIs that it is for: order[begin] .. order[end - 1].
+// A window of an image for the RoIs order[begin] .. order[end - 1]. It is copied into scratch memory, where the
+// channels of a cell lie side by side.
 struct Patch {
   int64_t begin, end;
   CellRange y, x;
@@ -58,7 +59,7 @@ struct Patch {
     columns = wide;
     first_column = std::min(first_column, width - wide);
   }
-  // Of all RoIs of its image: then it holds all of their sums. Otherwise patches may overlap.
+  // Whether it serves all RoIs of its image, and so holds all their sums. Otherwise patches may overlap.
   bool is_shared() const { return end > begin + 1; }
   int64_t cells() const { return y.count() * columns; }
   // Where a cell of the map is in the patch.
@@ -67,7 +68,7 @@ struct Patch {
   }
 };
 
-// A patch of more cells is not shared: it would fit no cache (4 MiB of 128 channels of float32).
+// A larger patch is not shared, since it would not fit a cache (4 MiB for 128 channels of float32).
 constexpr int64_t kSharedCells = 1 << 13;
 
 // The patches to visit, in order: one for each RoI, but one for all RoIs of an image where that is smaller.
@@ -105,14 +106,14 @@ struct Block {
   int64_t first, count;
 };
 
-// Long runs of channels win over few misses; there is a block for every thread.
+// Long runs of channels are worth more than fewer cache misses, but every thread gets a block.
 int64_t block_size(int64_t channels) {
   const int64_t threads = at::get_num_threads(), most = 128 * threads;
   const int64_t blocks = threads * ((channels + most - 1) / most);
   return ((channels + blocks - 1) / blocks + 7) / 8 * 8;
 }
 
-// The bins of RoI k in `tensor`, which has the call's layout, to and from scratch memory.
+// Copies the bins of RoI k in `tensor`, which has the call's layout, to scratch memory.
 template <typename T>
 void load_bins(const Call& call, T* scratch, const T* tensor, int64_t k, Block block) {
   const int64_t channels = call.output_channels(), bins = call.options.bins();
@@ -127,23 +128,23 @@ void load_bins(const Call& call, T* scratch, const T* tensor, int64_t k, Block b
   }
 }
 
-// What every element of a RoI that reads nothing is.
+// The output of RoIs that read nothing.
 template <typename Reduction, typename S, typename A, typename Index>
-void fill_unread(const Rois<A>& rois, const Plan<Reduction>& plan, S* output, Index* winner) {
+void fill_unread(const Rois<A>& rois, const Plan<Reduction>& plan, S* output, Index* argmax) {
   const int64_t size = rois.call.output_channels() * rois.call.options.bins();
   for (const int64_t k : plan.unread) {
-    std::fill_n(output + k * size, size, rois.template fill<S>(k));
-    if (winner != nullptr) std::fill_n(winner + k * size, size, -1);
+    std::fill_n(output + k * size, size, S(unread_value<A>(rois.state(k))));
+    if (argmax != nullptr) std::fill_n(argmax + k * size, size, kNoSample);
   }
 }
 
 template <typename Reduction, typename S>
 void forward_channels_last(
-    const Call& call, at::TensorList maps, S* output, typename Reduction::Index* winner) {
+    const Call& call, at::TensorList maps, S* output, typename Reduction::Index* argmax) {
   const Rois<typename Reduction::A> rois(call);
   const Plan<Reduction> plan(rois);
   const int64_t channels = call.output_channels(), size = channels * call.options.bins();
-  fill_unread(rois, plan, output, winner);
+  fill_unread(rois, plan, output, argmax);
   at::parallel_for(0, int64_t(plan.order.size()), 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
     for (int64_t i = begin; i < end; ++i) {
@@ -152,7 +153,7 @@ void forward_channels_last(
       const at::Tensor& map = maps[rois.level(k)];
       const int64_t first = tables.rows().first() * width + tables.columns().first();
       reduction.forward(
-          tables, output + k * size, winner == nullptr ? nullptr : winner + k * size,
+          tables, output + k * size, argmax == nullptr ? nullptr : argmax + k * size,
           map.const_data_ptr<S>() + rois.image_offset(k) + first * call.channels(),
           width * call.channels(), channels);
     }
@@ -161,21 +162,21 @@ void forward_channels_last(
 
 template <typename Reduction, typename S>
 void forward_planes(
-    const Call& call, at::TensorList maps, S* output, typename Reduction::Index* winner) {
+    const Call& call, at::TensorList maps, S* output, typename Reduction::Index* argmax) {
   const Rois<typename Reduction::A> rois(call);
   const Plan<Reduction> plan(rois);
   const std::vector<Patch> patches = make_patches(rois, plan);
   const int64_t channels = call.channels(), bins = call.options.bins();
   const int64_t size = block_size(channels), blocks = (channels + size - 1) / size;
-  fill_unread(rois, plan, output, winner);
-  // A thread keeps to its channels where there are enough, since RoIs share cells.
+  fill_unread(rois, plan, output, argmax);
+  // RoIs share cells, so a thread takes all RoIs of its channels, unless there are fewer blocks than threads.
   const int64_t parts = std::max(at::get_num_threads() / blocks, int64_t(1));
   const int64_t part = (int64_t(plan.order.size()) + parts - 1) / parts;
   at::parallel_for(0, blocks * parts, 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
     Scratch<S> memory;
     std::vector<S> rows(size * bins);
-    std::vector<typename Reduction::Index> winners(size * bins);
+    std::vector<typename Reduction::Index> argmaxes(size * bins);
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t / parts * size, n = std::min(size, channels - first);
       for (const Patch& patch : patches) {
@@ -198,12 +199,12 @@ void forward_planes(
           const int64_t k = plan.order[r], offset = (k * channels + first) * bins;
           const typename Reduction::Tables& tables = plan.tables[k];
           reduction.forward(
-              tables, rows.data(), winners.data(),
+              tables, rows.data(), argmaxes.data(),
               cells + patch.cell(tables.rows().first(), tables.columns().first()) * n,
               patch.columns * n, n);
           transpose<false>(output + offset, bins, rows.data(), n, bins, n);
-          if constexpr (Reduction::has_winner) {
-            transpose<false>(winner + offset, bins, winners.data(), n, bins, n);
+          if constexpr (Reduction::has_argmax) {
+            transpose<false>(argmax + offset, bins, argmaxes.data(), n, bins, n);
           }
         }
       }
@@ -211,7 +212,7 @@ void forward_planes(
   });
 }
 
-// Brings a patch of sums into `image`, zeros before, in the call's layout.
+// Brings a patch of sums into `image`, which is in the call's layout and was zeros at first.
 template <typename A>
 void store_patch(const Call& call, A* image, const A* cells, const Patch& patch, Block block) {
   const int64_t channels = call.channels(), n = block.count;
@@ -237,7 +238,7 @@ void store_patch(const Call& call, A* image, const A* cells, const Patch& patch,
 
 template <typename Reduction, typename S>
 void backward(
-    const Call& call, const S* grad, const typename Reduction::Index* winner,
+    const Call& call, const S* grad, const typename Reduction::Index* argmax,
     const std::vector<typename Reduction::A*>& sums) {
   using A = typename Reduction::A;
   const Rois<A> rois(call);
@@ -249,13 +250,13 @@ void backward(
     Reduction reduction;
     Scratch<A> memory;
     std::vector<S> rows(size * bins);
-    std::vector<typename Reduction::Index> winners(size * bins);
+    std::vector<typename Reduction::Index> argmaxes(size * bins);
     for (int64_t first = begin * size; first < std::min(end * size, channels); first += size) {
       const Block block{first, std::min(size, channels - first)};
       for (const Patch& patch : patches) {
         const int64_t one = plan.order[patch.begin];
         A* const image = sums[rois.level(one)] + rois.image_offset(one);
-        // Where a cell's channels lie side by side, a patch pays only where RoIs share it.
+        // In channels_last a patch only pays if RoIs share it.
         const bool direct = call.channels_last && !patch.is_shared();
         A* const cells = direct ? nullptr : memory.at_least(patch.cells() * block.count);
         if (!direct) {
@@ -268,17 +269,17 @@ void backward(
           const int64_t k = plan.order[r];
           const typename Reduction::Tables& tables = plan.tables[k];
           load_bins(call, rows.data(), grad, k, block);
-          if constexpr (Reduction::has_winner) load_bins(call, winners.data(), winner, k, block);
+          if constexpr (Reduction::has_argmax) load_bins(call, argmaxes.data(), argmax, k, block);
           const int64_t i = tables.rows().first(), j = tables.columns().first();  // of the map
           if (direct) {
             const int64_t stride = call.channels();
             reduction.backward(
                 tables, image + (i * patch.width + j) * stride + first, patch.width * stride,
-                stride, rows.data(), winners.data(), block.count);
+                stride, rows.data(), argmaxes.data(), block.count);
           } else {
             reduction.backward(
                 tables, cells + patch.cell(i, j) * block.count, patch.columns * block.count,
-                block.count, rows.data(), winners.data(), block.count);
+                block.count, rows.data(), argmaxes.data(), block.count);
           }
         }
         if (!direct) store_patch(call, image, cells, patch, block);
@@ -294,7 +295,7 @@ void dispatch(const Call& call, at::ScalarType type, Work&& work) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "roi_extract", [&] {
     if (!call.options.max) {
       single_bins ? work(scalar_t(), BinAverage<scalar_t>()) : work(scalar_t(), Average<scalar_t>());
-    } else if (call.options.winner_type() == at::kByte) {
+    } else if (call.options.argmax_type() == at::kByte) {
       single_bins ? work(scalar_t(), BinMaximum<scalar_t, uint8_t>())
                   : work(scalar_t(), Maximum<scalar_t, uint8_t>());
     } else {
@@ -304,7 +305,7 @@ void dispatch(const Call& call, at::ScalarType type, Work&& work) {
   });
 }
 
-// Where bins have channels of their own, those of a bin have to lie side by side.
+// Where each bin reads channels of its own, those have to lie side by side.
 Call in_working_layout(Call call) {
   call.channels_last = call.channels_last || call.groups() > 1;
   return call;
@@ -313,36 +314,36 @@ Call in_working_layout(Call call) {
 }  // namespace
 
 void forward_cpu(
-    const Call& given, at::TensorList features, at::Tensor& output, at::Tensor& winner) {
+    const Call& given, at::TensorList features, at::Tensor& output, at::Tensor& argmax) {
   const Call call = in_working_layout(given);
   at::Tensor result = output.contiguous(call.format());
   populate(result);
-  if (call.options.max) populate(winner);
+  if (call.options.max) populate(argmax);
   std::vector<at::Tensor> maps;
   for (const at::Tensor& map : features) maps.push_back(readable(call, map, call.format()));
   dispatch(call, output.scalar_type(), [&](auto element, auto reduction) {
     using S = decltype(element);
     using Reduction = decltype(reduction);
-    typename Reduction::Index* winners = nullptr;
-    if constexpr (Reduction::has_winner) {
-      winners = winner.data_ptr<typename Reduction::Index>();
+    typename Reduction::Index* argmaxes = nullptr;
+    if constexpr (Reduction::has_argmax) {
+      argmaxes = argmax.data_ptr<typename Reduction::Index>();
     }
     if (call.channels_last) {
-      forward_channels_last<Reduction>(call, maps, result.data_ptr<S>(), winners);
+      forward_channels_last<Reduction>(call, maps, result.data_ptr<S>(), argmaxes);
     } else {
-      forward_planes<Reduction>(call, maps, result.data_ptr<S>(), winners);
+      forward_planes<Reduction>(call, maps, result.data_ptr<S>(), argmaxes);
     }
   });
   if (!result.is_same(output)) output.copy_(result);
 }
 
 std::vector<at::Tensor> backward_cpu(
-    const Call& given, const at::Tensor& grad, const at::Tensor& winner) {
+    const Call& given, const at::Tensor& grad, const at::Tensor& argmax) {
   const Call call = in_working_layout(given);
   const at::Tensor read = grad.contiguous(call.format());
   std::vector<at::Tensor> maps;
   for (int64_t l = 0; l < call.num_levels(); ++l) {
-    // Not at::zeros, which knows no memory format, nor at::empty, which fills under deterministic algorithms.
+    // at::zeros takes no memory format, and at::empty fills under torch's deterministic algorithms.
     maps.push_back(at::detail::empty_cpu(
         {call.images(), call.channels(), call.height(l), call.width(l)},
         accumulation_type(grad.scalar_type()), /*pin_memory=*/false, call.format()));
@@ -354,11 +355,11 @@ std::vector<at::Tensor> backward_cpu(
     using Reduction = decltype(reduction);
     std::vector<typename Reduction::A*> sums;
     for (at::Tensor& map : maps) sums.push_back(map.data_ptr<typename Reduction::A>());
-    const typename Reduction::Index* winners = nullptr;
-    if constexpr (Reduction::has_winner) {
-      winners = winner.const_data_ptr<typename Reduction::Index>();
+    const typename Reduction::Index* argmaxes = nullptr;
+    if constexpr (Reduction::has_argmax) {
+      argmaxes = argmax.const_data_ptr<typename Reduction::Index>();
     }
-    backward<Reduction>(call, read.const_data_ptr<S>(), winners, sums);
+    backward<Reduction>(call, read.const_data_ptr<S>(), argmaxes, sums);
   });
   for (at::Tensor& map : maps) {
     map = map.to(grad.scalar_type());

@@ -1,7 +1,5 @@
-// A call, map by map and RoI by RoI.
+// What a call says of each of its maps and RoIs.
 #pragma once
-
-#include <limits>
 
 #include "../accumulate.h"
 #include "../op.h"
@@ -9,7 +7,7 @@
 
 namespace roi_plugins {
 
-// A map as the kernels read it. Where bins have channels of their own, those of one lie side by side: (channel,
+// A map as the kernels read it. Where each bin reads channels of its own, they are brought side by side: (channel,
 // bin) becomes (bin, channel).
 inline at::Tensor readable(const Call& call, const at::Tensor& map, at::MemoryFormat format) {
   if (call.groups() == 1) return map.contiguous(format);
@@ -32,7 +30,7 @@ struct Rois {
   const A* row(int64_t k) const { return call.rois.const_data_ptr<A>() + call.rois.size(1) * k; }
   int64_t image(int64_t k) const { return int64_t(row(k)[0]); }
   int64_t level(int64_t k) const { return call.levels.const_data_ptr<int64_t>()[k]; }
-  // RoIs of equal numbers read the same image of the same map.
+  // Equal for RoIs that read the same image of the same map.
   int64_t map_and_image(int64_t k) const { return level(k) * call.images() + image(k); }
   int height(int64_t k) const { return int(call.height(level(k))); }
   int width(int64_t k) const { return int(call.width(level(k))); }
@@ -41,19 +39,14 @@ struct Rois {
     return roi_state(
         row(k), int(call.rois.size(1)), call.images(), level(k), call.num_levels());
   }
-  // What every element of a RoI that reads nothing is.
-  template <typename S>
-  S fill(int64_t k) const {
-    return state(k) == RoiState::invalid ? S(std::numeric_limits<float>::quiet_NaN()) : S(0);
-  }
   Axis<A> y_axis(int64_t k) const {
     return make_axis(
-        call.options.method, row(k)[2], row(k)[4], scale(k), call.options.pooled_height, height(k),
+        call.options.method, row(k), false, scale(k), call.options.pooled_height, height(k),
         jitter.axis(k, false));
   }
   Axis<A> x_axis(int64_t k) const {
     return make_axis(
-        call.options.method, row(k)[1], row(k)[3], scale(k), call.options.pooled_width, width(k),
+        call.options.method, row(k), true, scale(k), call.options.pooled_width, width(k),
         jitter.axis(k, true));
   }
   RotatedBox<A> rotated_box(int64_t k) const {
@@ -62,15 +55,11 @@ struct Rois {
         options.method, row(k), scale(k), options.pooled_height, options.pooled_width, height(k),
         width(k), jitter.axis(k, false), jitter.axis(k, true));
   }
-  // How far a bin is moved, in sizes of the RoI.
-  Offset<A> offset(int64_t k, int p, int q) const {
-    if (!call.offsets.defined()) return {A(0), A(0)};
-    const int64_t bins = call.options.bins();
-    const A* const x = call.offsets.const_data_ptr<A>() + 2 * k * bins +
-        int64_t(p) * call.options.pooled_width + q;
-    return {x[bins], x[0]};
+  Offset<A> offset(int64_t k, int64_t b) const {
+    const A* const offsets = call.offsets.defined() ? call.offsets.const_data_ptr<A>() : nullptr;
+    return offset_of_bin(offsets, k, b, call.options.bins());
   }
-  // Offset of the RoI's image in its map, which is dense in either layout.
+  // Where the RoI's image begins in its map, which is dense in either layout.
   int64_t image_offset(int64_t k) const {
     return image(k) * height(k) * width(k) * call.channels();
   }

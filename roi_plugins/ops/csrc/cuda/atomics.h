@@ -1,10 +1,10 @@
-// Sums that many threads add to. Comes after launch.h, which on the host defines the atomics.
+// Sums that many threads add to. Include it after launch.h, which defines the atomics in the tests on the host.
 #pragma once
 
 namespace roi_plugins {
 
-// Whether this compilation may add four floats at once: for compute capability 9.0 or newer, by CUDA 12.1 or newer,
-// whose headers have it first. What counts is what the code is compiled for: a newer card also runs older PTX.
+// Whether this compilation may add four floats at once. That takes compute capability 9.0 and the headers of CUDA
+// 12.1. The card does not decide, since a newer card also runs older PTX.
 #if !defined(__CUDACC__)
 #define ROI_VECTOR_ATOMICS 1  // on the host, in the tests
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
@@ -25,15 +25,15 @@ __device__ inline void add_four(float* cells, float a, float b, float c, float d
 #endif
 }
 
-// Sums that atomics build in whatever order the threads come.
+// Floating-point sums, whose order is that in which the threads come.
 template <typename A>
 struct FloatingSum {
   using type = A;
   __device__ void add(A* cell, A value) const { atomicAdd(cell, value); }
 };
 
-// Sums that come out the same in any order: fixed point, eight bytes a cell. `scale` is a power of two
-// that leaves room for every contribution of a call; it is on the device, so the host need not wait.
+// Fixed-point sums of eight bytes a cell, which are the same in any order. `scale` is a power of two that leaves room
+// for all contributions of a call. It is on the device, so the host does not wait.
 template <typename A>
 struct FixedPointSum {
   using type = unsigned long long;

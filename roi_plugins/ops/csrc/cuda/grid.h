@@ -1,4 +1,4 @@
-// How many blocks and threads a kernel is started with, and the limits of every card that we build for.
+// Blocks and threads of a kernel, and the limits that all cards share.
 #pragma once
 
 #include <algorithm>
@@ -20,17 +20,19 @@ struct Grid {
   bool is_empty() const { return x == 0 || y == 0; }
 };
 
-// The size of parts of at most `most` that are as even as they go.
+// Divides `whole` into parts of at most `most` that are as even as possible; the size of a part.
 constexpr int even_part(int whole, int most) {
   const int parts = (whole - 1) / most + 1;
   return (whole - 1) / parts + 1;
 }
 static_assert(even_part(7, 16) == 7 && even_part(17, 16) == 9 && even_part(28, 16) == 14);
 
+constexpr int kItemThreads = 256;
+
 // One thread an element, up to where striding pays more than another block.
 inline Grid grid_of_elements(int64_t elements) {
-  constexpr int threads = 256;
-  return {std::min<int64_t>((elements + threads - 1) / threads, 1 << 20), 1, threads, true};
+  const int64_t blocks = (elements + kItemThreads - 1) / kItemThreads;
+  return {std::min<int64_t>(blocks, 1 << 20), 1, kItemThreads, true};
 }
 
 }  // namespace roi_plugins

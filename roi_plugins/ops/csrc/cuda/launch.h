@@ -1,5 +1,5 @@
-// What the kernels need of a device: how they are started, and the memory of a block. The tests have another file of
-// this name, which runs the kernels on the host, so that they are checked where there is no GPU.
+// What the kernels need of a device: how they are started, and the memory of a block. The tests replace this file by
+// one that runs the kernels on the host, for machines without a GPU (tests/ops/cuda_on_host).
 #pragma once
 
 #include <ATen/ATen.h>
@@ -33,16 +33,16 @@ __device__ T& shared_memory() {
   return memory;
 }
 
-// A pointer that was kept in shared memory might point anywhere, as far as the compiler knows; it would
-// use generic loads, and slow atomics with a branch for every kind of memory.
+// Tells the compiler that a pointer points to global memory. It cannot know that of a pointer that was kept in shared
+// memory, and would use generic loads, and slow atomics with a branch for every kind of memory.
 template <typename T>
 __device__ T* in_global_memory(T* pointer) {
   __builtin_assume(__isGlobal(pointer));
   return pointer;
 }
 
-// Whether vector atomics pay on the current device: in older code they are four scalar ones, which do the same
-// (atomics.h).
+// Whether the current device has vector atomics. Code for older ones uses four scalar ones instead (atomics.h), which
+// is correct but does not pay.
 inline bool has_vector_atomics() {
   int device = 0, major = 0;
   C10_CUDA_CHECK(cudaGetDevice(&device));
@@ -50,7 +50,7 @@ inline bool has_vector_atomics() {
   return CUDART_VERSION >= 12010 && major >= 9;
 }
 
-// For what is written whole: at::empty would fill it first under torch's deterministic algorithms.
+// A tensor that will be written as a whole. at::empty would fill it first under torch's deterministic algorithms.
 inline at::Tensor uninitialized(
     at::IntArrayRef size, at::ScalarType type, at::Device device, at::MemoryFormat format) {
   return at::detail::empty_cuda(size, type, device, format);

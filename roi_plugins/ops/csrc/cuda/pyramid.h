@@ -31,7 +31,7 @@ struct Pyramid {
   }
 };
 
-// Where the samples of a call's grids are in their strata. The seed is read where it lies, so that nobody waits.
+// The seed is read on the device, so that the host does not wait.
 __device__ inline Jitter jitter_from(const int64_t* seed) {
   return {seed != nullptr, seed != nullptr ? uint64_t(*seed) : 0};
 }
@@ -45,8 +45,8 @@ struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
   T values[V];
 };
 
-// The channels of a thread: V side by side where `packed`; otherwise as far apart as there are groups,
-// so that in either layout neighbouring threads take neighbouring elements and any number of channels goes.
+// The channels of a thread: V side by side if `packed`. Otherwise they are as far apart as there are groups, so that
+// neighbouring threads take neighbouring elements in either layout, for any number of channels.
 template <int V, bool packed>
 struct Channels {
   int64_t first, step, end;
@@ -82,7 +82,17 @@ struct Channels {
   }
 };
 
-// Adds to a cell what a bin passes on to it: `cell` is the group's first channel, `stride` how far it is to the next.
+// Adds a cell that a bin reads to its sums: `cell` is the group's first channel, `stride` how far it is to the next.
+template <typename S, typename A, int V, bool packed>
+__device__ void gather(
+    const S* cell, int64_t stride, A weight, const Channels<V, packed>& channels, A (&sum)[V]) {
+  Pack<S, V> value{};
+  channels.load(cell, stride, value);
+#pragma unroll
+  for (int v = 0; v < V; ++v) sum[v] = fma(weight, static_cast<A>(value.values[v]), sum[v]);
+}
+
+// Adds the gradient of a bin to a cell, likewise.
 template <typename Sum, typename S, int V, bool packed>
 __device__ void spread(
     const Sum& sum, typename Sum::type* cell, accumulation_t<S> weight, const Pack<S, V>& value,

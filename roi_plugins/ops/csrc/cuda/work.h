@@ -7,7 +7,7 @@ namespace roi_plugins {
 
 constexpr int kThreads = 128;
 
-// A grid constant: indexed where it lies, not copied to every thread's stack.
+// `work` is a grid constant: threads index it in place, instead of copies on their stacks.
 template <typename Work>
 __global__ void __launch_bounds__(kThreads) work_kernel(const __grid_constant__ Work work) {
   typename Work::Shared& shared = shared_memory<typename Work::Shared>();

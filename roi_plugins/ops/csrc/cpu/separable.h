@@ -1,5 +1,5 @@
-// What a reduction makes of the samples of a RoI, from tables for each axis that are made once a RoI. An
-// upright box is the product of its axes, and so are its samples and their weights.
+// The reductions of upright RoIs. An upright box is the product of its axes, and so are its samples and their
+// weights: a table for each axis, made once for all channels, says what is read.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace roi_plugins {
 
-// The cells of an axis from the first to the last that is read.
+// The cells of an axis from the first to the last that is read, and which of them are.
 class CellRange {
  public:
   CellRange() = default;
@@ -27,7 +27,7 @@ class CellRange {
     if (cell >= first_ + count()) reads_.resize(cell - first_ + 1, 0);
     reads_[cell - first_] = 1;
   }
-  // The cells that `things` read, into a range that is empty; and counts theirs from the first.
+  // Fills an empty range with the cells of `things`, and makes those relative to the first one.
   template <typename T>
   void take(std::vector<T>& things, int T::*cell) {
     if (things.empty()) return;
@@ -79,7 +79,7 @@ TapLists<A> view(const Lists<Tap<A>>& lists, int i) {
   return {1, lists.begin.data() + i, lists.items.data()};
 }
 
-// The lists the other way round, into memory that is kept: for each of `count` things, who lists it.
+// Inverts lists: for each of `count` indices, which lists have it. The memory of `result` is reused.
 template <typename A>
 void invert(const Lists<Tap<A>>& lists, int count, Lists<Tap<A>>& result) {
   result.begin.assign(count + 1, 0);
@@ -87,7 +87,7 @@ void invert(const Lists<Tap<A>>& lists, int count, Lists<Tap<A>>& result) {
   int end = 0;
   for (int i = 0; i <= count; ++i) end = result.begin[i] += end;
   result.items.resize(lists.items.size());
-  // From the last to the first: every begin then ends where its list starts.
+  // Backwards, so that every begin ends up where its list begins.
   for (int i = lists.count() - 1; i >= 0; --i) {
     for (int t = lists.begin[i + 1] - 1; t >= lists.begin[i]; --t) {
       result.items[--result.begin[lists.items[t].index]] = {i, lists.items[t].weight};
@@ -95,8 +95,8 @@ void invert(const Lists<Tap<A>>& lists, int count, Lists<Tap<A>>& result) {
   }
 }
 
-// Adds rows of values, at bins or at samples, to the cells that they were read from: first along x, then
-// along y. Both tables list the cells of each column and row, counted from the RoI's first.
+// Adds rows of values, of bins or of samples, to the cells that they were read from: first along x, then along y.
+// Cells are relative to the first one of the RoI.
 template <typename A>
 class Spread {
  public:
@@ -136,21 +136,20 @@ class Spread {
   int64_t channels_ = 0;
 };
 
-// The cells of an axis that a bin reads and their weights in an average: one a cell, however many samples share it.
+// Appends the cells of an axis that a bin reads, with their weights in an average.
 template <typename A>
 void append_taps(const Method& method, const Axis<A>& axis, int p, std::vector<Tap<A>>& taps) {
   const size_t first = taps.size();
-  // Where positions rise, a cell that the bin has read before is among its last two; elsewhere a cell that is
-  // listed twice counts twice.
   const auto add = [&](int cell, A weight) {
     if (weight == A(0)) return;
-    for (size_t t = taps.size(); t > first && t + 2 > taps.size(); --t) {
-      if (taps[t - 1].index == cell) {
-        taps[t - 1].weight += weight;
-        return;
-      }
+    const Tap<A>* const of_bin = taps.data() + first;
+    const int count = int(taps.size() - first);
+    const int t = recent_tap(count, cell, [&](int t) { return of_bin[t].index; });
+    if (t >= 0) {
+      taps[first + t].weight += weight;
+    } else {
+      taps.push_back({cell, weight});
     }
-    taps.push_back({cell, weight});
   };
   const Window<A> window = make_window(method, axis, p);
   for (int64_t i = window.begin; i < window.end; ++i) {
@@ -161,7 +160,7 @@ void append_taps(const Method& method, const Axis<A>& axis, int p, std::vector<T
   for (size_t t = first; t < taps.size(); ++t) taps[t].weight /= window.count;
 }
 
-// Where a RoI reads, by its axes.
+// Where a RoI reads on both axes.
 template <typename AxisTable>
 struct AxisTables {
   AxisTable y, x;
@@ -177,13 +176,13 @@ struct AxisTables {
   bool is_empty() const { return rows().count() == 0 || columns().count() == 0; }
 };
 
-// An average has one weight a cell, however many samples of a bin share it: a product of those on its axes.
+// In an average a bin has one weight for each cell, the product of the cell's weights on the two axes.
 template <typename S>
 class Average {
  public:
   using A = accumulation_t<S>;
   using Index = uint8_t;
-  static constexpr bool has_winner = false;
+  static constexpr bool has_argmax = false;
 
   struct AxisTable {
     CellRange cells;
@@ -203,7 +202,7 @@ class Average {
 
   using Tables = AxisTables<AxisTable>;
 
-  // Bins lie side by side, and so do cells. `map` is the RoI's first cell, `map_row` what lies between rows.
+  // Bins lie side by side, and so do cells. `map` is the RoI's first cell, `map_row` the stride of its rows.
   void forward(
       const Tables& tables, S* out, Index*, const S* map, int64_t map_row, int64_t channels) {
     const AxisTable &y = tables.y, &x = tables.x;
@@ -232,13 +231,13 @@ class Average {
   Spread<A> spread_;
 };
 
-// A maximum compares sample by sample; Winner is the type of its index.
-template <typename S, typename Winner>
+// A maximum compares sample by sample; Argmax is the type of its index.
+template <typename S, typename Argmax>
 class Maximum {
  public:
   using A = accumulation_t<S>;
-  using Index = Winner;
-  static constexpr bool has_winner = true;
+  using Index = Argmax;
+  static constexpr bool has_argmax = true;
 
   struct AxisTable {
     CellRange cells;
@@ -272,12 +271,12 @@ class Maximum {
   using Tables = AxisTables<AxisTable>;
 
   void forward(
-      const Tables& tables, S* out, Index* winner, const S* map, int64_t map_row,
+      const Tables& tables, S* out, Index* argmax, const S* map, int64_t map_row,
       int64_t channels) {
     const AxisTable &y = tables.y, &x = tables.x;
     const int64_t row = map_row / channels;
     const int bins = int(x.windows.size());
-    for (size_t p = 0; p < y.windows.size(); ++p, out += bins * channels, winner += bins * channels) {
+    for (size_t p = 0; p < y.windows.size(); ++p, out += bins * channels, argmax += bins * channels) {
       samples_.resize(size_t(y.samples(p)) * x.taps.count());
       begin_.assign(1, 0);
       zero_after_.clear();
@@ -298,15 +297,15 @@ class Maximum {
         zero_after_.push_back(first_outside(y.windows[p], x.windows[q]));
       }
       maximum_of_samples(
-          out, winner, channels, map, channels,
+          out, argmax, channels, map, channels,
           {bins, begin_.data(), samples_.data(), zero_after_.data()}, channels);
     }
   }
 
-  // The gradient goes to the samples that won, and from there as that of an average of one sample a bin.
+  // Each sample takes the gradient of the channels that it won, and passes it on like an average of one sample.
   void backward(
       const Tables& tables, A* map, int64_t map_row, int64_t map_stride, const S* grad,
-      const Index* winner, int64_t channels) {
+      const Index* argmax, int64_t channels) {
     const AxisTable &y = tables.y, &x = tables.x;
     spread_.start(x.cells, x.taps, channels);
     S* const row = row_.at_least(x.taps.count() * channels);
@@ -315,8 +314,8 @@ class Maximum {
       for (int i = 0; i < y.samples(p); ++i) {
         for (int64_t q = 0; q < bins; ++q) {
           const int64_t bin = (p * bins + q) * channels;
-          take_winners(
-              row + x.begin[q] * channels, grad + bin, winner + bin, i * x.samples(q),
+          take_at_argmax(
+              row + x.begin[q] * channels, grad + bin, argmax + bin, i * x.samples(q),
               x.samples(q), channels);
         }
         spread_.add(map, map_row, map_stride, row, y.taps, y.begin[p] + i);

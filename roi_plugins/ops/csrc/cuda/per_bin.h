@@ -1,11 +1,11 @@
-// Kernels for RoIs whose bins are more than the product of two axes: rotated ones, bins that are moved one by one,
-// bins that read channels of their own. A thread works on a group of channels of one bin, and finds out by itself
-// where that reads.
+// The kernels of RoIs whose bins are not the product of two axes: rotated RoIs, bins with offsets, and bins that read
+// channels of their own. A thread works on a group of channels of one bin, and works out itself where the bin reads.
 #pragma once
 
 #include <type_traits>
 
 #include "cuda/pyramid.h"
+#include "maximum.h"
 #include "rotated.h"
 
 namespace roi_plugins {
@@ -18,9 +18,13 @@ struct Bins {
   const A* offsets;  // or nullptr
   const int64_t* seed;
   int64_t num_rois, images, channels, num_levels;
-  int numbers, pooled_height, pooled_width, map_channels;  // map channels for each of the output
+  int roi_dim, pooled_height, pooled_width, map_channels;  // map channels for each of the output
   Method method;
   bool channels_last;
+
+  // Without a bound the compiler takes a few registers more at times, and only half of the warps fit. Sums of double
+  // need more than two blocks leave.
+  static constexpr int kResidentBlocks = sizeof(A) == sizeof(float) ? 2 : 1;
 
   Bins(const Call& call, at::TensorList maps)
       : pyramid(call, maps), rois(call.rois.const_data_ptr<A>()),
@@ -28,19 +32,19 @@ struct Bins {
         offsets(call.offsets.defined() ? call.offsets.const_data_ptr<A>() : nullptr),
         seed(seed_of(call)), num_rois(call.num_rois()), images(call.images()),
         channels(call.output_channels()), num_levels(call.num_levels()),
-        numbers(int(call.rois.size(1))), pooled_height(call.options.pooled_height),
+        roi_dim(int(call.rois.size(1))), pooled_height(call.options.pooled_height),
         pooled_width(call.options.pooled_width), map_channels(int(call.groups())),
         method(call.options.method), channels_last(call.channels_last) {}
 
   __device__ int64_t bins() const { return int64_t(pooled_height) * pooled_width; }
   __device__ RoiState state(int64_t k) const {
-    return roi_state(rois + k * numbers, numbers, images, levels[k], num_levels);
+    return roi_state(rois + k * roi_dim, roi_dim, images, levels[k], num_levels);
   }
-  // Channel 0 of what bin b reads, and how far it is to the next.
+  // Channel 0 of what bin b reads.
   __device__ T* map(int64_t k, int64_t b) const {
     const int64_t level = levels[k];
     const int64_t first = map_channels > 1 ? b : 0;
-    return pyramid.data[level] + int64_t(rois[k * numbers]) * pyramid.stride[level][0] +
+    return pyramid.data[level] + int64_t(rois[k * roi_dim]) * pyramid.stride[level][0] +
         first * pyramid.stride[level][1];
   }
   __device__ int64_t channel_stride(int64_t k) const {
@@ -55,40 +59,27 @@ struct Bins {
     const int64_t level = levels[k];
     const Jitter jitter = jitter_from(seed);
     return make_rotated_box(
-        method, rois + k * numbers, pyramid.scale[level], pooled_height, pooled_width,
+        method, rois + k * roi_dim, pyramid.scale[level], pooled_height, pooled_width,
         pyramid.height[level], pyramid.width[level], jitter.axis(k, false), jitter.axis(k, true));
   }
   __device__ Axis<A> y_axis(int64_t k) const { return axis(k, false); }
   __device__ Axis<A> x_axis(int64_t k) const { return axis(k, true); }
   __device__ Axis<A> axis(int64_t k, bool is_x) const {
-    const A* const roi = rois + k * numbers;
     const int64_t level = levels[k];
     return make_axis(
-        method, roi[is_x ? 1 : 2], roi[is_x ? 3 : 4], pyramid.scale[level],
-        is_x ? pooled_width : pooled_height,
+        method, rois + k * roi_dim, is_x, pyramid.scale[level], is_x ? pooled_width : pooled_height,
         is_x ? pyramid.width[level] : pyramid.height[level], jitter_from(seed).axis(k, is_x));
   }
   __device__ Offset<A> offset(int64_t k, int64_t b) const {
-    if (offsets == nullptr) return {A(0), A(0)};
-    const A* const x = offsets + 2 * k * bins() + b;
-    return {x[bins()], x[0]};
+    return offset_of_bin(offsets, k, b, bins());
   }
 
-  // Calls visit(row, column, weight) for what bin b reads in an average: cells may come several times. False where
-  // the bin was moved to nowhere.
+  // Calls visit(row, column, weight) for the cells that bin b reads in an average; a cell may come several times.
+  // False if the bin's offset is not finite.
   template <typename Visit>
   __device__ bool for_each_tap(int64_t k, int64_t b, Visit&& visit) const {
     const int p = int(b / pooled_width), q = int(b % pooled_width);
-    const auto corners = [&](const Taps<A>& y, const Taps<A>& x, A share) {
-      const auto corner = [&](int row, int column, A weight) {
-        if (weight != A(0)) visit(row, column, weight);
-      };
-      corner(y.low, x.low, share * y.low_weight * x.low_weight);
-      corner(y.low, x.high, share * y.low_weight * x.high_weight);
-      corner(y.high, x.low, share * y.high_weight * x.low_weight);
-      corner(y.high, x.high, share * y.high_weight * x.high_weight);
-    };
-    if (numbers == 6) {
+    if (roi_dim == 6) {
       const RotatedBox<A> box = rotated_box(k);
       if (method.sampling == Sampling::integral) {
         for_each_cell(box, p, q, visit);
@@ -96,7 +87,7 @@ struct Bins {
       }
       const A share = A(1) / (box.y.grid * box.x.grid);
       const auto read = [&](A y, A x, int64_t, int64_t) {
-        corners(bilinear_taps(y, box.y.extent), bilinear_taps(x, box.x.extent), share);
+        for_each_read(bilinear_taps(y, box.y.extent), bilinear_taps(x, box.x.extent), share, visit);
       };
       for_each_sample(box, p, q, read, [] {});
       return true;
@@ -108,14 +99,14 @@ struct Bins {
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const Taps<A> row = make_taps(method, y, p, i);
       for (int64_t j = columns.begin; j < columns.end; ++j) {
-        corners(row, make_taps(method, x, q, j), A(1) / (rows.count * columns.count));
+        for_each_read(row, make_taps(method, x, q, j), A(1) / (rows.count * columns.count), visit);
       }
     }
     return true;
   }
 };
 
-// A group of V channels of every bin, shared out to threads: neighbours take neighbouring elements of the output.
+// Deals out groups of V channels of the bins to threads, so that neighbours take neighbouring elements of the output.
 template <typename T, typename S, int V, bool packed>
 struct BinsOfChannels : Bins<T, accumulation_t<S>> {
   using Base = Bins<T, accumulation_t<S>>;
@@ -157,15 +148,12 @@ struct BinAverageForward : BinsOfChannels<const S, S, kVector<S>, packed> {
         const int64_t channel = this->channel_stride(k);
         const S* const map = this->map(k, b) + channels.first * channel;
         valid = this->for_each_tap(k, b, [&](int row, int column, A weight) {
-          Pack<S, V> value{};
-          channels.load(map + this->cell(k, row, column), channel, value);
-#pragma unroll
-          for (int v = 0; v < V; ++v) sum[v] = fma(weight, static_cast<A>(value.values[v]), sum[v]);
+          gather(map + this->cell(k, row, column), channel, weight, channels, sum);
         });
       }
       Pack<S, V> result;
 #pragma unroll
-      for (int v = 0; v < V; ++v) result.values[v] = S(valid ? sum[v] : A(NAN));
+      for (int v = 0; v < V; ++v) result.values[v] = S(valid ? sum[v] : unread_value<A>(RoiState::invalid));
       channels.store(output + offset, stride, result);
     });
   }
@@ -197,18 +185,18 @@ struct BinAverageBackward : BinsOfChannels<typename Sum::type, S, kVector<S>, fa
   }
 };
 
-// Of rotated RoIs. `Index` counts the samples on the map.
+// For rotated RoIs. The argmax counts the samples on the map.
 template <typename S, typename Index>
 struct BinMaximumForward : BinsOfChannels<const S, S, kVector<S>, false> {
   using A = accumulation_t<S>;
   static constexpr int V = kVector<S>;
   S* output;
-  Index* winner;
+  Index* argmax;
 
   BinMaximumForward(
-      const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& winner)
+      const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& argmax)
       : BinsOfChannels<const S, S, V, false>(call, features), output(output.data_ptr<S>()),
-        winner(winner.data_ptr<Index>()) {}
+        argmax(argmax.data_ptr<Index>()) {}
 
   __device__ void run(int64_t item) const {
     this->visit_item(item, [&](int64_t k, int64_t b, const auto& channels, int64_t offset, int64_t stride) {
@@ -218,58 +206,41 @@ struct BinMaximumForward : BinsOfChannels<const S, S, kVector<S>, false> {
       A best[V];
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        best[v] = state == RoiState::invalid ? A(NAN) : A(0);
-        index.values[v] = Index(-1);
+        best[v] = unread_value<A>(state);
+        index.values[v] = Index(kNoSample);
       }
       if (state == RoiState::read) {
         const int p = int(b / this->pooled_width), q = int(b % this->pooled_width);
         const RotatedBox<A> box = this->rotated_box(k);
         const int64_t channel = this->channel_stride(k);
         const S* const map = this->map(k, b) + channels.first * channel;
-        int64_t sample = 0;
-        bool competed = false;  // the zero from beyond the map
+        int64_t sample = 0, zero_after = -1;
         const auto read = [&](A at_y, A at_x, int64_t, int64_t) {
           const Taps<A> y = bilinear_taps(at_y, box.y.extent);
           const Taps<A> x = bilinear_taps(at_x, box.x.extent);
           A sum[V] = {};
-          const auto corner = [&](int row, int column, A weight) {
-            if (weight == A(0)) return;
-            Pack<S, V> value{};
-            channels.load(map + this->cell(k, row, column), channel, value);
-#pragma unroll
-            for (int v = 0; v < V; ++v) sum[v] = fma(weight, static_cast<A>(value.values[v]), sum[v]);
-          };
-          corner(y.low, x.low, y.low_weight * x.low_weight);
-          corner(y.low, x.high, y.low_weight * x.high_weight);
-          corner(y.high, x.low, y.high_weight * x.low_weight);
-          corner(y.high, x.high, y.high_weight * x.high_weight);
-          const bool first = sample == 0 && !competed;
+          for_each_read(y, x, A(1), [&](int row, int column, A weight) {
+            gather(map + this->cell(k, row, column), channel, weight, channels, sum);
+          });
+          const bool first = is_first(sample, zero_after);
 #pragma unroll
           for (int v = 0; v < V; ++v) {
-            if (first || sum[v] > best[v] || sum[v] != sum[v]) {
-              best[v] = sum[v];
-              index.values[v] = Index(sample);
-            }
+            compete(first, sum[v], Index(sample), best[v], index.values[v]);
           }
           ++sample;
         };
         const auto outside = [&] {
-          if (!competed && sample > 0) {
+          if (zero_after >= 0) return;
+          zero_after = sample;
 #pragma unroll
-            for (int v = 0; v < V; ++v) {
-              if (!(A(0) > best[v])) continue;
-              best[v] = 0;
-              index.values[v] = Index(-1);
-            }
-          }
-          competed = true;
+          for (int v = 0; v < V; ++v) compete_zero(best[v], index.values[v]);
         };
         for_each_sample(box, p, q, read, outside);
       }
 #pragma unroll
       for (int v = 0; v < V; ++v) result.values[v] = S(best[v]);
       channels.store(output + offset, stride, result);
-      channels.store(winner + offset, stride, index);
+      channels.store(argmax + offset, stride, index);
     });
   }
 };
@@ -279,14 +250,14 @@ struct BinMaximumBackward : BinsOfChannels<typename Sum::type, S, kVector<S>, fa
   using A = accumulation_t<S>;
   static constexpr int V = kVector<S>;
   const S* grad;
-  const Index* winner;
+  const Index* argmax;
   Sum sum;
 
   BinMaximumBackward(
-      const Call& call, at::TensorList sums, const at::Tensor& grad, const at::Tensor& winner,
+      const Call& call, at::TensorList sums, const at::Tensor& grad, const at::Tensor& argmax,
       const Sum& sum)
       : BinsOfChannels<typename Sum::type, S, V, false>(call, sums),
-        grad(grad.const_data_ptr<S>()), winner(winner.const_data_ptr<Index>()), sum(sum) {}
+        grad(grad.const_data_ptr<S>()), argmax(argmax.const_data_ptr<Index>()), sum(sum) {}
 
   __device__ void run(int64_t item) const {
     this->visit_item(item, [&](int64_t k, int64_t b, const auto& channels, int64_t offset, int64_t stride) {
@@ -294,7 +265,7 @@ struct BinMaximumBackward : BinsOfChannels<typename Sum::type, S, kVector<S>, fa
       Pack<S, V> value{};
       Pack<Index, V> index{};
       channels.load(grad + offset, stride, value);
-      channels.load(winner + offset, stride, index);
+      channels.load(argmax + offset, stride, index);
       const int p = int(b / this->pooled_width), q = int(b % this->pooled_width);
       const RotatedBox<A> box = this->rotated_box(k);
       const int64_t channel = this->channel_stride(k);
@@ -303,39 +274,30 @@ struct BinMaximumBackward : BinsOfChannels<typename Sum::type, S, kVector<S>, fa
       const auto read = [&](A at_y, A at_x, int64_t, int64_t) {
         const Taps<A> y = bilinear_taps(at_y, box.y.extent);
         const Taps<A> x = bilinear_taps(at_x, box.x.extent);
-        Pack<S, V> won;
+        const Index here = sample++;
         bool any = false;
 #pragma unroll
-        for (int v = 0; v < V; ++v) {
-          const bool wins = channels.has(v) && index.values[v] == sample;
-          won.values[v] = wins ? value.values[v] : S(0);
-          any = any || wins;
-        }
-        ++sample;
+        for (int v = 0; v < V; ++v) any = any || (channels.has(v) && index.values[v] == here);
         if (!any) return;
-        const auto corner = [&](int row, int column, A weight) {
-          if (weight == A(0)) return;
+        for_each_read(y, x, A(1), [&](int row, int column, A weight) {
 #pragma unroll
           for (int v = 0; v < V; ++v) {
-            if (!channels.has(v) || index.values[v] != Index(sample - 1)) continue;
+            if (!channels.has(v) || index.values[v] != here) continue;
             sum.add(
                 map + this->cell(k, row, column) + v * channels.step * channel,
-                weight * static_cast<A>(won.values[v]));
+                weight * static_cast<A>(value.values[v]));
           }
-        };
-        corner(y.low, x.low, y.low_weight * x.low_weight);
-        corner(y.low, x.high, y.low_weight * x.high_weight);
-        corner(y.high, x.low, y.high_weight * x.low_weight);
-        corner(y.high, x.high, y.high_weight * x.high_weight);
+        });
       };
       for_each_sample(box, p, q, read, [] {});
     });
   }
 };
 
-// A grid constant as in work.h.
+// `work` is a grid constant, as in work.h.
 template <typename Work>
-__global__ void bins_kernel(const __grid_constant__ Work work, int64_t items) {
+__global__ void __launch_bounds__(kItemThreads, Work::kResidentBlocks) bins_kernel(
+    const __grid_constant__ Work work, int64_t items) {
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < items; i += step) work.run(i);
 }
