@@ -46,9 +46,10 @@ class Estimates:
     - ``low``, ``high``: its 95% interval.
     - ``p``: the two-sided p-value of a difference, for the hypothesis that it is zero; NaN in tables of AP.
     - ``image_se``, ``seed_se``: the standard errors of ``value`` from the images and from the seeds.
+    - ``dof``: the degrees of freedom of the two together, infinite if seeds make no difference.
 
-    With one seed, ``seed_se`` is NaN. Then the interval and ``p`` come from the images alone, and hold for
-    the networks that were trained, not for the method.
+    With one seed, ``seed_se`` and ``dof`` are NaN. Then the interval and ``p`` come from the images alone, and
+    hold for the networks that were trained, not for the method.
 
     Attributes:
         metrics: the METRICS, which are the index.
@@ -194,7 +195,8 @@ def _table(
             low, high = np.nanquantile(shifted, tails, axis=1)
             p = _bootstrap_p(shifted)
         else:
-            low, high, p = _t_interval(value, image_se**2, seed_variance, dof)
+            variance, dof = _sum_of_variances((image_se**2, np.inf), (seed_variance, dof))
+            low, high, p = _t_interval(value, variance, dof)
     return pd.DataFrame(
         {
             'value': value,
@@ -203,6 +205,7 @@ def _table(
             'p': p,
             'image_se': image_se,
             'seed_se': np.sqrt(seed_variance),
+            'dof': dof,
         }
     )
 
@@ -238,9 +241,8 @@ def _sum_of_variances(
 
 
 def _t_interval(
-    value: np.ndarray, image_variance: np.ndarray, seed_variance: np.ndarray, dof: np.ndarray
+    value: np.ndarray, variance: np.ndarray, dof: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    variance, dof = _sum_of_variances((image_variance, np.inf), (seed_variance, dof))
     error = np.sqrt(variance)
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, dof) * error
     with np.errstate(divide='ignore', invalid='ignore'):

@@ -225,15 +225,15 @@ def _estimates(estimates: Estimates | None) -> dict[str, list[dict[str, Any]]] |
     if estimates is None:
         return None
     return {
-        name: [
-            {key: row.Index, **_without_nan(row._asdict())} for row in getattr(estimates, name).itertuples()
-        ]
+        name: [{key: row.Index, **_finite(row._asdict())} for row in getattr(estimates, name).itertuples()]
         for name, key in (('metrics', 'metric'), ('over_iou', 'iou'), ('per_class', 'class'))
     }
 
 
-def _without_nan(row: dict[str, Any]) -> dict[str, float | None]:
-    return {column: None if np.isnan(value) else value for column, value in row.items() if column != 'Index'}
+def _finite(row: dict[str, Any]) -> dict[str, float | None]:
+    return {
+        column: value if np.isfinite(value) else None for column, value in row.items() if column != 'Index'
+    }
 
 
 def _nullable(values: pd.Series | None) -> dict[str, float | None] | None:
