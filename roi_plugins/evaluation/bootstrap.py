@@ -48,8 +48,8 @@ class Estimates:
     - ``image_se``, ``seed_se``: the standard errors of ``value`` from the images and from the seeds.
     - ``dof``: the degrees of freedom of the two together, infinite if seeds make no difference.
 
-    With one seed, ``seed_se`` and ``dof`` are NaN. Then the interval and ``p`` come from the images alone, and
-    hold for the networks that were trained, not for the method.
+    With one seed, ``p``, ``seed_se`` and ``dof`` are NaN. The interval then comes from the images alone, and
+    holds for the networks that were trained, not for the method.
 
     Attributes:
         metrics: the METRICS, which are the index.
