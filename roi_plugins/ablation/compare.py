@@ -23,10 +23,19 @@ from rich.progress import track
 from roi_plugins.ablation.confounding import find_confounded
 from roi_plugins.ablation.results import Run, find_runs
 from roi_plugins.evaluation.bootstrap import Estimates, RunSample, estimate, resample_images, sample_run
-from roi_plugins.evaluation.coco import COUNT, CURVE, METRICS, QUANTITIES, match_predictions, summarize
+from roi_plugins.evaluation.coco import (
+    COUNT,
+    CURVE,
+    METRICS,
+    PRIMARY_METRICS,
+    QUANTITIES,
+    match_predictions,
+    summarize,
+)
 from roi_plugins.evaluation.coco_files import load_annotations, read_predictions
 from roi_plugins.evaluation.matching import AREAS, BOUNDARY, EVALUATIONS, IOU_TYPES, boundary_of_masks
 from roi_plugins.evaluation.tide import break_down_errors
+from roi_plugins.evaluation.verdict import Verdict, judge
 from roi_plugins.files import DataError
 from roi_plugins.names import plain_name
 from roi_plugins.settings import read_settings
@@ -59,6 +68,8 @@ class Group:
         difference_estimates: the same for the difference to the baseline; None where ``difference`` is.
         errors: what :func:`~roi_plugins.evaluation.tide.break_down_errors` gives for each run; empty if it
             was not asked for, and for Boundary AP.
+        verdict: what the difference says of the extractor in the primary metric; None for the baseline, in
+            other IoU types, and where the difference has no p-value, such as with one seed.
     """
 
     iou_type: str
@@ -71,6 +82,7 @@ class Group:
     estimates: Estimates
     difference_estimates: Estimates | None
     errors: list[pd.DataFrame]
+    verdict: Verdict | None = None
 
     @property
     def mean(self) -> pd.Series:
@@ -97,6 +109,8 @@ class Comparison:
         resamples: how many resamples of the images the intervals come from; 0 for no intervals.
         seed: the seed of the resampling.
         details: whether Boundary AP and the errors by kind were asked for.
+        primary_metric: the one that the verdicts are about, of ``PRIMARY_METRICS``.
+        margin: differences up to this fraction do not matter for the verdicts; 0 if all do.
         metrics: each run with what :func:`~roi_plugins.evaluation.coco.evaluate` gives, by IoU type.
         groups: the groups, sorted by IoU type, then in the order of the runs.
         problems: a message for each run that was asked for and is not in the comparison.
@@ -111,10 +125,21 @@ class Comparison:
     resamples: int
     seed: int
     details: bool
+    primary_metric: str
+    margin: float
     metrics: list[tuple[Run, dict[str, dict[str, Any]]]]
     groups: list[Group]
     problems: list[str]
     notes: list[str]
+
+    @property
+    def metric(self) -> str:
+        """The quantity of the primary metric, such as ``'AP75'`` of ``'bbox/AP75'``."""
+        return self.primary_metric.partition('/')[2]
+
+    def is_primary(self, iou_type: str) -> bool:
+        """Tells whether the verdicts are about this IoU type."""
+        return self.primary_metric.startswith(f'{iou_type}/')
 
 
 def compare(
@@ -125,6 +150,8 @@ def compare(
     seed: int = 0,
     details: bool = False,
     max_dets: int | None = None,
+    primary_metric: str | None = None,
+    margin: float = 0,
 ) -> Comparison:
     """Evaluates runs on their common annotations and groups them by config and extractor.
 
@@ -139,13 +166,17 @@ def compare(
         seed: the seed of the resampling. The same seed gives the same intervals.
         details: whether to compute Boundary AP of masks and the errors by kind as well.
         max_dets: how many detections of each class count in an image, instead of what the runs name.
+        primary_metric: the one that the verdicts are about, of
+            :data:`~roi_plugins.evaluation.coco.PRIMARY_METRICS`; by default the AP of boxes, or of masks if
+            the runs have no boxes.
+        margin: differences up to this fraction do not matter for the verdicts.
 
     Returns:
         The AP of every run and of every group of seeds, with the differences to the baseline.
 
     Raises:
         ComparisonError: there is no run to compare, two runs are the same trial, or no run is of the
-            baseline.
+            baseline or has the primary metric.
         DataError: the annotations cannot be read.
     """
     found = find_runs(paths, ann_file)
@@ -202,6 +233,7 @@ def compare(
     if baseline is not None:
         baseline = _as_labelled(baseline, [run.extractor for run in evaluated])
         notes += _check_baseline(baseline, evaluated, problems)
+    primary_metric = _primary_metric(primary_metric, evaluated)
     settings = {run.name: read_settings(run.name) for run in evaluated}
     notes += find_confounded(evaluated, baseline, lambda run: settings[run.name])
     if resamples:
@@ -216,8 +248,10 @@ def compare(
         resamples=resamples,
         seed=seed,
         details=details,
+        primary_metric=primary_metric,
+        margin=margin,
         metrics=metrics,
-        groups=_group(metrics, samples, baseline, list(categories.index)),
+        groups=_judge(_group(metrics, samples, baseline, list(categories.index)), primary_metric, margin),
         problems=problems,
         notes=notes,
     )
@@ -371,3 +405,30 @@ def _group(
             )
         )
     return groups
+
+
+def _primary_metric(wanted: str | None, runs: Sequence[Run]) -> str:
+    """Returns the primary metric that was asked for, or the first that a run has."""
+    iou_types = [t for t in IOU_TYPES if any(t in run.predictions for run in runs)]
+    known = [metric for metric in PRIMARY_METRICS if metric.partition('/')[0] in iou_types]
+    if wanted is None:
+        return known[0]
+    if wanted not in known:
+        raise ComparisonError(
+            f'the primary metric is {wanted!r}; expected one that the runs have: {", ".join(known)}'
+        )
+    return wanted
+
+
+def _judge(groups: Sequence[Group], primary_metric: str, margin: float) -> list[Group]:
+    """Adds the verdicts. All extractors of all configs count as one plan, for Holm's correction."""
+    iou_type, _, metric = primary_metric.partition('/')
+    differences = {
+        index: difference
+        for index, group in enumerate(groups)
+        if group.iou_type == iou_type and group.difference_estimates is not None
+        for difference in [group.difference_estimates.metrics.loc[metric]]
+        if not np.isnan(difference['p'])
+    }
+    verdicts = dict(zip(differences, judge(list(differences.values()), margin), strict=True))
+    return [replace(group, verdict=verdicts.get(index)) for index, group in enumerate(groups)]

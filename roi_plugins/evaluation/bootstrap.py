@@ -193,7 +193,7 @@ def _table(
         if np.isnan(seed_variance).all():
             tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
             low, high = np.nanquantile(shifted, tails, axis=1)
-            p = _bootstrap_p(shifted)
+            p = np.full(len(value), np.nan)
         else:
             variance, dof = _sum_of_variances((image_se**2, np.inf), (seed_variance, dof))
             low, high, p = _t_interval(value, variance, dof)
@@ -248,13 +248,3 @@ def _t_interval(
     with np.errstate(divide='ignore', invalid='ignore'):
         p = 2 * stats.t.sf(np.abs(value) / error, dof)
     return value - reach, value + reach, np.where((value == 0) & (error == 0), 1, p)
-
-
-def _bootstrap_p(resampled: np.ndarray) -> np.ndarray:
-    """Returns twice the share of the resamples on the other side of zero, (Q,); at least 2 / (R + 1)."""
-    known = np.count_nonzero(~np.isnan(resampled), axis=1)
-    # NaN is on neither side. The tolerance is for rounding of differences that are zero.
-    below = np.count_nonzero(resampled <= 1e-12, axis=1)
-    above = np.count_nonzero(resampled >= -1e-12, axis=1)
-    p = np.minimum(1, 2 * (1 + np.minimum(below, above)) / (1 + known))
-    return np.where(known == 0, np.nan, p)

@@ -19,7 +19,15 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from roi_plugins.evaluation.coco_files import check_outlines, load_annotations, load_results, read_predictions
-from roi_plugins.evaluation.matching import AREAS, EVALUATIONS, MAX_DETS, Matches, match, precision_and_recall
+from roi_plugins.evaluation.matching import (
+    AREAS,
+    EVALUATIONS,
+    IOU_TYPES,
+    MAX_DETS,
+    Matches,
+    match,
+    precision_and_recall,
+)
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
@@ -67,6 +75,9 @@ QUANTITIES = (
 """Every AP and AR that is reported of an evaluation, in the order of the tables."""
 
 METRICS = tuple(quantity.name for quantity in QUANTITIES)
+
+PRIMARY_METRICS = tuple(f'{iou_type}/{metric}' for iou_type in IOU_TYPES for metric in METRICS)
+"""What can be the primary metric of a comparison, in the names of Detectron2: ``'bbox/AP75'``."""
 
 CURVE = 'AP_over_IoU'
 """The key of the AP at each of ``IOU_THRESHOLDS``."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -13,32 +15,44 @@ from roi_plugins.evaluation.bootstrap import CONFIDENCE
 POWER = 0.8
 """How often a difference as large as :func:`smallest_difference` is found."""
 
-BETTER, WORSE, ALIKE, OPEN = 'better', 'worse', 'alike', 'open'
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a difference to the baseline says about an extractor.
+
+    Attributes:
+        word: ``'alike'`` if the interval of the difference lies within the margin on both sides; ``'better'``
+            or ``'worse'`` if ``p`` is below 0.05; ``'open'`` otherwise.
+        p: the p-value after Holm's correction for the number of extractors.
+        smallest_difference: see :func:`smallest_difference`.
+    """
+
+    word: Literal['better', 'worse', 'alike', 'open']
+    p: float
+    smallest_difference: float
 
 
-def judge(differences: Sequence[pd.Series], margin: float) -> list[str]:
+def judge(differences: Sequence[pd.Series], margin: float) -> list[Verdict]:
     """Judges the differences of several extractors to one baseline, in one metric.
 
-    The p-values are corrected for the number of extractors (:func:`holm`), so that with no true difference
-    the chance of any ``'better'`` or ``'worse'`` is at most 5%.
+    With no true difference, the chance that any of them is ``'better'`` or ``'worse'`` is at most 5%.
 
     Args:
-        differences: rows of :class:`~roi_plugins.evaluation.bootstrap.Estimates`, from several seeds each.
-        margin: differences up to this, a fraction above 0, do not matter. It has to be chosen before the
+        differences: rows of :class:`~roi_plugins.evaluation.bootstrap.Estimates` with a known ``p``.
+        margin: differences up to this, a fraction, do not matter; 0 if all do. It has to be chosen before the
             results are known.
 
     Returns:
-        A verdict for each difference: ``'alike'`` if its interval lies within the margin on both sides;
-        ``'better'`` or ``'worse'`` if its corrected p-value is below 0.05; ``'open'`` otherwise.
+        A verdict for each difference.
     """
     verdicts = []
     for difference, p in zip(differences, holm([d['p'] for d in differences]), strict=True):
+        word: Literal['better', 'worse', 'alike', 'open'] = 'open'
         if -margin <= difference['low'] and difference['high'] <= margin:
-            verdicts.append(ALIKE)
+            word = 'alike'
         elif p < 1 - CONFIDENCE:
-            verdicts.append(BETTER if difference['value'] > 0 else WORSE)
-        else:
-            verdicts.append(OPEN)
+            word = 'better' if difference['value'] > 0 else 'worse'
+        verdicts.append(Verdict(word, float(p), smallest_difference(difference, len(differences))))
     return verdicts
 
 
@@ -47,14 +61,13 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     1979).
 
     Args:
-        p_values: the p-values of all comparisons; NaN for one that is not known, which does not count.
+        p_values: the p-values of all comparisons.
 
     Returns:
         The corrected p-values in the same order.
     """
     corrected = np.array(p_values, float)
-    known = np.flatnonzero(~np.isnan(corrected))
-    ranked = known[np.argsort(corrected[known])]
+    ranked = np.argsort(corrected)
     factors = np.arange(len(ranked), 0, -1)
     corrected[ranked] = np.minimum(1, np.maximum.accumulate(factors * corrected[ranked]))
     return corrected
@@ -71,11 +84,11 @@ def smallest_difference(difference: pd.Series, comparisons: int) -> float:
         comparisons: how many extractors are compared with the baseline.
 
     Returns:
-        The difference as a fraction; NaN if the standard error is not known.
+        The difference as a fraction.
     """
     error, dof = np.hypot(difference['image_se'], difference['seed_se']), difference['dof']
-    if np.isnan(error) or error == 0:
-        return error
+    if error == 0:
+        return 0.0
     critical = stats.t.isf((1 - CONFIDENCE) / comparisons / 2, dof)
 
     def missing_power(shift: float) -> float:

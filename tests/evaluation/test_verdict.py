@@ -7,7 +7,7 @@ from scipy import stats
 
 from roi_plugins.evaluation.bootstrap import RunSample, estimate
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS, METRICS
-from roi_plugins.evaluation.verdict import ALIKE, BETTER, OPEN, POWER, WORSE, holm, judge, smallest_difference
+from roi_plugins.evaluation.verdict import POWER, holm, judge, smallest_difference
 
 QUANTITIES = len(METRICS) + len(IOU_THRESHOLDS)
 SEEDS = range(3)
@@ -40,7 +40,7 @@ def test_without_a_difference_one_plan_in_twenty_claims_one(over_images, over_se
     plans = [
         judge(simulate(rng, [0] * EXTRACTORS, over_images, over_seeds), margin=0.001) for _ in range(300)
     ]
-    wrong = sum(bool({BETTER, WORSE} & set(verdicts)) for verdicts in plans)
+    wrong = sum(any(verdict.word in ('better', 'worse') for verdict in verdicts) for verdicts in plans)
     # Above 23 in 300 with a chance of 2%, if the rate is 5%.
     assert wrong <= 23
 
@@ -60,32 +60,43 @@ def test_the_smallest_difference_is_found_four_times_in_five(over_images, over_s
     effect = smallest_difference(true, EXTRACTORS)
     plans = 300
     found = sum(
-        judge(simulate(rng, [effect, *[0] * (EXTRACTORS - 1)], over_images, over_seeds), 0.001)[0] == BETTER
+        judge(simulate(rng, [effect, *[0] * (EXTRACTORS - 1)], over_images, over_seeds), 0.001)[0].word
+        == 'better'
         for _ in range(plans)
     )
     assert found / plans == pytest.approx(POWER, abs=0.07)
 
 
 def difference(value, reach, p):
-    return pd.Series({'value': value, 'low': value - reach, 'high': value + reach, 'p': p})
+    return pd.Series(
+        {'value': value, 'low': value - reach, 'high': value + reach, 'p': p}
+        | {'image_se': reach / 2, 'seed_se': 0, 'dof': np.inf}
+    )
+
+
+def words(differences, margin):
+    return [verdict.word for verdict in judge(differences, margin)]
 
 
 def test_verdicts():
     better, worse = difference(0.03, 0.02, 0.001), difference(-0.03, 0.02, 0.001)
     alike, unsure = difference(0.001, 0.004, 0.6), difference(0.02, 0.03, 0.2)
-    assert judge([better, worse, alike, unsure], margin=0.005) == [BETTER, WORSE, ALIKE, OPEN]
+    assert words([better, worse, alike, unsure], 0.005) == ['better', 'worse', 'alike', 'open']
+    assert words([better, worse, alike, unsure], 0) == ['better', 'worse', 'open', 'open']
     # Sure, but too small to matter.
-    assert judge([difference(0.003, 0.001, 0.0001)], margin=0.005) == [ALIKE]
+    assert words([difference(0.003, 0.001, 0.0001)], 0.005) == ['alike']
     # 0.03 is below 0.05 for one extractor, and not for two.
     almost = difference(0.02, 0.018, 0.03)
-    assert judge([almost], margin=0.005) == [BETTER]
-    assert judge([almost, almost], margin=0.005) == [OPEN, OPEN]
+    assert words([almost], 0.005) == ['better']
+    assert words([almost, almost], 0.005) == ['open', 'open']
+    assert [verdict.p for verdict in judge([almost, almost], 0)] == pytest.approx([0.06, 0.06])
+    assert judge([almost, almost], 0)[0].smallest_difference == smallest_difference(almost, 2)
+    assert judge([], 0) == []
 
 
 def test_holm():
     assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]).tolist() == [1, 1]
-    np.testing.assert_allclose(holm([0.02, np.nan, 0.01]), [0.02, np.nan, 0.02])
     assert holm([]).size == 0
 
 
@@ -97,5 +108,4 @@ def test_smallest_difference():
     assert smallest_difference(seen.replace(np.inf, 1e6), 1) == pytest.approx(expected, rel=1e-4)
     assert smallest_difference(seen, 4) > smallest_difference(seen, 1)
     assert smallest_difference(seen.replace(np.inf, 2), 1) > 1.5 * expected
-    assert np.isnan(smallest_difference(seen.replace(0.004, np.nan), 1))
     assert smallest_difference(seen.replace([0.003, 0.004], 0), 1) == 0
