@@ -161,8 +161,8 @@ def compare(
         paths: the runs, see :func:`~roi_plugins.ablation.results.find_runs`.
         ann_file: COCO annotations to use instead of those that the runs name.
         baseline: the label of the extractor that the others are compared with, within each config.
-        resamples: how many resamples of the images to draw for intervals and p-values. All runs use the same
-            resamples. With 0 there are no intervals and p-values.
+        resamples: how many resamples of the images to draw for intervals and verdicts. All runs use the same
+            resamples. With 0 there are no intervals and no verdicts.
         seed: the seed of the resampling. The same seed gives the same intervals.
         details: whether to compute Boundary AP of masks and the errors by kind as well.
         max_dets: how many detections of each class count in an image, instead of what the runs name.
@@ -191,7 +191,7 @@ def compare(
         raise DataError(f'{runs[0].ann_file}: has no categories')
     if resamples and len(coco.imgs) == 1:
         resamples = 0  # every resample would be that image, and every difference would look certain
-        notes.append('one image cannot be resampled: no intervals and p-values')
+        notes.append('one image cannot be resampled: no intervals and no verdicts')
     counts = resample_images(len(coco.imgs), resamples, seed)
     evaluations: Sequence[str] = IOU_TYPES
     if details and any('segm' in run.predictions for run in runs):
@@ -302,12 +302,12 @@ def _doubts(coco: COCO, runs: Sequence[Run]) -> list[str]:
     few = [f'{metric} ({len(ids)})' for metric, ids in images.items() if 0 < len(ids) < MIN_IMAGES]
     if few:
         notes.append(
-            f'few images have objects of {", ".join(few)}: intervals and p-values from fewer than '
+            f'few images have objects of {", ".join(few)}: intervals and verdicts from fewer than '
             f'{MIN_IMAGES} images are too narrow, do not rely on them'
         )
     seeds = Counter((run.config_name, run.extractor) for run in runs)
     if 2 in seeds.values():
-        notes.append('two seeds hardly tell how much seeds differ; their intervals and p-values are rough')
+        notes.append('two seeds hardly tell how much seeds differ; their intervals and verdicts are rough')
     return notes
 
 

@@ -21,6 +21,8 @@
     seeds: [0, 1, 2]
     cfg_options: {default_hooks.logger.interval: 10}   # optional: config options of all trials
     num_gpus: 8                           # optional: GPUs of each trial; default: 1
+    primary_metric: bbox/AP75             # optional: what the verdicts are about; default: bbox/AP
+    margin: 0.5                           # optional: differences up to this, in points, do not matter
 
 A ``path`` is a file, relative to the plan or to the folder that ``roi-plugins configs`` prints. It can also
 be the name of a config in a model zoo: ``mmdet::...``, or a name that Detectron2's ``model_zoo`` takes. The
@@ -70,6 +72,7 @@ from typing import Any
 import yaml
 
 from roi_plugins.ablation.trial import Trial
+from roi_plugins.evaluation.coco import PRIMARY_METRICS
 from roi_plugins.extractors.presets import PresetError, parse_preset
 from roi_plugins.integrations.base import Inputs
 from roi_plugins.integrations.inspection import InspectionError, guess_frameworks
@@ -98,6 +101,9 @@ class Plan:
         trials: the trials in the order in which they run.
         num_gpus: how many GPUs each trial uses, over all its machines. With 0 it is one process on the CPU.
         num_nodes: how many machines each trial uses. A plan does not say this; its executor does.
+        primary_metric: what the verdicts are about, of ``PRIMARY_METRICS``; None for the AP of boxes, or of
+            masks if there are no boxes.
+        margin: differences up to this fraction do not matter for the verdicts.
     """
 
     name: str
@@ -106,6 +112,8 @@ class Plan:
     trials: tuple[Trial, ...]
     num_gpus: int = 1
     num_nodes: int = 1
+    primary_metric: str | None = None
+    margin: float = 0
 
 
 def load_plan(path: str | os.PathLike) -> Plan:
@@ -245,7 +253,7 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
         tree,
         'the plan',
         required=('name', 'work_dir', 'baseline', 'configs', 'extractors', 'seeds'),
-        optional=('cfg_options', 'num_gpus', 'max_dets', *_INPUTS),
+        optional=('cfg_options', 'num_gpus', 'max_dets', 'primary_metric', 'margin', *_INPUTS),
     )
     for key in ('name', 'work_dir'):
         if not isinstance(tree[key], str) or not tree[key] or '\0' in tree[key]:
@@ -259,6 +267,12 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
         raise PlanError(f'baseline is {tree["baseline"]!r}; expected one of the extractors {", ".join(rows)}')
     if not isinstance(tree['configs'], Mapping) or not tree['configs']:
         raise PlanError(f'configs is {tree["configs"]!r}; expected a mapping of names to configs')
+    primary_metric = tree.get('primary_metric')
+    if primary_metric is not None and primary_metric not in list(PRIMARY_METRICS):
+        raise PlanError(f'primary_metric is {primary_metric!r}; expected one of {", ".join(PRIMARY_METRICS)}')
+    margin = tree.get('margin', 0)
+    if not isinstance(margin, (int, float)) or isinstance(margin, bool) or not 0 <= margin <= 100:
+        raise PlanError(f'margin is {margin!r}; expected a number of points from 0 to 100')
     common = check_cfg_options(tree.get('cfg_options', {}))
     max_dets = tree.get('max_dets')
     if max_dets is not None and (not _is_count(max_dets) or max_dets < 1):
@@ -305,6 +319,8 @@ def parse_plan(tree: Any, folder: Path) -> Plan:
         baseline=tree['baseline'],
         trials=trials,
         num_gpus=num_gpus,
+        primary_metric=primary_metric,
+        margin=margin / 100,
     )
 
 

@@ -36,7 +36,7 @@ from roi_plugins.ablation.plan import (
     load_plan,
     parse_plan,
 )
-from roi_plugins.ablation.report.formats import to_markdown, write_comparison
+from roi_plugins.ablation.report.formats import headline, write_comparison
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError, atomic_write
 from roi_plugins.integrations.arguments import whole_number
@@ -327,12 +327,14 @@ def report(plan: Plan, work_dir: Path, failed: list[Job]) -> bool:
             comparison = compare(
                 [work_dir / trial.name for trial in finished],
                 baseline=plan.baseline if has_baseline else None,
+                primary_metric=plan.primary_metric,
+                margin=plan.margin,
             )
         except (ComparisonError, DataError) as error:
             problems.append(str(error))
         else:
             write_comparison(comparison, work_dir / 'compare')
-            print(f'\n{to_markdown(comparison)}\nwritten to {work_dir / "compare"}')
+            print(f'\n{headline(comparison)}\nall tables: {work_dir / "compare"}')
             for note in comparison.notes:
                 print(f'note: {note}')
             problems += comparison.problems

@@ -8,14 +8,16 @@ The exit status is 0, or 1 if a run could not be compared; stderr says why.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from roi_plugins.ablation.compare import ComparisonError, compare
-from roi_plugins.ablation.report.formats import to_markdown, write_comparison
+from roi_plugins.ablation.report.formats import headline, to_markdown, write_comparison
 from roi_plugins.commands import called_as
 from roi_plugins.console import print_anything
+from roi_plugins.evaluation.coco import PRIMARY_METRICS
 from roi_plugins.files import DataError
 from roi_plugins.integrations.arguments import add_import_option, whole_number
 from roi_plugins.integrations.errors import RunError
@@ -42,11 +44,26 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
         '--baseline', metavar='EXTRACTOR', help='show the differences to this extractor, within each config'
     )
     parser.add_argument(
+        '--primary-metric',
+        choices=PRIMARY_METRICS,
+        metavar='METRIC',
+        help='what the verdicts better, worse, alike and open are about, such as bbox/AP75; choose it '
+        'before you know the results (default: bbox/AP, or segm/AP without boxes)',
+    )
+    parser.add_argument(
+        '--margin',
+        type=points,
+        default=0,
+        metavar='POINTS',
+        help='differences in the primary metric up to this do not matter: an extractor whose whole interval '
+        'is within is alike; choose it before you know the results (default: all matter)',
+    )
+    parser.add_argument(
         '--bootstrap',
         type=whole_number(0),
         default=1000,
         metavar='N',
-        help='resamples of the images for intervals and p-values; 0 for none (default: 1000)',
+        help='resamples of the images for intervals and verdicts; 0 for none (default: 1000)',
     )
     parser.add_argument(
         '--bootstrap-seed',
@@ -58,7 +75,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
     parser.add_argument(
         '--details',
         action='store_true',
-        help='also show where AP differs: Boundary AP of masks, the errors by kind, the AP of each class',
+        help='also show where AP differs: Boundary AP of masks, the errors by kind, the AP of each class; '
+        'all tables are printed',
     )
     parser.add_argument(
         '--max-dets',
@@ -103,6 +121,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
             args.bootstrap_seed,
             args.details,
             args.max_dets,
+            args.primary_metric,
+            args.margin / 100,
         )
     except (ComparisonError, DataError, OSError, RunError) as error:
         print(f'error: {error}', file=sys.stderr)
@@ -111,7 +131,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
     problems = list(comparison.problems)
     if args.output:
         problems += _try('--output', lambda: write_comparison(comparison, args.output, args.digits))
-    text = to_markdown(comparison, args.digits)
+    text = (to_markdown if args.details else headline)(comparison, args.digits)
     costs = None
     if args.cost:
         from roi_plugins.ablation import extractor_cost
@@ -135,6 +155,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
     for problem in dict.fromkeys(problems):
         print(f'error: {problem}', file=sys.stderr)
     return 1 if problems else 0
+
+
+def points(text: str) -> float:
+    """Converts a number of AP points, such as ``0.5``, from 0 to 100."""
+    value = float(text)
+    if not (math.isfinite(value) and 0 <= value <= 100):
+        raise argparse.ArgumentTypeError(f'{text} is not a number of points from 0 to 100')
+    return value
 
 
 def _try(option: str, write: Callable[[], None]) -> list[str]:

@@ -29,14 +29,27 @@ def test_prints_and_writes_the_table(ablate, write_plan, capsys):
     trials = [[trial.strip() for trial in row[1:-1]] for row in table]
     points = {row[trials[0].index('Extractor')]: row[trials[0].index('AP')] for row in trials[1:3]}
     # 0.8 passes 7 of the 10 thresholds.
-    assert points == {'avg': '100.0', 'max': '70.0'}
-    assert 'difference to avg' in output
-    assert '### Box AP' in Path('work/compare/compare.md').read_text()
-    assert Path('work/compare/compare.md').read_text().partition('\n![')[0] in output
+    assert points == {'avg': '**100.0**', 'max': '70.0'}
+    assert 'Differences' not in output  # one image has no intervals
+    assert '-30.0' in output
+    written = Path('work/compare/compare.md').read_text()
+    assert '### Box AP, difference to avg' in written
+    assert written.partition('\n\n### Box AP, ')[0] in output
 
     assert ablate([plan]) == 0
     assert '2 of 2 trials are finished already' in capsys.readouterr().out
     assert Path('work/tiny.max.seed0/steps.txt').read_text() == '1\n'
+
+
+@pytest.mark.slow
+def test_the_plan_says_what_the_verdicts_are_about(ablate, write_plan, capsys):
+    path = Path(write_plan())
+    tree = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**tree, 'primary_metric': 'bbox/AP75', 'margin': 2.5}))
+    assert ablate([str(path)]) == 0
+    assert 'AP75 difference' in capsys.readouterr().out
+    record = json.loads(Path('work/compare/compare.json').read_text())
+    assert (record['primary_metric'], record['margin']) == ('bbox/AP75', 0.025)
 
 
 def test_without_a_plan(ablate, write_plan, capsys, monkeypatch, tmp_path):
@@ -49,7 +62,7 @@ def test_without_a_plan(ablate, write_plan, capsys, monkeypatch, tmp_path):
     assert 'own.AlignAvg.seed3: to run' in capsys.readouterr().out
     assert not Path('dry').exists()
     assert ablate([*command, 'runs']) == 0
-    assert 'difference to stock' in capsys.readouterr().out
+    assert 'AP difference' in capsys.readouterr().out
     assert json.loads(Path('runs/own.align-max.seed3/trial.json').read_text())['extractor'] == 'align-max'
 
     # The plan that it ran is beside the results.
@@ -108,7 +121,7 @@ def test_a_failed_trial_is_reported_after_the_table_of_the_others(ablate, write_
 
     write_plan()
     assert ablate(['plan.yaml']) == 0
-    assert 'difference to avg' in capsys.readouterr().out
+    assert 'AP difference' in capsys.readouterr().out
 
 
 def test_a_dry_run_shows_what_options_give_and_runs_nothing(ablate, write_plan, capsys):

@@ -14,7 +14,7 @@ from pycocotools.mask import encode
 from roi_plugins.ablation.compare import ComparisonError, compare
 from roi_plugins.ablation.report.formats import to_latex, to_markdown, write_comparison
 from roi_plugins.ablation.report.page import write_report
-from roi_plugins.ablation.report.tables import make_tables
+from roi_plugins.ablation.report.tables import make_headline, make_tables
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS, evaluate, format_points
 from roi_plugins.files import DataError, write_json
 
@@ -73,8 +73,7 @@ def test_mean_deviation_and_paired_difference(sweep, tmp_path):
     assert pool.difference_std['AP'] == pytest.approx(statistics.stdev(paired), abs=1e-15)
 
     tables = make_tables(comparison, digits=2)
-    titles = ['Box AP', 'Box AP, difference to align-avg']
-    assert [title for title in tables if title.count(',') == title.count('difference')] == titles
+    titles = ['Box AP, mean ± standard deviation', 'Box AP, difference to align-avg']
     table, differences = (tables[title].set_index('Extractor') for title in titles)
     mean, std = (format_points(f(ap['b']), 2) for f in (statistics.mean, statistics.stdev))
     assert table.loc['pool', 'AP'] == f'{mean} ± {std}'
@@ -216,13 +215,13 @@ def test_intervals_in_tables_and_files(sweep, tmp_path):
     sure = pool.difference_estimates.metrics.loc['AP']
     trials = {
         '95% interval': f'[{format_points(sure["low"], 2, True)}, {format_points(sure["high"], 2, True)}]',
-        'p-value': f'{sure["p"]:.3f}',
+        'p-value (not corrected)': f'{sure["p"]:.3f}',
         'standard error by images / by seeds': f'{format_points(sure["image_se"], 2)} / '
         f'{format_points(sure["seed_se"], 2)}',
     }
     for suffix, trial in trials.items():
         assert tables[f'{title}, {suffix}'].set_index('Extractor').loc['pool', 'AP'] == trial
-    assert '100 resamples of the images (seed 5) and from the spread' in to_markdown(comparison)
+    assert '100 resamples of the images (seed 5) and the spread over seeds' in to_markdown(comparison)
 
     write_comparison(comparison, tmp_path / 'out')
     record = json.loads((tmp_path / 'out' / 'compare.json').read_text())
@@ -239,8 +238,9 @@ def test_intervals_in_tables_and_files(sweep, tmp_path):
 
 
 def test_without_resamples_there_are_no_intervals(make_run):
-    tables = make_tables(compare([make_run('a'), make_run('b')], baseline='a', resamples=0))
-    assert list(tables) == ['Box AP', 'Box AP, difference to a']
+    comparison = compare([make_run('a'), make_run('b')], baseline='a', resamples=0)
+    assert list(make_headline(comparison)) == ['Box AP']
+    assert list(make_tables(comparison)) == ['Box AP, difference to a']
 
 
 def test_details(make_run, tmp_path):
@@ -346,7 +346,7 @@ def test_a_difference_of_zero_to_the_digits_shown_has_no_p_value(sweep):
     comparison = compare([sweep], baseline='align-avg', resamples=50)
     estimates = comparison.groups[1].difference_estimates.metrics
     estimates.loc['AP', ['value', 'low', 'high', 'p']] = 2e-4, 1e-4, 3e-4, 0.002
-    title = 'Box AP, difference to align-avg, p-value'
+    title = 'Box AP, difference to align-avg, p-value (not corrected)'
     assert make_tables(comparison)[title].set_index('Extractor').loc['pool', 'AP'] == '-'
     assert 'zero to the digits shown has no p-value' in to_markdown(comparison)
     assert make_tables(comparison, digits=2)[title].set_index('Extractor').loc['pool', 'AP'] == '0.002'
@@ -381,7 +381,7 @@ def test_one_image_gives_no_interval(make_run, tmp_path):
         found = json.loads((run / 'predictions.bbox.json').read_text())
         write_json(run / 'predictions.bbox.json', [f for f in found if f['image_id'] == 1])
     comparison = compare(runs, baseline='a')
-    assert comparison.notes == ['one image cannot be resampled: no intervals and p-values']
+    assert comparison.notes == ['one image cannot be resampled: no intervals and no verdicts']
     assert comparison.groups[1].difference_estimates.metrics['p'].isna().all()
     assert 'interval' not in to_markdown(comparison)
 
@@ -399,5 +399,6 @@ def test_annotations_without_images_or_categories_are_named(make_run, tmp_path, 
 def test_every_latex_table_has_a_label_of_its_own(sweep):
     comparison = compare([sweep], baseline='align-avg', resamples=20, details=True)
     labels = re.findall(r'\\label\{(.*)\}', to_latex(comparison))
-    assert len(labels) == len(set(labels)) == len(make_tables(comparison))
-    assert 'tab:box-ap-difference-to-align-avg-p-value' in labels
+    tables = {**make_headline(comparison), **make_tables(comparison)}
+    assert len(labels) == len(set(labels)) == len(tables)
+    assert {'tab:box-ap', 'tab:box-ap-difference-to-align-avg-p-value-not-corrected'} <= set(labels)

@@ -226,6 +226,13 @@ def test_the_number_of_gpus(write_plan):
     assert load_plan(write_plan(num_gpus=8)).num_gpus == 8
 
 
+def test_what_the_verdicts_are_about(write_plan):
+    plan = load_plan(write_plan())
+    assert (plan.primary_metric, plan.margin) == (None, 0)
+    plan = load_plan(write_plan(primary_metric='segm/AP75', margin=0.5))
+    assert (plan.primary_metric, plan.margin) == ('segm/AP75', 0.005)
+
+
 def checkpoints(value):
     return config(checkpoints=value)
 
@@ -248,6 +255,12 @@ def config(**changes):
         ({'seeds': []}, 'seeds is .*integers >= 0'),
         ({'max_dets': 0}, 'max_dets is 0; expected an integer >= 1'),
         ({'max_dets': [1, 10, 100]}, r'max_dets is \[1, 10, 100\]; expected an integer'),
+        ({'primary_metric': 'AP'}, "primary_metric is 'AP'; expected one of bbox/AP, bbox/AP50"),
+        ({'primary_metric': ['bbox/AP']}, r"primary_metric is \['bbox/AP'\]; expected one of bbox/AP"),
+        ({'margin': -0.1}, 'margin is -0.1; expected a number of points from 0 to 100'),
+        ({'margin': True}, 'margin is True; expected a number of points'),
+        ({'margin': float('nan')}, 'margin is nan; expected a number of points'),
+        ({'margin': '1'}, "margin is '1'; expected a number of points"),
         ({'imports': 'my.data'}, "imports is 'my.data'; expected a list of modules"),
         ({'train_data': ['a.json']}, r"train_data is \['a.json'\]; expected two paths"),
         ({'test_data': {'a': 'b'}}, r'test_data is .*expected two paths, \[ANNOTATIONS, IMAGES\]'),

@@ -34,20 +34,20 @@ def test_prints_the_table_and_fails_for_a_bad_run(tmp_path):
     assert result.returncode == 0, result.stderr
     lines = [' '.join(line.split()) for line in result.stdout.splitlines()]
     for row in (
-        '| stock | 1 | 100.0 | 100.0 | 100.0 | - | 100.0 | - |',
-        '| half | 1 | 50.0 | 100.0 | 0.0 | - | 50.0 | - |',  # IoU 0.72
-        '| half | 1 | -50.0 | +0.0 | -100.0 | - | -50.0 | - |',
+        '| stock | 1 | **100.0** | 100.0 | **100.0** | - | **100.0** | - |',
+        '| half | 1 | 50.0 | 100.0 | 0.0 | - | 50.0 | - | 50.0 | -50.0 |',  # IoU 0.72
     ):
         assert any(line.startswith(row) for line in lines), (row, lines)
 
     result = tool('stock', 'nowhere', '--digits', '0', '--output', 'out')
     assert result.returncode == 1
     assert result.stderr == (
-        'note: one image cannot be resampled: no intervals and p-values\n'
+        'note: one image cannot be resampled: no intervals and no verdicts\n'
         'error: nowhere: no such file or directory\n'
     )
-    assert '| 100 |' in result.stdout
-    assert '| 100 |' in (tmp_path / 'out' / 'compare.md').read_text()
+    row = '| stock     | 1 | 100 |'
+    assert row in result.stdout
+    assert row in (tmp_path / 'out' / 'compare.md').read_text()
 
 
 def test_bad_input_is_named_and_the_others_are_compared(tmp_path):

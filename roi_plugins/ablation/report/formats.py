@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,20 @@ import pandas as pd
 
 from roi_plugins.ablation.compare import Comparison
 from roi_plugins.ablation.report.figures import plot_ap_over_iou, save_figure
-from roi_plugins.ablation.report.tables import caption, make_tables
+from roi_plugins.ablation.report.tables import (
+    caption,
+    details_caption,
+    find_best,
+    make_headline,
+    make_tables,
+)
 from roi_plugins.evaluation.bootstrap import CONFIDENCE, Estimates
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS, METRICS, QUANTITIES
 from roi_plugins.files import atomic_write, write_json
 
 FIGURE = 'ap_over_iou'
 
-_TEXT_COLUMNS = ('Config', 'Extractor', 'Class')
+_TEXT_COLUMNS = ('Config', 'Extractor', 'Class', 'Verdict')
 _LATEX_METRICS = {quantity.name: quantity.latex for quantity in QUANTITIES}
 _LATEX_ESCAPES = str.maketrans(
     {
@@ -61,68 +68,93 @@ def write_comparison(comparison: Comparison, output: str | Path, digits: int = 1
 
 
 def to_markdown(comparison: Comparison, digits: int = 1) -> str:
-    """Makes the tables in Markdown, padded so that they are also readable as plain text.
+    """Makes all tables in Markdown, those of :func:`headline` first.
+
+    Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+        digits: how many decimals the points have.
+    """
+    tables = [_markdown_table(title, table) for title, table in make_tables(comparison, digits).items()]
+    parts = [headline(comparison, digits).rstrip('\n'), details_caption(comparison, digits), *tables]
+    return '\n\n'.join(filter(None, parts)) + '\n'
+
+
+def headline(comparison: Comparison, digits: int = 1) -> str:
+    """Makes the tables of ``make_headline`` in Markdown, with the best means in bold.
+
+    They are padded so that they are also readable as plain text.
 
     Args:
         comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
         digits: how many decimals the points have.
     """
     parts = [caption(comparison, digits)]
-    for title, table in make_tables(comparison, digits).items():
-        rows = [list(table.columns), *table.to_numpy().tolist()]
-        rows = [[_escape_markdown(cell) for cell in row] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        is_text = [column in _TEXT_COLUMNS for column in table.columns]
-        lines = [
-            ' | '.join(
-                cell.ljust(width) if left else cell.rjust(width)
-                for cell, width, left in zip(row, widths, is_text, strict=True)
-            )
-            for row in rows
-        ]
-        rule = '|'.join(
-            ':' + '-' * (width + 1) if left else '-' * (width + 1) + ':'
-            for width, left in zip(widths, is_text, strict=True)
-        )
-        header, *body = (f'| {line} |' for line in lines)
-        parts.append('\n'.join([f'### {title}', '', header, f'|{rule}|', *body]))
+    for title, table in make_headline(comparison, digits).items():
+        parts.append(_markdown_table(title, table.mask(find_best(table), '**' + table + '**')))
     return '\n\n'.join(parts) + '\n'
 
 
+def _markdown_table(title: str, table: pd.DataFrame) -> str:
+    rows = [list(table.columns), *table.to_numpy().tolist()]
+    rows = [[_escape_markdown(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    is_text = [column in _TEXT_COLUMNS for column in table.columns]
+    lines = [
+        ' | '.join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, is_text, strict=True)
+        )
+        for row in rows
+    ]
+    rule = '|'.join(
+        ':' + '-' * (width + 1) if left else '-' * (width + 1) + ':'
+        for width, left in zip(widths, is_text, strict=True)
+    )
+    header, *body = (f'| {line} |' for line in lines)
+    return '\n'.join([f'### {title}', '', header, f'|{rule}|', *body])
+
+
 def to_latex(comparison: Comparison, digits: int = 1) -> str:
-    """Makes the tables in LaTeX, for the package booktabs.
+    """Makes all tables in LaTeX, for the package booktabs. The best means of the first ones are in bold.
 
     Args:
         comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
         digits: how many decimals the points have.
     """
     parts = [r'% \usepackage{booktabs}']
+    for title, table in make_headline(comparison, digits).items():
+        parts.append(_latex_table(title, table, find_best(table)))
     for title, table in make_tables(comparison, digits).items():
-        names = [column for column in table.columns if column in _TEXT_COLUMNS]
-        rows = [
-            [_escape_latex(cell) if column in names else _latex_number(cell) for column, cell in row.items()]
-            for row in table.to_dict('records')
-        ]
-        header = [_LATEX_METRICS.get(column) or _escape_latex(column) for column in table.columns]
-        parts.append(
-            '\n'.join(
-                [
-                    r'\begin{table}',
-                    r'\centering',
-                    rf'\caption{{{_escape_latex(title)}}}',
-                    rf'\label{{tab:{_label(title)}}}',
-                    rf'\begin{{tabular}}{{{"l" * len(names)}{"r" * (len(header) - len(names))}}}',
-                    r'\toprule',
-                    _latex_row(header),
-                    r'\midrule',
-                    *map(_latex_row, rows),
-                    r'\bottomrule',
-                    r'\end{tabular}',
-                    r'\end{table}',
-                ]
-            )
-        )
+        parts.append(_latex_table(title, table, pd.DataFrame(False, table.index, table.columns)))
     return '\n\n'.join(parts) + '\n'
+
+
+def _latex_table(title: str, table: pd.DataFrame, is_bold: pd.DataFrame) -> str:
+    is_text = [column in _TEXT_COLUMNS for column in table.columns]
+    rows = [
+        [
+            rf'\textbf{{{cell}}}' if bold else _escape_latex(cell) if text else _latex_number(cell)
+            for cell, text, bold in zip(row, is_text, bolds, strict=True)
+        ]
+        for row, bolds in zip(table.to_numpy().tolist(), is_bold.to_numpy(), strict=True)
+    ]
+    header = [_LATEX_METRICS.get(column) or _escape_latex(column) for column in table.columns]
+    return '\n'.join(
+        [
+            r'\begin{table}',
+            r'\centering',
+            rf'\caption{{{_escape_latex(title)}}}',
+            rf'\label{{tab:{_label(title)}}}',
+            rf'\begin{{tabular}}{{{"".join("l" if text else "r" for text in is_text)}}}',
+            r'\toprule',
+            _latex_row(header),
+            r'\midrule',
+            *map(_latex_row, rows),
+            r'\bottomrule',
+            r'\end{tabular}',
+            r'\end{table}',
+        ]
+    )
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -159,6 +191,11 @@ def to_csv(comparison: Comparison) -> str:
                     row[f'{metric}{suffix}_{column}'] = '' if np.isnan(value) else _full_points(value)
             p = np.nan if estimates is None else estimates.metrics['p'][metric]
             row[f'{metric}_difference_p'] = '' if np.isnan(p) else repr(float(p))
+        row['primary_metric'] = comparison.primary_metric
+        if verdict := group.verdict:
+            row['verdict'] = verdict.word
+            row['verdict_p'] = repr(verdict.p)
+            row['smallest_difference'] = _full_points(verdict.smallest_difference)
         rows.append(row)
     return pd.DataFrame(rows).to_csv(index=False, lineterminator='\n')
 
@@ -187,6 +224,8 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         'resamples': comparison.resamples,
         'resampling_seed': comparison.seed,
         'confidence': CONFIDENCE,
+        'primary_metric': comparison.primary_metric,
+        'margin': comparison.margin,
         'runs': [
             {
                 'name': run.name,
@@ -211,6 +250,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
                 'difference_std': _nullable(group.difference_std),
                 'estimates': _estimates(group.estimates),
                 'difference_estimates': _estimates(group.difference_estimates),
+                'verdict': asdict(group.verdict) if group.verdict else None,
                 'errors': [errors.to_dict('index') for errors in group.errors],
             }
             for group in comparison.groups
@@ -263,7 +303,8 @@ def _label(title: str) -> str:
 
 
 def _latex_number(cell: str) -> str:
-    return cell if cell == '-' else f'${cell}$'.replace('±', r'\pm')
+    is_number = any(character.isdigit() for character in cell)
+    return f'${cell}$'.replace('±', r'\pm') if is_number else cell
 
 
 def _latex_row(cells: Iterable[str]) -> str:

@@ -32,7 +32,13 @@ from roi_plugins.ablation.report.images import (
     folders_beside,
     most_different,
 )
-from roi_plugins.ablation.report.tables import TITLES, caption, make_tables
+from roi_plugins.ablation.report.tables import (
+    TITLES,
+    caption,
+    details_caption,
+    make_headline,
+    make_tables,
+)
 from roi_plugins.ablation.results import Run
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS, format_points
 from roi_plugins.evaluation.coco_files import load_annotations
@@ -93,7 +99,7 @@ def write_report(
         tables.append(_table('Cost of the extractor in a training step', costs.machine, table))
     page = environment.get_template('report.html').render(
         title=f'Extractors on {comparison.ann_file.name}',
-        summary=caption(comparison, digits),
+        summary=' '.join([caption(comparison, digits), details_caption(comparison, digits)]),
         messages=[
             *(('problem', text) for text in comparison.problems + (costs.problems if costs else [])),
             *(('note', text) for text in comparison.notes),
@@ -121,7 +127,7 @@ def write_report(
 
 
 def _tables(comparison: Comparison, digits: int) -> Iterator[dict[str, Any]]:
-    for title, table in make_tables(comparison, digits).items():
+    for title, table in (make_headline(comparison, digits) | make_tables(comparison, digits)).items():
         yield _table(title, '', table)
     for iou_type in EVALUATIONS:
         groups = [group for group in comparison.groups if group.iou_type == iou_type]

@@ -15,15 +15,89 @@ from roi_plugins.ablation.compare import MIN_IMAGES, Comparison, Group
 from roi_plugins.evaluation.bootstrap import CONFIDENCE, Estimates
 from roi_plugins.evaluation.coco import METRICS, format_points
 from roi_plugins.evaluation.matching import EVALUATIONS, MAX_DETS
+from roi_plugins.evaluation.verdict import POWER
 
 TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP', 'boundary': 'Boundary AP'}
 
 
-def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFrame]:
-    """Makes the tables of a comparison.
+def make_headline(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFrame]:
+    """Makes the tables that answer which extractor is better: one for each IoU type.
 
-    There is a table of AP for boxes and one for masks, and for each of these a table of the differences to
-    the baseline. Tables of intervals, p-values and standard errors follow each of them.
+    A row has the mean of each metric over the seeds. If there is a baseline, it also has the difference to it
+    in the primary metric, with its interval. In the IoU type of the primary metric it has the verdict and the
+    smallest difference that could have shown.
+
+    Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+        digits: how many decimals the points have.
+
+    Returns:
+        The tables by their titles. Every cell is text, such as ``31.2``, ``+1.4 [-0.3, +3.1]`` or ``better``;
+        ``-`` where there is no value.
+    """
+    tables = {}
+    metric = comparison.metric
+    for iou_type, groups in _by_iou_type(comparison):
+        rows = []
+        for group in groups:
+            row = _labels(group) | {
+                name: '-' if np.isnan(mean) else format_points(mean, digits)
+                for name, mean in group.mean.items()
+            }
+            if comparison.baseline is not None:
+                row[f'{metric} difference'] = _difference(group, comparison, digits)
+            if comparison.baseline is not None and comparison.is_primary(iou_type):
+                row['Verdict'] = _verdict(group)
+                row['Smallest difference'] = (
+                    format_points(group.verdict.smallest_difference, digits) if group.verdict else '-'
+                )
+            rows.append(row)
+        tables[TITLES[iou_type]] = pd.DataFrame(rows)
+    return _without_empty_config(comparison, tables)
+
+
+def _difference(group: Group, comparison: Comparison, digits: int) -> str:
+    if group.extractor == comparison.baseline:
+        return 'baseline'
+    if group.difference_estimates is None:
+        return '-'
+    difference = group.difference_estimates.metrics.loc[comparison.metric]
+    if np.isnan(difference['value']):
+        return '-'
+    cell = format_points(difference['value'], digits, sign=True)
+    return cell if np.isnan(difference['low']) else f'{cell} {_interval(difference, digits, sign=True)}'
+
+
+def _verdict(group: Group) -> str:
+    if group.verdict:
+        return group.verdict.word
+    estimates = group.difference_estimates
+    return 'one seed' if estimates is not None and estimates.metrics['seed_se'].isna().all() else '-'
+
+
+def find_best(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns which cells have the best mean of a metric, as shown, among the extractors of a config.
+
+    Args:
+        table: one that :func:`make_headline` made.
+
+    Returns:
+        Booleans of the shape of the table. Nothing is best in a column whose values are all the same.
+    """
+    best = pd.DataFrame(False, index=table.index, columns=table.columns)
+    configs = table['Config'] if 'Config' in table else pd.Series('', index=table.index)
+    for metric in METRICS:
+        points = pd.to_numeric(table[metric].replace('-', np.nan)).groupby(configs)
+        highest = points.transform('max')
+        best[metric] = (points.transform('min') < highest) & (points.transform(lambda p: p) == highest)
+    return best
+
+
+def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFrame]:
+    """Makes the tables with the details of a comparison, beside those of :func:`make_headline`.
+
+    For each IoU type there is a table of all metrics with their spread over the seeds, and one of the
+    differences to the baseline. Tables of intervals, p-values and standard errors follow each of them.
 
     Args:
         comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
@@ -34,13 +108,11 @@ def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFra
         is no ground truth.
     """
     tables = {}
-    for iou_type in EVALUATIONS:
-        groups = [group for group in comparison.groups if group.iou_type == iou_type]
-        if not groups:
-            continue
-        tables[TITLES[iou_type]] = pd.DataFrame(
-            [_labels(group) | _cells(group.mean, group.std, digits) for group in groups]
-        )
+    for iou_type, groups in _by_iou_type(comparison):
+        if any(len(group.runs) > 1 for group in groups):
+            tables[f'{TITLES[iou_type]}, mean ± standard deviation'] = pd.DataFrame(
+                [_labels(group) | _cells(group.mean, group.std, digits) for group in groups]
+            )
         differences = [
             _labels(group) | _cells(group.difference, group.difference_std, digits, sign=True)
             for group in groups
@@ -62,9 +134,19 @@ def make_tables(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFra
                 if group.difference_estimates is not None
             )
             tables[f'{title}, by class'] = pd.DataFrame(_by_class(comparison, groups, digits))
-    if not any(group.config_name for group in comparison.groups):
-        tables = {title: table.drop(columns='Config') for title, table in tables.items()}
-    return tables
+    return _without_empty_config(comparison, tables)
+
+
+def _by_iou_type(comparison: Comparison) -> Iterator[tuple[str, list[Group]]]:
+    for iou_type in EVALUATIONS:
+        if groups := [group for group in comparison.groups if group.iou_type == iou_type]:
+            yield iou_type, groups
+
+
+def _without_empty_config(comparison: Comparison, tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    if any(group.config_name for group in comparison.groups):
+        return tables
+    return {title: table.drop(columns='Config') for title, table in tables.items()}
 
 
 def _labels(group: Group) -> dict[str, str]:
@@ -162,7 +244,7 @@ def _certainty(title: str, groups: Sequence[Group], attribute: str, digits: int)
     tables = {}
     for suffix, cell in (
         (f'{CONFIDENCE:.0%} interval', interval),
-        ('p-value', p_value),
+        ('p-value (not corrected)', p_value),
         ('standard error by images / by seeds', errors),
     ):
         rows = [
@@ -176,33 +258,50 @@ def _certainty(title: str, groups: Sequence[Group], attribute: str, digits: int)
 
 
 def caption(comparison: Comparison, digits: int = 1) -> str:
-    """Explains in a few sentences what the tables show, and what their ± and intervals mean.
+    """Explains in a few sentences what the tables of :func:`make_headline` show.
 
     Args:
         comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
         digits: how many decimals the points have.
     """
-    lines = [
-        f'{comparison.ann_file.name}, {comparison.num_images} images; AP x 100.',
-    ]
+    lines = [f'{comparison.ann_file.name}, {comparison.num_images} images; AP x 100, mean over n seeds.']
     if comparison.max_dets != MAX_DETS:
         lines.append(
             f'max_dets {comparison.max_dets}: the best {comparison.max_dets} detections of each class in an '
             f"image count, in place of COCO's {MAX_DETS}."
         )
-    has_seeds = any(len(group.runs) > 1 for group in comparison.groups)
-    if comparison.resamples:
+    seeds = [len(group.runs) for group in comparison.groups]
+    if 1 in seeds:
+        which = 'One seed' if max(seeds) == 1 else 'n = 1 is one seed'
+        lines.append(f'{which}: these networks only; ask for three.')
+    if comparison.resamples and comparison.baseline is not None:
         lines.append(
-            f'{CONFIDENCE:.0%} intervals and p-values from {comparison.resamples} resamples of the '
-            f'images (seed {comparison.seed})'
-            + (
-                ' and from the spread over seeds; with n = 1 for these trained networks alone.'
-                if has_seeds
-                else ': for these trained networks; how much other seeds would change is unknown.'
-            )
+            f'Differences are to {comparison.baseline}, with {CONFIDENCE:.0%} intervals from '
+            f'{comparison.resamples} resamples of the images (seed {comparison.seed})'
+            f'{" and the spread over seeds" if max(seeds) > 1 else ""}.'
         )
-    if has_seeds:
-        lines.append('Mean ± sample standard deviation over n seeds.')
+    if verdicts := [group.verdict for group in comparison.groups if group.verdict]:
+        title = TITLES[comparison.primary_metric.partition('/')[0]].removesuffix('AP') + comparison.metric
+        margin = f'alike if the interval is within ±{format_points(comparison.margin, digits)}, '
+        lines.append(
+            f'Verdict on {title}: {margin if comparison.margin else ""}better or worse if '
+            f"p < {1 - CONFIDENCE:.2f} after Holm's correction for {len(verdicts)} "
+            f'comparison{"s" if len(verdicts) > 1 else ""}, open otherwise. '
+            f'Smallest difference: this plan finds one of that size in {POWER:.0%} of cases.'
+        )
+    return ' '.join(lines)
+
+
+def details_caption(comparison: Comparison, digits: int = 1) -> str:
+    """Explains what the tables of :func:`make_tables` show; empty if they need no explanation.
+
+    Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+        digits: how many decimals the points have.
+    """
+    lines = []
+    if any(len(group.runs) > 1 for group in comparison.groups):
+        lines.append('± is the sample standard deviation over the seeds.')
         if comparison.baseline is not None:
             lines.append('± of a difference is that of the differences of equal seeds.')
     if any(
