@@ -57,7 +57,7 @@ class Group:
         extractor: the extractor of the runs.
         iou_type: one of :data:`~roi_plugins.evaluation.matching.EVALUATIONS`.
         runs: the metrics of each run, as fractions; NaN where there is no ground truth. The index is the
-            seeds, the columns are ``METRICS``.
+            seeds, or the names of runs whose seeds are not known; the columns are ``METRICS``.
         curves: AP at each IoU threshold, of shape (runs, IoU thresholds).
         difference: the mean metrics minus those of the baseline; None for the baseline itself, and if there
             is no baseline.
@@ -278,7 +278,7 @@ def _comparable(runs: Sequence[Run], problems: list[str], notes: Sequence[str]) 
         raise ComparisonError('\n'.join(['there is no run to compare:', *problems, *notes]))
     trials: dict[tuple, Run] = {}
     for run in comparable:
-        trial = trials.setdefault((run.config_name, run.extractor, run.seed), run)
+        trial = trials.setdefault((run.config_name, run.extractor, run.replicate), run)
         if trial is not run:
             raise ComparisonError(
                 f'{trial.name} and {run.name} are both config {run.config_name!r}, extractor '
@@ -366,7 +366,7 @@ def _group(
             if iou_type in results:
                 key = iou_type, run.config_name, run.extractor
                 by_seed = members.setdefault(key, {})
-                by_seed[run.seed] = results[iou_type], *run_samples[iou_type]
+                by_seed[run.replicate] = results[iou_type], *run_samples[iou_type]
     runs = {
         key: pd.DataFrame(
             [[result[metric] for metric in METRICS] for result, *_ in by_seed.values()],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roi_plugins.ablation.results import Run
+from roi_plugins.ablation.results import Run, is_stock_detectron2
 from roi_plugins.files import DataError, read_json
 from roi_plugins.run_record import METRICS_FILE, trial_file
 from roi_plugins.settings import read_settings
@@ -48,13 +48,13 @@ def read_record(run: Run) -> Record | None:
         run: the run.
 
     Returns:
-        The record; None for bare prediction files, which have none.
+        The record; None for bare prediction files and runs of a framework's own tools, which have none.
 
     Raises:
         DataError: a record cannot be read.
     """
     run_dir = Path(run.name)
-    if not (run_dir / METRICS_FILE).is_file():
+    if not (run_dir / METRICS_FILE).is_file() or is_stock_detectron2(run_dir):
         return None
     metrics = _read(run_dir / METRICS_FILE)
     trial = _read(trial_file(run_dir)) if trial_file(run_dir).is_file() else {}

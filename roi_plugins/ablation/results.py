@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from roi_plugins.evaluation.matching import IOU_TYPES, MAX_DETS
 from roi_plugins.files import DataError, read_json
 from roi_plugins.run_record import METRICS_FILE, trial_file
 
-DETECTRON2_RESULTS = os.path.join('inference', 'coco_instances_results.json')
+_INFERENCE, _DETECTRON2_FILE = 'inference', 'coco_instances_results.json'
+DETECTRON2_RESULTS = os.path.join(_INFERENCE, _DETECTRON2_FILE)
 """The file that Detectron2's own COCOEvaluator writes below the output directory of a training."""
 
 
@@ -44,6 +47,15 @@ class Run:
     predictions: dict[str, Path]
     max_dets: int = MAX_DETS
 
+    @property
+    def replicate(self) -> int | str:
+        """What tells a run from the others of its extractor: its seed, or its name if that is not known.
+
+        Runs of two extractors with the same seed are compared with each other. Those of unknown seeds have
+        no such partner.
+        """
+        return self.name if self.seed is None else self.seed
+
 
 @dataclass
 class FoundRuns:
@@ -66,15 +78,18 @@ def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -
     Args:
         paths: each is a directory with ``metrics.json``; a directory with such directories in it, such as
             the work directory of ``tools/ablate.py``; the output directory of a script with Detectron2's
-            COCOEvaluator; or a file of COCO results. ``NAME.bbox.json`` and ``NAME.segm.json`` are the two
-            files of one run. A path that is given twice is read once. ``LABEL=PATH`` names a run.
+            COCOEvaluator, or its ``inference``; a directory with the files of MMDetection's CocoMetric; or a
+            file of COCO results. ``NAME.bbox.json`` and ``NAME.segm.json`` are the two files of one run. A
+            path that is given twice is read once. ``LABEL=PATH`` names a run. Runs with the same label are
+            those of several seeds.
         ann_file: COCO annotations to use instead of the recorded ones. Prediction files need them.
 
     Returns:
         The runs that can be read, and messages about the others.
     """
     found = FoundRuns()
-    files: dict[str, Run] = {}
+    files: dict[tuple[str, str], Run] = {}
+    named: set[str] = set()
     labelled = [_split_label(path) for path in paths]
     for label, path in {os.path.realpath(path): (label, path) for label, path in labelled}.values():
         first_new = len(found.runs)
@@ -83,20 +98,21 @@ def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -
                 raise DataError(f'{path}: no such file or directory')
             if path.is_file():
                 run = _read_prediction_file(path, ann_file)
-                first = files.setdefault(run.name, run)
+                first = files.setdefault((label, run.name), run)
                 if run is first:
                     found.runs.append(run)
                 else:
                     first.predictions.update(run.predictions)
-            elif _is_run(path) or not (trials := list(filter(_is_run, path.iterdir()))):
+            elif _is_recorded(path) or not (trials := list(filter(_is_run, path.iterdir()))):
                 found.runs.append(_read_run(path, ann_file))
             else:
                 _read_trials(trials, ann_file, found)
             if label:
                 _label(found, first_new, label, path)
+                named.update(run.name for run in found.runs[first_new:])
         except DataError as error:
             found.problems.append(str(error))
-    found.runs = _with_distinct_labels(found.runs)
+    found.runs = _with_distinct_labels(found.runs, named)
     return found
 
 
@@ -112,13 +128,26 @@ def _label(found: FoundRuns, first_new: int, label: str, path: Path) -> None:
     new = found.runs[first_new:]
     if len(new) > 1:
         del found.runs[first_new:]
-        raise DataError(f'{label}={path}: {path} holds {len(new)} runs; label one alone')
+        raise DataError(
+            f'{label}={path}: {path} holds {len(new)} runs; a label is for one: give each, as in '
+            f'{label}={new[0].name}'
+        )
     found.runs[first_new:] = [replace(run, extractor=label) for run in new]
 
 
-def _is_run(path: Path) -> bool:
-    files = (trial_file(path), path / METRICS_FILE, path / DETECTRON2_RESULTS)
+def _is_recorded(path: Path) -> bool:
+    """Tells whether a folder is the run directory of a tool, and not a folder of such."""
+    files = (trial_file(path), path / METRICS_FILE, path / DETECTRON2_RESULTS, path / _DETECTRON2_FILE)
     return any(file.is_file() for file in files)
+
+
+def _is_run(path: Path) -> bool:
+    return _is_recorded(path) or bool(_stock_mmdet_files(path))
+
+
+def _stock_mmdet_files(folder: Path) -> list[Path]:
+    """Lists the files that MMDetection's CocoMetric writes with any ``outfile_prefix``."""
+    return sorted(file for iou_type in IOU_TYPES for file in folder.glob(f'*.{iou_type}.json'))
 
 
 def _read_trials(trials: Sequence[Path], ann_file: str | Path | None, found: FoundRuns) -> None:
@@ -142,15 +171,26 @@ def _when_started(trial: Path) -> tuple[str, str]:
 
 
 def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
-    if _is_stock_detectron2(run_dir):
+    if (stock := _stock_detectron2_file(run_dir)) is not None:
+        folder = stock.resolve().parent
+        folder = folder.parent if folder.name == _INFERENCE else folder
         return replace(
-            _read_prediction_file(run_dir / DETECTRON2_RESULTS, ann_file),
+            _read_prediction_file(stock, ann_file),
             name=str(run_dir),
+            extractor=_printable(folder.name),
             framework='detectron2',
         )
     if not (run_dir / METRICS_FILE).is_file():
+        if not trial_file(run_dir).is_file() and (files := _stock_mmdet_files(run_dir)):
+            return _read_stock_mmdet(run_dir, files, ann_file)
         raise DataError(
             f'{run_dir}: no {METRICS_FILE}, here or one level below: the run is not evaluated yet'
+        )
+    if not trial_file(run_dir).is_file() and _has_json_lines(run_dir / METRICS_FILE):
+        raise DataError(
+            f'{run_dir}: {METRICS_FILE} is the log of a training with Detectron2, without its predictions; '
+            f'expected {DETECTRON2_RESULTS}, which COCOEvaluator writes: evaluate the run with '
+            '--eval-only, or give the file of its predictions'
         )
     record = _read_record(run_dir / METRICS_FILE, framework=str, ann_file=str, predictions=dict)
     extractor, config_name, seed = _printable(run_dir.resolve().name), '', None
@@ -199,15 +239,48 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
     )
 
 
-def _is_stock_detectron2(run_dir: Path) -> bool:
-    """Tells whether Detectron2's own evaluator made a run. Its ``metrics.json`` has a line for each step."""
-    if trial_file(run_dir).is_file() or not (run_dir / DETECTRON2_RESULTS).is_file():
-        return False
+def is_stock_detectron2(run_dir: Path) -> bool:
+    """Tells whether Detectron2's own evaluator made a run, so that it has no records of ours.
+
+    Args:
+        run_dir: the output directory of a training, or its folder ``inference``.
+    """
+    return _stock_detectron2_file(run_dir) is not None
+
+
+def _stock_detectron2_file(run_dir: Path) -> Path | None:
+    if trial_file(run_dir).is_file() or _is_record(run_dir / METRICS_FILE):
+        return None
+    files = (run_dir / DETECTRON2_RESULTS, run_dir / _DETECTRON2_FILE)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _is_record(path: Path) -> bool:
     try:
-        record = read_json(run_dir / METRICS_FILE, 'record')
+        record = read_json(path, 'record')
     except DataError:
-        return True
-    return not isinstance(record, dict) or 'format' not in record
+        return False
+    return isinstance(record, dict) and 'format' in record
+
+
+def _has_json_lines(path: Path) -> bool:
+    """Tells whether a file is what Detectron2 calls ``metrics.json``: a line of JSON for each logged step."""
+    with contextlib.suppress(OSError, ValueError), path.open(encoding='utf-8') as file:
+        return 'iteration' in json.loads(file.readline())
+    return False
+
+
+def _read_stock_mmdet(run_dir: Path, files: Sequence[Path], ann_file: str | Path | None) -> Run:
+    prefixes = list(dict.fromkeys(file.name.rsplit('.', 2)[0] for file in files))
+    if len(prefixes) > 1:
+        raise DataError(
+            f'{run_dir}: has predictions of {len(prefixes)} prefixes ({", ".join(prefixes)}); expected those '
+            f'of one run: give one file of each, as in {files[0]}'
+        )
+    run, *others = [_read_prediction_file(file, ann_file) for file in files]
+    for other in others:
+        run.predictions.update(other.predictions)
+    return replace(run, name=str(run_dir), extractor=_printable(run_dir.resolve().name), framework='mmdet')
 
 
 def _printable(name: str) -> str:
@@ -217,7 +290,9 @@ def _printable(name: str) -> str:
 
 def _read_prediction_file(path: Path, ann_file: str | Path | None) -> Run:
     if ann_file is None:
-        raise DataError(f'{path}: a file of predictions needs --ann-file')
+        raise DataError(
+            f'{path}: a file of predictions does not say what it was evaluated on; it needs --ann-file'
+        )
     name = path.name.removesuffix('.json')
     stem, _, iou_type = name.rpartition('.')
     if iou_type in IOU_TYPES:
@@ -263,13 +338,16 @@ def _read_record(path: Path, **keys: type) -> dict[str, Any]:
     return {key: record[key] for key in keys}
 
 
-def _with_distinct_labels(runs: Sequence[Run]) -> list[Run]:
+def _with_distinct_labels(runs: Sequence[Run], named: Collection[str]) -> list[Run]:
     """Labels runs by their whole paths where several that are not trials of a plan have the same label.
 
-    They would become the seeds of one group otherwise.
+    They would become the seeds of one group otherwise. That is what labels of the user's own, on the runs
+    ``named``, are for, so these stay.
     """
     count = Counter(run.extractor for run in runs if run.seed is None)
     return [
-        replace(run, extractor=run.name) if run.seed is None and count[run.extractor] > 1 else run
+        replace(run, extractor=run.name)
+        if run.seed is None and run.name not in named and count[run.extractor] > 1
+        else run
         for run in runs
     ]

@@ -33,9 +33,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
         'runs',
         nargs='+',
         metavar='RUN',
-        help="a run directory (with metrics.json, or Detectron2's inference/coco_instances_results.json); a "
-        'directory of run directories, such as the work directory of an ablation; or a file of COCO results, '
-        'with --ann-file. LABEL=PATH names the run in the tables',
+        help='a run directory with metrics.json; a directory of run directories, such as the work directory '
+        "of an ablation; or, with --ann-file, what the frameworks' own tools leave: the output directory of "
+        'a training with Detectron2 (inference/coco_instances_results.json), a directory with NAME.bbox.json '
+        'and NAME.segm.json of MMDetection, or a file of COCO results. LABEL=PATH names the run in the '
+        'tables; several with one label are the seeds of one extractor',
     )
     parser.add_argument(
         '--ann-file', metavar='FILE', help='COCO annotations to use instead of those that the runs name'

@@ -1,5 +1,8 @@
 import json
 
+from roi_plugins.ablation.compare import compare
+from roi_plugins.ablation.records import read_record
+from roi_plugins.ablation.report.formats import to_dict
 from roi_plugins.ablation.results import Run, find_runs
 from roi_plugins.files import write_json
 
@@ -120,6 +123,101 @@ def test_runs_of_detectron2s_own_evaluator_are_recognised(make_run, tmp_path):
     assert 'needs --ann-file' in problem
 
 
+def test_a_detectron2_run_is_its_output_directory_or_the_folder_inference(make_run, tmp_path):
+    run = make_stock_detectron2_run(make_run, 'mine')
+    (run / 'inference' / 'instances_predictions.pth').write_bytes(b'')
+    ann_file = tmp_path / 'annotations.json'
+    for path, name in ((run, 'align'), (run / 'inference', 'align'), (run / 'inference', None)):
+        found = find_runs([f'{name}={path}' if name else path], ann_file)
+        assert not found.problems
+        (read,) = found.runs
+        assert (read.extractor, read.framework, read.seed) == (name or 'mine', 'detectron2', None)
+        assert read.predictions == {'bbox': run / 'inference' / 'coco_instances_results.json'}
+        assert read_record(read) is None
+
+
+def test_a_detectron2_training_without_predictions_says_what_is_missing(make_run, tmp_path):
+    run = make_stock_detectron2_run(make_run, 'mine')
+    (run / 'inference' / 'coco_instances_results.json').unlink()
+    (problem,) = find_runs([f'align={run}'], tmp_path / 'annotations.json').problems
+    assert problem.startswith(str(run))
+    assert 'expected inference/coco_instances_results.json' in problem
+    assert '--eval-only' in problem
+
+
+def make_stock_mmdet_run(make_run, folder, prefix='results'):
+    """What MMDetection's tools leave with ``CocoMetric.outfile_prefix``."""
+    run = make_run(folder)
+    (run / 'predictions.bbox.json').rename(run / f'{prefix}.bbox.json')
+    (run / f'{prefix}.segm.json').write_text('[]')
+    (run / 'metrics.json').unlink()
+    log = run / '20260101_000000'
+    (log / 'vis_data').mkdir(parents=True)
+    for file in (log / '20260101_000000.json', log / 'vis_data' / 'scalars.json'):
+        file.write_text('{"coco/bbox_mAP": 0.1}\n')
+    return run
+
+
+def test_a_folder_of_mmdetections_predictions_is_a_run(make_run, tmp_path):
+    run = make_stock_mmdet_run(make_run, 'x/mine', 'any.thing')
+    ann_file = tmp_path / 'annotations.json'
+    predictions = {iou_type: run / f'any.thing.{iou_type}.json' for iou_type in ('bbox', 'segm')}
+    for path, name in ((f'align={run}', 'align'), (run, 'mine'), (tmp_path / 'x', 'mine')):
+        found = find_runs([path], ann_file)
+        assert not found.problems
+        assert found.runs == [Run(str(run), name, '', None, 'mmdet', ann_file, predictions)]
+        assert read_record(found.runs[0]) is None
+    assert 'needs --ann-file' in find_runs([run]).problems[0]
+
+
+def test_predictions_of_two_prefixes_are_not_mixed(make_run, tmp_path):
+    run = make_stock_mmdet_run(make_run, 'mine', 'first')
+    (run / 'second.segm.json').write_text('[]')
+    found = find_runs([f'align={run}'], tmp_path / 'annotations.json')
+    assert not found.runs
+    (problem,) = found.problems
+    assert '2 prefixes (first, second)' in problem
+    assert 'give one file of each' in problem
+
+
+def test_an_unfinished_trial_is_no_folder_of_mmdetections_predictions(make_run, tmp_path):
+    trial = make_run('sweep/a', extractor='pool', state='failed')
+    (trial / 'metrics.json').unlink()
+    found = find_runs([tmp_path / 'sweep'], tmp_path / 'annotations.json')
+    assert not found.runs + found.problems
+    assert len(found.notes) == 1
+
+
+def test_runs_with_one_label_are_the_seeds_of_an_extractor_without_partners(make_run, tmp_path):
+    runs = {
+        (label, i): make_stock_detectron2_run(make_run, f'{label}{i}') for label in 'ab' for i in range(2)
+    }
+    paths = [f'{label}={run}' for (label, _), run in runs.items()]
+    comparison = compare(paths, tmp_path / 'annotations.json', baseline='a', resamples=20)
+    assert not comparison.problems
+    groups = {group.extractor: group for group in comparison.groups}
+    assert [(name, list(group.runs.index)) for name, group in groups.items()] == [
+        (label, [str(runs[label, i]) for i in range(2)]) for label in 'ab'
+    ]
+    # Nobody said which seeds belong together: not one difference for each seed.
+    assert groups['b'].difference_std.isna().all()
+    assert groups['b'].difference_estimates.metrics['seed_se'].notna().any()
+    assert json.loads(json.dumps(to_dict(comparison)))['groups'][1]['seeds'] == list(groups['b'].runs.index)
+
+
+def test_a_label_is_kept_beside_a_folder_of_that_name(make_run, tmp_path):
+    first, second = (make_stock_detectron2_run(make_run, name) for name in ('x/one', 'y/a'))
+    found = find_runs([f'a={first}', second], tmp_path / 'annotations.json')
+    assert [run.extractor for run in found.runs] == ['a', str(second)]
+
+
+def test_the_files_of_one_run_can_be_labelled(make_run, tmp_path):
+    run = make_stock_mmdet_run(make_run, 'mine')
+    files = [f'align={run}/results.{iou_type}.json' for iou_type in ('bbox', 'segm')]
+    (read,) = find_runs(files, tmp_path / 'annotations.json').runs
+    assert (read.extractor, list(read.predictions)) == ('align', ['bbox', 'segm'])
+
+
 def test_a_run_can_be_labelled(make_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run('a')
@@ -130,3 +228,4 @@ def test_a_run_can_be_labelled(make_run, tmp_path, monkeypatch):
     assert [run.extractor for run in found.runs] == ['mine', 'theirs', 'd=e']
     (problem,) = find_runs(['x=sweep']).problems
     assert 'x=sweep: sweep holds 2 runs' in problem
+    assert 'give each, as in x=sweep/' in problem

@@ -362,5 +362,8 @@ def _extractors(comparison: Comparison, records: Mapping[str, Record | None]) ->
 
 
 def _title(run: Run) -> str:
-    seed = None if run.seed is None else f'seed {run.seed}'
-    return ' · '.join(filter(None, [run.config_name, run.extractor, seed]))
+    if run.seed is not None:
+        which = f'seed {run.seed}'
+    else:  # a label that the user gave may be that of several runs
+        which = '' if Path(run.name).name == run.extractor else run.name
+    return ' · '.join(filter(None, [run.config_name, run.extractor, which]))
