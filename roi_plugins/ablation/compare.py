@@ -137,6 +137,11 @@ class Comparison:
         """The quantity of the primary metric, such as ``'AP75'`` of ``'bbox/AP75'``."""
         return self.primary_metric.partition('/')[2]
 
+    @property
+    def config_names(self) -> list[str]:
+        """The configs in the order of the runs."""
+        return list(dict.fromkeys(run.config_name for run, _ in self.metrics))
+
     def is_primary(self, iou_type: str) -> bool:
         """Tells whether the verdicts are about this IoU type."""
         return self.primary_metric.startswith(f'{iou_type}/')

@@ -1,8 +1,9 @@
-"""Measures what the extractor of a finished run costs in training: time, memory and parameters.
+"""Measures what the extractor of a finished run costs in training: time, memory, parameters and FLOPs.
 
 The detector of each run makes a training step on a batch of its own training data, with its trained weights
 and a learning rate of 0. The inputs of its extractors in that step are kept. Then the calls of the extractors
-on these inputs are timed alone, forward and backward, and compared with the time of the step.
+on these inputs are timed alone, forward and backward, and compared with the time of the step. Another step
+counts the FLOPs of the RoI heads, since a larger output or more channels of an extractor cost there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 import functools
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from roi_plugins.ablation.records import read_record
 from roi_plugins.ablation.results import Run
@@ -30,6 +33,8 @@ from roi_plugins.benchmark.measure import QUICK, Contender, Effort, interleave, 
 from roi_plugins.files import DataError, atomic_write, write_json
 from roi_plugins.hardware import cpu_name
 from roi_plugins.integrations.registry import FRAMEWORKS
+
+_IN_HEADS = re.compile(r'(^|\.)roi_heads?(\.|$)')
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class Cost:
         peak_bytes: the peak memory of the largest call, forward and backward, without its inputs; None if
             it cannot be measured.
         num_parameters: the number of learned parameters of the extractors.
+        head_parameters: the number of learned parameters of the RoI heads with their extractors; None if the
+            detector has no module of that name.
+        head_flops: the floating-point operations of matrix products and convolutions in the forward pass of
+            the RoI heads, where a multiplication with an addition counts as two; None as above. The ops of
+            the extractors are not among them.
     """
 
     config_name: str
@@ -56,6 +66,8 @@ class Cost:
     step_seconds: float
     peak_bytes: int | None
     num_parameters: int
+    head_parameters: int | None
+    head_flops: int | None
 
     @property
     def share(self) -> float:
@@ -101,7 +113,7 @@ def measure_costs(runs: Sequence[Run], device: torch.device | None = None, effor
         except Exception as error:  # configs are programs: anything can happen in them
             problems.append(f'{run.name}: its cost is not measured: {_reason(error)}')
     contenders = [
-        Contender(name, '', '', call) for _, calls, step in loaded for name, call in _parts(calls, step)
+        Contender(name, '', '', call) for _, calls, step, *_ in loaded for name, call in _parts(calls, step)
     ]
     medians = iter([float(np.median(s)) for s in interleave(contenders, device, effort)])
     rows = [
@@ -118,8 +130,10 @@ def measure_costs(runs: Sequence[Run], device: torch.device | None = None, effor
                 for module in {call.module for call in calls}
                 for parameter in module.parameters()
             ),
+            head_parameters=head_parameters,
+            head_flops=head_flops,
         )
-        for run, calls, step in loaded
+        for run, calls, _, head_parameters, head_flops in loaded
     ]
     return Costs(_machine(device), rows, problems)
 
@@ -134,7 +148,7 @@ def to_rows(costs: Costs) -> tuple[list[str], list[list[str]]]:
         The names of the columns, and the rows. There is no column of configs if the runs have none.
     """
     header = ['Config', 'Extractor', 'RoIs', 'forward, ms', 'backward, ms', 'of a step, %', 'step, ms',
-              'peak, MiB', 'parameters']  # fmt: skip
+              'peak, MiB', 'parameters', 'parameters of the heads, M', 'GFLOPs of the heads']  # fmt: skip
     rows = [
         [
             cost.config_name,
@@ -146,6 +160,8 @@ def to_rows(costs: Costs) -> tuple[list[str], list[list[str]]]:
             f'{1e3 * cost.step_seconds:.0f}',
             '-' if cost.peak_bytes is None else f'{cost.peak_bytes / 2**20:.1f}',
             str(cost.num_parameters),
+            '-' if cost.head_parameters is None else f'{cost.head_parameters / 1e6:.2f}',
+            '-' if cost.head_flops is None else f'{cost.head_flops / 1e9:.2f}',
         ]
         for cost in costs.rows
     ]
@@ -198,7 +214,8 @@ class _Call:
         return prepare(lambda maps: module(maps, *self.others), self.maps, step, weights)
 
 
-def _load(run: Run, device: torch.device) -> tuple[list[_Call], Callable[[], object]]:
+def _load(run: Run, device: torch.device) -> tuple[list[_Call], Callable[[], object], int | None, int | None]:
+    """Returns the calls of a step, the step, and the parameters and FLOPs of the heads."""
     record = read_record(run)
     if record is None or run.framework is None:
         raise DataError('predictions alone tell nothing of it; give the run directory')
@@ -210,7 +227,8 @@ def _load(run: Run, device: torch.device) -> tuple[list[_Call], Callable[[], obj
     train_step = import_module(module)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         model, step = train_step.load_step(record.config, record.checkpoint, device)
-        return _calls(model, step, train_step.EXTRACTOR_TYPES), step
+        calls = _calls(model, step, train_step.EXTRACTOR_TYPES)
+        return calls, step, *_count_heads(model, step)
 
 
 def _calls(model: nn.Module, step: Callable[[], object], types: tuple[type, ...]) -> list[_Call]:
@@ -228,6 +246,34 @@ def _calls(model: nn.Module, step: Callable[[], object], types: tuple[type, ...]
     if not calls:
         raise DataError('no RoI extractor took part in its training step')
     return calls
+
+
+def _count_heads(model: nn.Module, step: Callable[[], object]) -> tuple[int | None, int | None]:
+    """Counts the parameters of the RoI heads, and the FLOPs of their forward pass in a step."""
+    heads = [module for name, module in model.named_modules() if _IN_HEADS.search(name)]
+    if not heads:
+        return None, None
+    flops, entered = 0, []  # the modules that are at work, each with the FLOPs before it
+
+    def enter(*_: Any) -> None:
+        entered.append(counter.get_total_flops())
+
+    def leave(*_: Any) -> None:
+        nonlocal flops
+        before = entered.pop()
+        if not entered:
+            flops += counter.get_total_flops() - before
+
+    # FlopCounterMode itself assigns the backward pass of the backbone to the heads.
+    hooks = [module.register_forward_pre_hook(enter) for module in heads]
+    hooks += [module.register_forward_hook(leave) for module in heads]
+    with FlopCounterMode(display=False) as counter:
+        step()
+    for hook in hooks:
+        hook.remove()
+    # As a set: modules share parameters.
+    parameters = {parameter for module in heads for parameter in module.parameters()}
+    return sum(parameter.numel() for parameter in parameters), flops
 
 
 def _parts(calls: Sequence[_Call], step: Callable[[], object]) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -255,7 +301,8 @@ def _machine(device: torch.device) -> str:
         where = f'{os.cpu_count()} x {cpu_name()}, {torch.get_num_threads()} threads'
     return (
         f'Measured on {where}, torch {torch.__version__}: medians over one batch of the training data, '
-        'with the trained weights.'
+        'with the trained weights. GFLOPs are those of matrix products and convolutions in the forward pass '
+        'of the RoI heads.'
     )
 
 

@@ -105,8 +105,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins compar
         '--html',
         type=Path,
         metavar='FILE',
-        help='write a self-contained page of HTML: the tables, the curves, the images on which runs differ '
-        'most, and how each run was made',
+        help='write a self-contained page of HTML: the tables, the differences, AP over cost, learning '
+        'curves, the images on which runs differ most, and how each run was made',
     )
     add_import_option(parser)
     args = parser.parse_args(arguments)

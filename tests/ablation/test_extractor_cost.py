@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip('pycocotools')  # a bare machine with a GPU collects these tests too
 pytest.importorskip('tabulate')
 
-from roi_plugins.ablation.extractor_cost import measure_costs, to_markdown, write_costs
+from roi_plugins.ablation.extractor_cost import _count_heads, measure_costs, to_markdown, write_costs
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.benchmark.measure import Effort
 from roi_plugins.datasets import ShapesSpec, generate_shapes
@@ -116,6 +117,9 @@ def check(run_dir, output, extractor='align-max', num_parameters=0):
     assert 0 < cost.backward_seconds < cost.step_seconds
     assert 0 < cost.share < 1
     assert cost.num_parameters == num_parameters
+    assert cost.head_parameters > num_parameters
+    # What a fully connected layer does to a RoI is two operations for each weight.
+    assert cost.head_flops > 2 * cost.num_rois * 1e3
     assert torch.load(run_dir / 'last.pth', weights_only=True).keys() == before.keys()
 
     write_costs(costs, output)
@@ -127,6 +131,19 @@ def check(run_dir, output, extractor='align-max', num_parameters=0):
 
 def test_cost_of_a_run_of_mmdetection(mmdet_run, tmp_path):
     check(mmdet_run, tmp_path / 'out')
+
+
+def test_the_heads_are_counted_and_nothing_else():
+    model = nn.ModuleDict({'backbone': nn.Linear(50, 10), 'roi_head': nn.Sequential(nn.Linear(10, 3))})
+    shared = model['roi_head'][0]
+
+    def step():
+        features = model['backbone'](torch.ones(7, 50))
+        (model['roi_head'](features) + shared(features)).sum().backward()
+
+    assert _count_heads(model, step) == (10 * 3 + 3, 2 * (2 * 7 * 10 * 3))
+    assert _count_heads(model['backbone'], step) == (None, None)
+    assert not shared._forward_hooks
 
 
 @pytest.mark.slow

@@ -73,6 +73,9 @@ def make_run(tmp_path_factory, ann_file):
         write_json(run_dir / 'predictions.segm.json', masks)
         model = {'roi_head': {'bbox_roi_extractor': {'type': HOSTILE, 'aligned': name}}}
         write_settings(run_dir, {'lr': shift, 'model': model, 'train': HOSTILE}, trains=True)
+        log = run_dir / '20260101_000000/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(''.join(f'{{"step": {i}, "loss": {shift + 1 / i}}}\n' for i in range(1, 50)))
         trial = {'config_name': 'tiny', 'extractor': extractor, 'seed': seed, 'state': 'finished'}
         commands = [['python', 'train.py', '--name', 'a b']]
         write_json(run_dir / 'trial.json', {'format': 1, **trial, 'started': '', 'commands': commands})
@@ -111,7 +114,7 @@ def comparison(make_run):
 @pytest.fixture(scope='module')
 def page(comparison, tmp_path_factory):
     path = tmp_path_factory.mktemp('page') / 'report.html'
-    cost = Cost('tiny', HOSTILE, 512, 0.01, 0.02, 0.3, 2**20, 0)
+    cost = Cost('tiny', HOSTILE, 512, 0.01, 0.02, 0.3, 2**20, 0, 10**6, 10**9)
     costs = Costs('Measured on a machine.', [cost], ['a problem'])
     write_report(comparison, path, ['python', 'tools/compare.py', 'a b'], costs=costs)
     return path
@@ -132,7 +135,13 @@ def test_the_page_has_everything_and_nothing_of_it_is_markup(page, comparison):
         'Box AP50 lost to each kind of error',
         'Box AP, difference to align, by class',
         f'ellipse{HOSTILE}',
+        'Config: tiny',
+        'Differences to align',
+        'AP over cost',
         'Measured on a machine.',
+        'GFLOPs of the heads',
+        'Learning curves',
+        ': all runs.',
         'problem: a problem',
         "python tools/compare.py 'a b'",
         "python train.py --name 'a b'",
@@ -150,6 +159,29 @@ def test_the_page_has_everything_and_nothing_of_it_is_markup(page, comparison):
     assert addresses
     assert all(address.startswith(('#', 'data:image/jpeg')) for address in addresses)
     assert re.findall(r'<script[^>]*src=', page.read_text()) == []
+
+
+def test_the_answer_comes_first_and_details_are_folded_away(page):
+    text = without_scripts(page)
+    ids = ('results', 'differences', 'cost', 'learning', 'details', 'curves', 'images', 'settings', 'runs')
+    places = [text.index(f'id="{name}"') for name in ids]
+    assert places == sorted(places)
+    assert text.index('id="results"') < text.index('Problems and notes') < text.index('id="differences"')
+    assert re.findall(r'<details id="(\w+)">', text) == ['tables', 'curves', 'images']
+    # A setting that differs is said once for all the runs in which it does.
+    assert text.count('<b>confounded</b> lr: 1 → 6 <span class="dim">') == 1
+
+
+def test_a_damaged_log_is_a_note_and_a_page_without_baseline_has_no_differences(make_run, tmp_path):
+    run = make_run('damaged', 3, 'align')
+    with next(run.glob('*/vis_data/scalars.json')).open('a') as log:
+        log.write('{"step": 50, "lo')
+    write_report(compare([run], resamples=0), tmp_path / 'report.html', [])
+    text = without_scripts(tmp_path / 'report.html')
+    assert '1 of 50 lines are damaged' in text
+    assert 'id="learning"' in text
+    assert 'id="differences"' not in text
+    assert 'id="cost"' not in text
 
 
 def test_an_image_is_embedded_once_however_often_it_is_shown(page):
@@ -275,8 +307,8 @@ def browse(page):
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         problems = []
 
-        def browse(scheme='light'):
-            tab = browser.new_page(color_scheme=scheme, viewport={'width': 1000, 'height': 800})
+        def browse(scheme='light', width=1000):
+            tab = browser.new_page(color_scheme=scheme, viewport={'width': width, 'height': 800})
             tab.on('pageerror', lambda error: problems.append(str(error)))
             tab.on('console', lambda message: problems.append(message.text))
             tab.on('request', lambda request: asked.append(request.url))
@@ -316,9 +348,11 @@ def test_tables_are_sorted_with_the_keyboard(browse):
         assert len(set(values)) == 2
         heads = tab.locator('table').first.locator('th[aria-sort]')
         assert [head.get_attribute('aria-sort') for head in heads.all()] == [direction]
+    tab.locator('#tables > summary').press('Enter')
     intervals = tab.get_by_role('region', name='Box AP, 95% interval', exact=True)
     intervals.get_by_role('button', name='AP', exact=True).click()
-    trials = intervals.locator(f'tbody td:nth-child({number})').all_text_contents()
+    heads = [head.strip() for head in intervals.locator('th').all_text_contents()]
+    trials = intervals.locator(f'tbody td:nth-child({heads.index("AP") + 1})').all_text_contents()
     lows = [float(trial.strip('[').split(',')[0]) for trial in trials]
     assert lows == sorted(lows, reverse=True)
     tab.locator('table').first.get_by_role('button', name='Extractor').click()
@@ -339,10 +373,23 @@ def test_text_is_readable_in_light_and_dark(browse, scheme):
 
 def test_curves_and_images_are_drawn(browse):
     tab = browse()
-    assert tab.locator('.curve .main-svg').count() >= 3  # boxes, masks, boundaries
-    names = tab.locator('.curve').first.locator('.legendtext').all_text_contents()
+    expect = pytest.importorskip('playwright.sync_api').expect
+    rows = tab.locator('#differences .curve').first.locator('.ytick text')
+    assert [row.split('\u200b')[0][:4] for row in rows.all_text_contents()] == [HOSTILE[:4]]
+    assert tab.locator('#differences .curve').first.locator('.points path').count() >= 1
+    assert tab.locator('#cost .curve').first.locator('.points path').count() >= 1
+    learned = tab.locator('#learning .curve').first.locator('.lines .js-line')
+    assert learned.count() == 4 + 2  # each training, and the mean of each extractor
+    curves = tab.locator('#curves .curve')
+    assert curves.locator('.main-svg').count() == 0  # what is folded away has no size to draw to
+    tab.locator('#curves > summary').click()
+    expect(curves.first.locator('.main-svg').first).to_be_visible()
+    assert curves.count() == 3  # boxes, masks, boundaries
+    assert curves.first.locator('.main-svg').first.bounding_box()['width'] > 400
+    names = curves.first.locator('.legendtext').all_text_contents()
     assert names == ['align', HOSTILE]
-    assert tab.locator('.curve').first.locator('.lines .js-line').count() == 4  # each with its interval
+    assert curves.first.locator('.lines .js-line').count() == 4  # each with its interval
+    tab.locator('#images > summary').click()
     panel = tab.locator('figure svg').first
     panel.scroll_into_view_if_needed()
     picture = Image.open(io.BytesIO(panel.screenshot())).convert('RGB')
@@ -351,8 +398,16 @@ def test_curves_and_images_are_drawn(browse):
     # The text of the curves follows a change while the page is open.
     tab.emulate_media(color_scheme='dark')
     text = tab.evaluate('getComputedStyle(document.body).color')
-    expect = pytest.importorskip('playwright.sync_api').expect
-    expect(tab.locator('.curve .xtick text').first).to_have_css('fill', text)
+    for plot in ('#differences', '#curves'):
+        expect(tab.locator(f'{plot} .curve .xtick text').first).to_have_css('fill', text)
+
+
+def test_nothing_is_wider_than_a_phone(browse):
+    tab = browse(width=400)
+    for summary in tab.locator('summary').all():
+        if summary.is_visible():
+            summary.click()
+    assert tab.evaluate('document.documentElement.scrollWidth') == 400
 
 
 def luminance(colour):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import html
 import os
 import platform
 import shlex
@@ -19,10 +18,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from roi_plugins import __version__
-from roi_plugins.ablation.compare import Comparison, Group
+from roi_plugins.ablation.compare import Comparison
 from roi_plugins.ablation.confounding import reference_run
 from roi_plugins.ablation.extractor_cost import Costs
 from roi_plugins.ablation.extractor_cost import to_rows as cost_rows
+from roi_plugins.ablation.learning_curves import read_learning_curve
 from roi_plugins.ablation.records import Record, read_record
 from roi_plugins.ablation.report.images import (
     MIN_SCORE,
@@ -32,32 +32,35 @@ from roi_plugins.ablation.report.images import (
     folders_beside,
     most_different,
 )
+from roi_plugins.ablation.report.plots import (
+    plot_ap_over_cost,
+    plot_ap_over_iou,
+    plot_differences,
+    plot_learning_curves,
+)
 from roi_plugins.ablation.report.tables import (
     TITLES,
     caption,
     details_caption,
+    find_best,
     make_headline,
     make_tables,
 )
 from roi_plugins.ablation.results import Run
-from roi_plugins.evaluation.coco import IOU_THRESHOLDS, format_points
+from roi_plugins.evaluation.coco import format_points
 from roi_plugins.evaluation.coco_files import load_annotations
 from roi_plugins.evaluation.matching import EVALUATIONS, IOU_TYPES
 from roi_plugins.files import atomic_write
 from roi_plugins.hardware import cpu_name
-from roi_plugins.settings import differences
+from roi_plugins.settings import CONFOUNDED, PLACE, SEED, differences
 
 IMAGES_PER_PAIR = 4
 
 _SHOWN_OPTIONS = ('type', 'output_size', 'region', 'sampling_ratio', 'reduction', 'aligned')
 """The options of an extractor that have a column of their own in the table of extractors."""
 
-TEXT_COLUMNS = ('Config', 'Extractor', 'Class', 'In the model', *_SHOWN_OPTIONS, 'others')
+TEXT_COLUMNS = ('Config', 'Extractor', 'Verdict', 'Class', 'In the model', *_SHOWN_OPTIONS, 'others')
 _KINDS = {'bbox': 'boxes', 'segm': 'masks'}
-
-# Okabe and Ito's colours, with grey instead of black, so that all can be seen on a light and on a dark page.
-_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#8A8A8A')
-_SYMBOLS = ('circle', 'square', 'triangle-up', 'diamond', 'triangle-down', 'cross', 'x')
 
 
 def write_report(
@@ -89,28 +92,47 @@ def write_report(
         lstrip_blocks=True,
     )
     records = {run.name: read_record(run) for run, _ in comparison.metrics}
-    pairs, pictures = _pairs(comparison, records.values(), digits)
-    tables = list(_tables(comparison, digits))
+    titles = {run.name: _title(run, comparison) for run, _ in comparison.metrics}
+    pairs, pictures = _pairs(comparison, titles, records.values(), digits)
+    details = list(_details(comparison, digits))
     if not (built := _extractors(comparison, records)).empty:
-        tables.append(_table('Extractors as they were built', '', built))
+        details.append(_table('Extractors as they were built', built))
+    cost_table = None
     if costs and costs.rows:
         header, rows = cost_rows(costs)
-        table = pd.DataFrame(rows, columns=header)
-        tables.append(_table('Cost of the extractor in a training step', costs.machine, table))
+        cost_table = _table('Cost of the extractor in a training step', pd.DataFrame(rows, columns=header))
+    losses, loss_notes = _losses(comparison)
+    runs = _runs(comparison, titles, records)
     page = environment.get_template('report.html').render(
         title=f'Extractors on {comparison.ann_file.name}',
-        summary=' '.join([caption(comparison, digits), details_caption(comparison, digits)]),
+        config=comparison.config_names[0] if len(comparison.config_names) == 1 else '',
+        summary=caption(comparison, digits),
+        details_summary=details_caption(comparison, digits),
         messages=[
             *(('problem', text) for text in comparison.problems + (costs.problems if costs else [])),
-            *(('note', text) for text in comparison.notes),
+            *(('note', text) for text in [*comparison.notes, *loss_notes]),
         ],
-        tables=tables,
+        headline=[
+            _table(title, table, find_best(table))
+            for title, table in make_headline(comparison, digits).items()
+        ],
+        metric=comparison.metric,
+        baseline=comparison.baseline,
+        margin=format_points(comparison.margin, digits) if comparison.margin else '',
+        difference_plots=list(plot_differences(comparison)),
+        machine=costs.machine if costs else '',
+        cost_table=cost_table,
+        cost_plots=list(plot_ap_over_cost(comparison, costs)) if costs else [],
+        loss_plots=list(plot_learning_curves(comparison, losses)),
+        details=details,
         text_columns=TEXT_COLUMNS,
-        curves=list(_curves(comparison)),
+        curves=list(plot_ap_over_iou(comparison)),
         pairs=pairs,
         pictures=pictures,
         min_score=MIN_SCORE,
-        runs=_runs(comparison, records),
+        runs=runs,
+        settings=_settings(runs),
+        machines=_machines(runs),
         made={
             'command': shlex.join(command),
             'time': datetime.now().astimezone().isoformat(timespec='seconds'),
@@ -126,9 +148,9 @@ def write_report(
         aside.write_text(page, encoding='utf-8', errors='replace')
 
 
-def _tables(comparison: Comparison, digits: int) -> Iterator[dict[str, Any]]:
-    for title, table in (make_headline(comparison, digits) | make_tables(comparison, digits)).items():
-        yield _table(title, '', table)
+def _details(comparison: Comparison, digits: int) -> Iterator[dict[str, Any]]:
+    for title, table in make_tables(comparison, digits).items():
+        yield _table(title, table)
     for iou_type in EVALUATIONS:
         groups = [group for group in comparison.groups if group.iou_type == iou_type]
         if groups:
@@ -140,67 +162,42 @@ def _tables(comparison: Comparison, digits: int) -> Iterator[dict[str, Any]]:
                 }
                 for group in groups
             ]
-            table = pd.DataFrame(rows)
-            if not any(table['Config']):
-                table = table.drop(columns='Config')
-            yield _table(f'{TITLES[iou_type]} over IoU', '', table)
+            yield _table(f'{TITLES[iou_type]} over IoU', pd.DataFrame(rows))
 
 
-def _table(title: str, note: str, table: pd.DataFrame) -> dict[str, Any]:
+def _table(title: str, table: pd.DataFrame, best: pd.DataFrame | None = None) -> dict[str, Any]:
+    """Returns a table for the page. The cells that are ``best`` are in bold.
+
+    The column of the config is left out if there is only one, whose name is at the top of the page.
+    """
+    if best is None:
+        best = pd.DataFrame(False, table.index, table.columns)
+    if 'Config' in table and table['Config'].nunique() == 1:
+        table, best = table.drop(columns='Config'), best.drop(columns='Config')
     return {
         'title': title,
-        'note': note,
         'columns': list(table.columns),
-        'rows': table.to_numpy().tolist(),
+        'rows': [
+            list(zip(*both, strict=True))
+            for both in zip(table.to_numpy().tolist(), best.to_numpy().tolist(), strict=True)
+        ],
     }
 
 
-def _curves(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    """Makes a plotly figure for each config and IoU type."""
-    extractors = list(dict.fromkeys(group.extractor for group in comparison.groups))
-    panels: dict[tuple[str, str], list[Group]] = {}
-    for group in comparison.groups:
-        panels.setdefault((group.config_name, group.iou_type), []).append(group)
-    for (config_name, iou_type), groups in panels.items():
-        data: list[dict[str, Any]] = []
-        for group in groups:
-            data += _traces(group, extractors.index(group.extractor))
-        layout = {
-            'paper_bgcolor': 'rgba(0,0,0,0)',
-            'plot_bgcolor': 'rgba(0,0,0,0)',
-            'margin': {'t': 10, 'r': 10, 'b': 50, 'l': 60},
-            'hovermode': 'x unified',
-            'hoverlabel': {'bgcolor': '#24292f', 'font': {'color': '#ffffff'}},
-            'legend': {'orientation': 'h', 'y': -0.2},
-            'xaxis': {'title': {'text': 'IoU threshold'}, 'tickvals': list(IOU_THRESHOLDS)},
-            'yaxis': {'title': {'text': 'AP x 100'}, 'rangemode': 'tozero'},
-        }
-        title = ' · '.join(filter(None, [config_name, TITLES[iou_type]]))
-        yield {'title': title, 'figure': {'data': data, 'layout': layout}}
-
-
-def _traces(group: Group, index: int) -> Iterator[dict[str, Any]]:
-    over_iou = 100 * group.estimates.over_iou
-    if over_iou['value'].isna().all():  # no ground truth
-        return
-    color = _COLORS[index % len(_COLORS)]
-    name = html.escape(group.extractor, quote=False)  # plotly interprets some markup
-    x = list(IOU_THRESHOLDS)
-    if over_iou['low'].notna().all():
-        yield {
-            'x': x + x[::-1], 'y': [*over_iou['low'], *over_iou['high'][::-1]], 'fill': 'toself',
-            'fillcolor': color, 'opacity': 0.15, 'line': {'width': 0}, 'mode': 'lines',
-            'hoverinfo': 'skip', 'showlegend': False, 'legendgroup': name,
-        }  # fmt: skip
-    yield {
-        'x': x, 'y': over_iou['value'].tolist(), 'name': name, 'legendgroup': name, 'mode': 'lines+markers',
-        'line': {'color': color}, 'marker': {'symbol': _SYMBOLS[index % len(_SYMBOLS)], 'size': 8},
-        'hovertemplate': '%{y:.1f}',
-    }  # fmt: skip
+def _losses(comparison: Comparison) -> tuple[list[tuple[Run, pd.Series]], list[str]]:
+    """Reads the losses of the runs that have a log, and notes about damaged logs."""
+    losses, notes = [], []
+    for run, _ in comparison.metrics:
+        if run.framework:  # bare prediction files have no folder of their own
+            loss, own_notes = read_learning_curve(Path(run.name))
+            notes += own_notes
+            if not loss.empty:
+                losses.append((run, loss))
+    return losses, notes
 
 
 def _pairs(
-    comparison: Comparison, records: Iterable[Record | None], digits: int
+    comparison: Comparison, titles: Mapping[str, str], records: Iterable[Record | None], digits: int
 ) -> tuple[list[dict], list[dict]]:
     """Prepares the images that show each extractor beside the baseline, or else the first extractor.
 
@@ -224,7 +221,7 @@ def _pairs(
         for difference in found:
             _add_picture(pictures, difference.image, image_dirs)
         if found:
-            title = f'{_title(second)} and {_title(first)}, {_KINDS[iou_type]}'
+            title = f'{titles[second.name]} and {titles[first.name]}, {_KINDS[iou_type]}'
             images = [
                 {
                     **_picture_frame(difference.image),
@@ -232,7 +229,7 @@ def _pairs(
                     'objects': difference.objects,
                     'panels': [
                         {
-                            'title': _title(panel.run),
+                            'title': titles[panel.run.name],
                             'ap': format_points(panel.ap, digits),
                             'shapes': panel.shapes,
                             'right': sum(shape.kind == 'right' for shape in panel.shapes),
@@ -304,7 +301,9 @@ def _add_picture(pictures: dict[int, dict], image: Mapping[str, Any], image_dirs
         return
 
 
-def _runs(comparison: Comparison, records: Mapping[str, Record | None]) -> list[dict[str, Any]]:
+def _runs(
+    comparison: Comparison, titles: Mapping[str, str], records: Mapping[str, Record | None]
+) -> list[dict[str, Any]]:
     runs = [run for run, _ in comparison.metrics]
     shown = []
     for reference, others in _by_config(comparison, runs):
@@ -312,19 +311,51 @@ def _runs(comparison: Comparison, records: Mapping[str, Record | None]) -> list[
             record = records[run.name]
             shown.append(
                 {
-                    'title': _title(run),
-                    'path': run.name,
+                    'run': run,
+                    'title': titles[run.name],
                     'hardware': record.hardware if record else '',
                     'time': record.time if record else '',
                     'commands': [shlex.join(command) for command in record.commands] if record else [],
                     'versions': record.versions if record else {},
-                    **_differences(run, reference_run(run, runs, comparison.baseline), records),
+                    **_differences(run, reference_run(run, runs, comparison.baseline), titles, records),
                 }
             )
     return shown
 
 
-def _differences(run: Run, reference: Run, records: Mapping[str, Record | None]) -> dict[str, Any]:
+def _settings(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Lists the settings that differ between runs, each once with its runs; confounded ones come first.
+
+    Seeds and folders always differ, so they are only listed with each run.
+    """
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for difference in run['differences'] or ():
+            if difference.kind not in (SEED, PLACE):
+                found.setdefault((difference.kind, str(difference)), []).append(run)
+    entries = [
+        {'kind': kind, 'difference': text, 'runs': _titles_of(some, runs)}
+        for (kind, text), some in found.items()
+    ]
+    return sorted(entries, key=lambda entry: entry['kind'] != CONFOUNDED)
+
+
+def _machines(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Lists the machines with their versions and the runs that were evaluated there."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        versions = ', '.join(f'{name} {version}' for name, version in run['versions'].items())
+        if run['hardware'] or versions:
+            found.setdefault((run['hardware'], versions), []).append(run)
+    return [
+        {'hardware': hardware, 'versions': versions, 'runs': _titles_of(some, runs)}
+        for (hardware, versions), some in found.items()
+    ]
+
+
+def _differences(
+    run: Run, reference: Run, titles: Mapping[str, str], records: Mapping[str, Record | None]
+) -> dict[str, Any]:
     """Lists the settings in which a run differs from its reference, with a title; None if not recorded."""
     if run is reference:
         return {'differences': [], 'differences_title': 'The other runs are compared with its settings.'}
@@ -334,7 +365,7 @@ def _differences(run: Run, reference: Run, records: Mapping[str, Record | None])
     if base is None or own is None:
         return {'differences': None, 'differences_title': ''}
     found = differences(base, own)
-    title = f'Settings: what differs from {_title(reference)}'
+    title = f'Settings: what differs from {titles[reference.name]}'
     return {'differences': found, 'differences_title': title if found else f'{title}: nothing'}
 
 
@@ -357,13 +388,32 @@ def _extractors(comparison: Comparison, records: Mapping[str, Record | None]) ->
                     ),
                 }
             )
-    table = pd.DataFrame(rows).drop_duplicates()
-    return table if table.empty or any(table['Config']) else table.drop(columns='Config')
+    return pd.DataFrame(rows).drop_duplicates()
 
 
-def _title(run: Run) -> str:
+def _title(run: Run, comparison: Comparison) -> str:
+    """Names a run. The config is left out if there is only one, as in the tables."""
+    config_name = run.config_name if len(comparison.config_names) > 1 else ''
     if run.seed is not None:
         which = f'seed {run.seed}'
     else:  # a label that the user gave may be that of several runs
         which = '' if Path(run.name).name == run.extractor else run.name
-    return ' · '.join(filter(None, [run.config_name, run.extractor, which]))
+    return ' · '.join(filter(None, [config_name, run.extractor, which]))
+
+
+def _titles_of(some: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> str:
+    """Names some of the runs in few words: an extractor stands for all of its runs."""
+    if len(some) == len(runs):
+        return 'all runs'
+    names = []
+    for key in dict.fromkeys(_key(entry) for entry in some):
+        own = [entry for entry in some if _key(entry) == key]
+        if len(own) > 1 and len(own) == sum(_key(entry) == key for entry in runs):
+            names.append(own[0]['title'].removesuffix(f' · seed {own[0]["run"].seed}'))
+        else:
+            names += [entry['title'] for entry in own]
+    return '; '.join(names)
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[str, str]:
+    return entry['run'].config_name, entry['run'].extractor
