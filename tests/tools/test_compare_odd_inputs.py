@@ -14,7 +14,7 @@ from roi_plugins.files import write_json
 from roi_plugins.run_record import write_run
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'compare.py'
-COSTS = Costs('a machine', [Cost('', 'a', 8, 0.1, 0.2, 1.0, None, 0)], [])
+COSTS = Costs('a machine', [Cost('', 'a', 8, 0.1, 0.2, 1.0, None, 0, None, None)], [])
 
 
 @pytest.fixture

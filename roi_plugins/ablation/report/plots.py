@@ -134,7 +134,7 @@ def plot_ap_over_cost(comparison: Comparison, costs: Costs) -> Iterator[dict[str
         yield {
             'title': _panel_title(comparison, config_name, iou_type, metric),
             'label': 'AP over the time of a training step',
-            'height': 360,
+            'height': 400,
             'figure': {
                 'data': data,
                 'layout': {
@@ -255,7 +255,7 @@ def _layout(x: str = '', y: str = '') -> dict[str, Any]:
         'margin': {'t': 10, 'r': 10, 'b': 50, 'l': 60},
         'hovermode': 'x unified',
         'hoverlabel': {'bgcolor': '#24292f', 'font': {'color': '#ffffff'}},
-        'legend': {'orientation': 'h', 'y': -0.2},
+        'legend': {'orientation': 'h', 'y': -0.25},
         'xaxis': {'title': {'text': x}},
         'yaxis': {'title': {'text': y}},
     }
