@@ -218,7 +218,7 @@ def extension():
         # be the one that torch has loaded, or two pools of threads would fight for the cores.
         flags['cxx'].append('-fopenmp')
         flags['cxx'] += shlex.split(os.environ.get('ROI_PLUGINS_CXXFLAGS', ''))
-        sources = [CSRC / 'op.cpp', *sorted(CSRC.glob('cpu/*.cpp'))]
+        sources = [*sorted(CSRC.glob('*.cpp')), *sorted(CSRC.glob('cpu/*.cpp'))]
         build = cpp_extension.CppExtension
         if cards:
             flags['cxx'].append(f'-DROI_PLUGINS_WITH_CUDA={torch.version.cuda.split(".")[0]}')
@@ -230,7 +230,7 @@ def extension():
             'roi_plugins.ops._C',
             [str(source) for source in sources],
             include_dirs=[str(CSRC.resolve())],
-            depends=[str(header) for header in CSRC.rglob('*.h')],
+            depends=[str(CSRC.parent / 'schemas.inc'), *map(str, CSRC.rglob('*.h'))],
             extra_compile_args=flags,
             optional=True,
         )

@@ -9,6 +9,8 @@ there. A box that is inverted on one axis has no size and gets level -1, for whi
 import torch
 from torch import Tensor
 
+from . import library  # noqa: F401  registers torch.ops.roi_plugins
+
 
 def assign_levels_mmdet(rois: Tensor, num_levels: int, finest_scale: float = 56) -> Tensor:
     """Assigns levels by MMDetection's rule: ``floor(log2(sqrt(area) / finest_scale + 1e-6))``, clamped.
@@ -22,8 +24,7 @@ def assign_levels_mmdet(rois: Tensor, num_levels: int, finest_scale: float = 56)
     Returns:
         ``(K,)`` int64 levels, of which 0 is the finest; -1 where the area is negative or NaN.
     """
-    scale = torch.sqrt(_area(rois))
-    return _clamped(torch.floor(torch.log2(scale / finest_scale + 1e-6)), 0, num_levels - 1)
+    return torch.ops.roi_plugins.assign_levels(rois, num_levels, float(finest_scale), 0, 0, 1e-6)
 
 
 def assign_levels_detectron2(
@@ -47,19 +48,6 @@ def assign_levels_detectron2(
     Returns:
         ``(K,)`` int64 levels, of which 0 is the finest; -1 where the area is negative or NaN.
     """
-    size = torch.sqrt(_area(rois))
-    levels = torch.floor(canonical_level + torch.log2(size / canonical_box_size + 1e-8))
-    return _clamped(levels, min_level, min_level + num_levels - 1)
-
-
-def _area(rois: Tensor) -> Tensor:
-    if rois.shape[1] == 6:  # (batch_index, cx, cy, w, h, angle)
-        return rois[:, 3].float() * rois[:, 4].float()
-    boxes = rois[:, -4:].float()
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-def _clamped(levels: Tensor, low: int, high: int) -> Tensor:
-    relative = torch.clamp(levels, min=low, max=high) - low
-    # Devices convert NaN to different integers.
-    return torch.where(torch.isnan(relative), -1.0, relative).to(torch.int64)
+    return torch.ops.roi_plugins.assign_levels(
+        rois, num_levels, float(canonical_box_size), canonical_level, min_level, 1e-8
+    )

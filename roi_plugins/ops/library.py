@@ -22,24 +22,12 @@ _EXTENSION = Path(__file__).with_name('_C.so')
 _BUILD = "pip install -U 'setuptools<81' && pip install --no-build-isolation --no-deps -v ."
 _BUILD_CUDA = _BUILD.replace('pip install --no-build', 'ROI_PLUGINS_CUDA=1 pip install --no-build')
 
-# As in csrc/op.cpp, whose schemas hold where the extension can be loaded. No argument has a default, because
-# a derivative that is registered from Python breaks in TorchScript with one.
-_ROIS = 'Tensor rois, Tensor? levels, Tensor? offsets, Tensor? seed'
-_OPTIONS = (
-    'float[] spatial_scale, int[] output_size, str region, int? sampling_ratio, str reduction, '
-    'bool aligned, int min_samples, int? max_samples, bool position_sensitive'
-)
+_SCHEMAS = Path(__file__).with_name('schemas.inc')
 SCHEMAS = {
-    'roi_extract': f'(Tensor[] features, {_ROIS}, {_OPTIONS}) -> (Tensor output, Tensor argmax)',
-    'roi_extract_backward': (
-        f'(Tensor grad, Tensor argmax, {_ROIS}, SymInt[] feature_shapes, bool channels_last, {_OPTIONS}) '
-        '-> Tensor[]'
-    ),
-    'roi_extract_backward_rois': (
-        f'(Tensor grad, Tensor argmax, Tensor[] features, {_ROIS}, {_OPTIONS}) '
-        '-> (Tensor grad_rois, Tensor grad_offsets)'
-    ),
+    schema.partition('(')[0]: schema
+    for schema in re.findall(r'^\w+\(.*', _SCHEMAS.read_text(encoding='utf-8'), re.MULTILINE)
 }
+"""The schema of each op by its name."""
 
 _fallback = torch.library.Library('roi_plugins', 'FRAGMENT')
 _warned: set[str] = set()
@@ -328,8 +316,9 @@ def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
 
 _loaded = _load_extension()
 if not _loaded:
-    for _name, _schema in SCHEMAS.items():
-        _fallback.define(_name + _schema)
+    for _schema in SCHEMAS.values():
+        _fallback.define(_schema)
+    _fallback.impl('assign_levels', reference.assign_levels, 'CompositeImplicitAutograd')
 for _name, _kernel, _fake in (
     ('roi_extract', _reference_forward, _fake_forward),
     ('roi_extract_backward', _reference_backward, _fake_backward),
@@ -337,13 +326,14 @@ for _name, _kernel, _fake in (
 ):
     _fallback.impl(_name, _kernel, 'CompositeExplicitAutograd')
     torch.library.register_fake(f'roi_plugins::{_name}', _fake)
-_derivatives = _ReverseModeLibrary('roi_plugins', 'FRAGMENT')
-torch.library.register_autograd(
-    'roi_plugins::roi_extract', _derivative, setup_context=_setup_context, lib=_derivatives
-)
-for _name in ('roi_extract_backward', 'roi_extract_backward_rois'):
-    torch.library.register_autograd(f'roi_plugins::{_name}', _no_second_derivative, lib=_derivatives)
+if not _loaded:  # else csrc/autograd.cpp registers the derivative
+    _derivatives = _ReverseModeLibrary('roi_plugins', 'FRAGMENT')
+    torch.library.register_autograd(
+        'roi_plugins::roi_extract', _derivative, setup_context=_setup_context, lib=_derivatives
+    )
+    for _name in ('roi_extract_backward', 'roi_extract_backward_rois'):
+        torch.library.register_autograd(f'roi_plugins::{_name}', _no_second_derivative, lib=_derivatives)
 if hasattr(torch.library, 'register_vmap'):  # torch 2.5
-    for _name in SCHEMAS:
+    for _name in ('roi_extract', 'roi_extract_backward', 'roi_extract_backward_rois'):
         _op = getattr(torch.ops.roi_plugins, _name).default
         torch.library.register_vmap(f'roi_plugins::{_name}', _one_by_one(_op), lib=_fallback)

@@ -58,6 +58,26 @@ def roi_extract(
     return _attached(output, wanted).to(maps[0].dtype)
 
 
+def assign_levels(
+    rois: Tensor,
+    num_levels: int,
+    canonical_size: float,
+    canonical_level: int,
+    min_level: int,
+    epsilon: float,
+) -> Tensor:
+    """Computes the level rules of :mod:`.levels`, as csrc/op.cpp does."""
+    if rois.shape[1] == 6:  # (batch_index, cx, cy, w, h, angle)
+        area = rois[:, 3].float() * rois[:, 4].float()
+    else:
+        boxes = rois[:, -4:].float()
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    levels = torch.floor(torch.log2(torch.sqrt(area) / canonical_size + epsilon) + canonical_level)
+    relative = torch.clamp(levels, min_level, min_level + num_levels - 1) - min_level
+    # Devices convert NaN to different integers.
+    return torch.where(torch.isnan(relative), -1.0, relative).to(torch.int64)
+
+
 def argmax_dtype(sampling_ratio: int | None, max_samples: int | None) -> torch.dtype:
     """Returns the dtype of the argmax: one byte where a bin has at most 255 samples in any case."""
     side = sampling_ratio or max_samples

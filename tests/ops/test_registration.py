@@ -13,6 +13,8 @@ import pytest
 import torch
 import torchvision
 from cases import METHODS, align, fitted, integral, pool, random_map, random_rois
+from torch._dynamo import compiled_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from roi_plugins.extractors import AlignAvg
 from roi_plugins.ops import layers, library, roi_extract
@@ -196,16 +198,23 @@ class TestCompile:
             value_and_gradients(compiled, *arguments), value_and_gradients(total, *arguments)
         )
 
-    def test_a_changing_number_of_rois(self, device):
+    @pytest.mark.parametrize('moved', [False, True], ids=['fixed', 'moved'])
+    def test_a_changing_number_of_rois(self, device, moved):
         torch._dynamo.reset()
-        compiled = torch.compile(total, fullgraph=True, backend='aot_eager', dynamic=True)
+        compiler = CompileCounterWithBackend('aot_eager')
+        compiled = torch.compile(total, fullgraph=True, backend=compiler, dynamic=True)
         maps, _, _, scales = single(device)
-        for num_rois in (5, 9, 0):
-            arguments = (maps, random_rois(num_rois, 2, 8, 10, device=device), None, scales)
+        for num_rois in (5, 9, 7, 0):
+            rois = random_rois(num_rois, 2, 8, 10, device=device).requires_grad_(moved)
+            arguments = (maps, rois, None, scales)
             torch.testing.assert_close(
                 value_and_gradients(compiled, *arguments, 'align-max'),
                 value_and_gradients(total, *arguments, 'align-max'),
             )
+            if num_rois == 9:
+                traces = compiler.frame_count
+            elif num_rois == 7:
+                assert compiler.frame_count == traces
 
     def test_inductor(self, device):
         """The default backend; of the op alone, so that no other code has to be compiled."""
@@ -219,6 +228,16 @@ class TestCompile:
         torch.testing.assert_close(
             torch.autograd.grad(output, maps, grad), torch.autograd.grad(expected, maps, grad)
         )
+
+    @pytest.mark.skipif(not hasattr(compiled_autograd, '_enable'), reason='this torch has no such function')
+    def test_a_backward_pass_that_is_compiled(self, device):
+        maps, rois, levels, scales = pyramid(device)
+        arguments = (leaves(maps), rois.requires_grad_(), levels, scales, 'align-avg')
+        expected = value_and_gradients(total, *arguments)
+        torch._dynamo.reset()
+        with compiled_autograd._enable(torch.compile(backend='aot_eager', fullgraph=True)):
+            found = value_and_gradients(total, *arguments)
+        torch.testing.assert_close(found, expected)
 
     @pytest.mark.parametrize('name', ['align-avg', 'pool-round-max', 'integral'])
     def test_export(self, device, name):

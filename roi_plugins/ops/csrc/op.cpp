@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <climits>
 #include <cstdlib>
+#include <sstream>
+#include <string>
 
 namespace roi_plugins {
 namespace {
@@ -39,10 +41,7 @@ Region parse_region(c10::string_view name) {
 
 }  // namespace
 
-Options::Options(
-    at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region,
-    std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned,
-    int64_t min_samples, std::optional<int64_t> max_samples, bool position_sensitive)
+Options::Options(ROI_OPTIONS)
     : scales(spatial_scale.begin(), spatial_scale.end()) {
   TORCH_CHECK_VALUE(
       output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0 &&
@@ -214,9 +213,12 @@ Call make_call(
     const std::optional<at::Tensor>& seed, std::vector<int64_t> feature_shapes,
     bool channels_last) {
   const at::ScalarType wide = accumulation_type(type);
-  const at::Tensor index = levels.has_value()
-      ? levels->to(at::kLong).contiguous()
-      : at::zeros({rois.size(0)}, rois.options().dtype(at::kLong));
+  at::Tensor index;
+  if (levels.has_value()) {
+    index = levels->to(at::kLong).contiguous();
+  } else if (!rois.is_cpu()) {
+    index = at::zeros({rois.size(0)}, rois.options().dtype(at::kLong));
+  }
   TORCH_CHECK_VALUE(
       feature_shapes[1] % (options.method.position_sensitive ? options.bins() : 1) == 0,
       "features: got ", feature_shapes[1], " channels with position_sensitive, expected a multiple of the ",
@@ -260,15 +262,6 @@ void check_grad(const Call& call, const at::Tensor& grad, const at::Tensor& argm
       ", expected that of rois, ", call.rois.device());
 }
 
-// The options of the schema in its order: as parameters, and as arguments.
-#define ROI_OPTIONS \
-  at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region, \
-      std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned, \
-      int64_t min_samples, std::optional<int64_t> max_samples, bool position_sensitive
-#define ROI_GIVEN_OPTIONS \
-  spatial_scale, output_size, region, sampling_ratio, reduction, aligned, min_samples, \
-      max_samples, position_sensitive
-
 using ForwardKernel = void(const Call&, at::TensorList, at::Tensor&, at::Tensor&);
 using BackwardKernel =
     std::vector<at::Tensor>(const Call&, const at::Tensor&, const at::Tensor&);
@@ -283,11 +276,9 @@ std::tuple<at::Tensor, at::Tensor> roi_extract(
   check_rois(rois, levels, offsets, seed, options);
   check_inputs(features, rois, levels, options);
   const at::Tensor& first = features[0];
-  const bool channels_last =
-      first.is_contiguous(at::MemoryFormat::ChannelsLast) && !first.is_contiguous();
   const Call call = make_call(
       options, first.scalar_type(), rois, levels, offsets, seed, shapes_of(features),
-      channels_last);
+      is_channels_last(first));
   check_batch_index(call);
   const std::vector<int64_t> size = output_size_of(call);
   at::Tensor output = at::empty(size, first.options().memory_format(call.format()));
@@ -359,6 +350,26 @@ std::tuple<at::Tensor, at::Tensor> roi_extract_backward_rois(
                           : at::empty({0}, rois.options())};
 }
 
+// The level rules of MMDetection and Detectron2 (levels.py). On tensors, because torch's vectorised logarithm may
+// differ from std::log2 in the last digit, and a box on a threshold would get another level than there.
+at::Tensor assign_levels(
+    const at::Tensor& rois, int64_t num_levels, double canonical_size, int64_t canonical_level,
+    int64_t min_level, double epsilon) {
+  const at::NoGradGuard levels_are_whole_numbers;
+  at::Tensor area;
+  // Not size(1), at which tracing would take every size for a constant.
+  if (rois.sym_size(1) == 6) {  // (batch_index, cx, cy, w, h, angle)
+    area = rois.select(1, 3).to(at::kFloat) * rois.select(1, 4).to(at::kFloat);
+  } else {
+    const at::Tensor boxes = rois.slice(1, -4).to(at::kFloat);
+    area = (boxes.select(1, 2) - boxes.select(1, 0)) * (boxes.select(1, 3) - boxes.select(1, 1));
+  }
+  const at::Tensor exact = at::log2(at::sqrt(area) / canonical_size + epsilon) + canonical_level;
+  const at::Tensor level = at::clamp(at::floor(exact), min_level, min_level + num_levels - 1) - min_level;
+  // Devices convert NaN to different integers.
+  return at::where(at::isnan(level), -1, level).to(at::kLong);
+}
+
 }  // namespace
 
 void check_batch_index(const Call& call) {
@@ -378,22 +389,19 @@ void check_batch_index(const Call& call) {
   });
 }
 
-#define ROI_SCHEMA_OPTIONS \
-  "float[] spatial_scale, int[] output_size, str region, int? sampling_ratio, str reduction, " \
-  "bool aligned, int min_samples, int? max_samples, bool position_sensitive"
+constexpr char kSchemas[] =
+#include "../schemas.inc"
+    ;
 
 TORCH_LIBRARY(roi_plugins, m) {
-  m.def(
-      "roi_extract(Tensor[] features, Tensor rois, Tensor? levels, Tensor? offsets, Tensor? seed, "
-      ROI_SCHEMA_OPTIONS ") -> (Tensor output, Tensor argmax)");
-  m.def(
-      "roi_extract_backward(Tensor grad, Tensor argmax, Tensor rois, Tensor? levels, "
-      "Tensor? offsets, Tensor? seed, SymInt[] feature_shapes, bool channels_last, "
-      ROI_SCHEMA_OPTIONS ") -> Tensor[]");
-  m.def(
-      "roi_extract_backward_rois(Tensor grad, Tensor argmax, Tensor[] features, Tensor rois, "
-      "Tensor? levels, Tensor? offsets, Tensor? seed, " ROI_SCHEMA_OPTIONS
-      ") -> (Tensor grad_rois, Tensor grad_offsets)");
+  std::istringstream lines(kSchemas);
+  for (std::string schema; std::getline(lines, schema);) {
+    if (!schema.empty()) m.def(schema.c_str());
+  }
+}
+
+TORCH_LIBRARY_IMPL(roi_plugins, CompositeImplicitAutograd, m) {
+  m.impl("assign_levels", &assign_levels);
 }
 
 TORCH_LIBRARY_IMPL(roi_plugins, CPU, m) {

@@ -13,17 +13,22 @@ namespace roi_plugins {
 
 constexpr int kMaxLevels = 16;
 
-// The options of the schema, in its order.
+// The options of the schemas in their order: as parameters, and as arguments.
+#define ROI_OPTIONS \
+  at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region, \
+      std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned, \
+      int64_t min_samples, std::optional<int64_t> max_samples, bool position_sensitive
+#define ROI_GIVEN_OPTIONS \
+  spatial_scale, output_size, region, sampling_ratio, reduction, aligned, min_samples, \
+      max_samples, position_sensitive
+
 struct Options {
   Method method;
   bool max;
   int pooled_height, pooled_width;
   std::vector<double> scales;
 
-  Options(
-      at::ArrayRef<double> spatial_scale, at::IntArrayRef output_size, c10::string_view region,
-      std::optional<int64_t> sampling_ratio, c10::string_view reduction, bool aligned,
-      int64_t min_samples, std::optional<int64_t> max_samples, bool position_sensitive);
+  explicit Options(ROI_OPTIONS);
 
   int64_t bins() const { return int64_t(pooled_height) * pooled_width; }
   // One byte where the arguments bound a bin to 255 samples, else an int32.
@@ -34,7 +39,7 @@ struct Options {
 struct Call {
   Options options;
   at::Tensor rois;     // (K, 5), or (K, 6) if rotated, contiguous, of the accumulation type
-  at::Tensor levels;   // (K,) int64, contiguous
+  at::Tensor levels;   // (K,) int64, contiguous; on the CPU undefined where all RoIs read one map
   at::Tensor offsets;  // (K, 2, PH, PW), x first, contiguous, of the accumulation type; or undefined
   at::Tensor seed;     // one int64; or undefined
   std::vector<int64_t> feature_shapes;  // N, C, then H, W of each map
@@ -58,6 +63,11 @@ struct Call {
     return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   }
 };
+
+// Whether a map is laid out as channels_last and not also as NCHW, which wins where it is both.
+inline bool is_channels_last(const at::Tensor& map) {
+  return map.is_contiguous(at::MemoryFormat::ChannelsLast) && !map.is_contiguous();
+}
 
 // An error that names the first RoI whose batch index is none of the images.
 void check_batch_index(const Call& call);
