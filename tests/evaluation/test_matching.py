@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import sys
-import time
 import warnings
 
 import numpy as np
@@ -200,16 +199,3 @@ def test_nothing_is_found_in_what_is_empty():
         warnings.simplefilter('error')  # no AP is no mishap
         empty = resampled_ap(match(truth, load_results(truth, []), 'bbox'), counts)
     assert all(np.isnan(part).all() for part in (empty.curves, empty.recall, empty.per_class))
-
-
-def test_a_tenth_of_coco_val_takes_a_tenth_of_the_time():
-    """The whole, two runs, may take two minutes of two cores; see docs/statistics.md."""
-    rng = np.random.default_rng(0)
-    dataset = make_annotations(rng, images=500, classes=80, objects=7.3)
-    truth = index(dataset)
-    detections = load_results(truth, detect(rng, dataset, noise=0.06, per_image=100))
-    counts = rng.multinomial(500, [1 / 500] * 500, size=1000).T
-    start = time.process_time()
-    resampled = resampled_ap(match(truth, detections, 'bbox'), counts)
-    assert time.process_time() - start < 12
-    assert resampled.curves.shape == (4, 10, 1000)
