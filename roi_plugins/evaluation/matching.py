@@ -182,7 +182,8 @@ def _match_class(
     low, high = np.array(params.areaRng).T[..., None]
     detections: list[dict] = []
     objects: list[dict] = []
-    detection_counts, object_counts, images, ious = [], [], [], []
+    detection_counts, object_counts, images = [], [], []
+    ious: dict[int, np.ndarray] = {}
     for image_id in image_ids:
         pair = image_id, category_id
         found = sorted(coco_eval._dts.get(pair, []), key=lambda detection: -detection['score'])[:max_dets]
@@ -192,12 +193,15 @@ def _match_class(
         images.append(index[image_id])
         detection_counts.append(len(found))
         object_counts.append(len(present))
-        ious.append(coco_eval.computeIoU(*pair) if found and present else np.zeros((len(found), 0)))
+        if found and present:
+            ious[len(images) - 1] = coco_eval.computeIoU(*pair)
 
     area = np.array([instance['area'] for instance in objects], float)
     crowd = np.array([instance['ignore'] for instance in objects], bool)
     object_ignored = crowd | (area < low) | (area > high)
-    matched, ignored = _match_pairs(ious, object_counts, object_ignored, crowd, params.iouThrs)
+    matched, ignored = _match_pairs(
+        ious, detection_counts, object_counts, object_ignored, crowd, params.iouThrs
+    )
     area = np.array([detection['area'] for detection in detections], float)
     ignored |= ~matched & ((area < low) | (area > high))[:, None]
     image = np.repeat(np.array(images, int), detection_counts)
@@ -214,7 +218,8 @@ def _match_class(
 
 
 def _match_pairs(
-    ious: list[np.ndarray],
+    ious: dict[int, np.ndarray],
+    detection_counts: list[int],
     object_counts: list[int],
     object_ignored: np.ndarray,
     crowd: np.ndarray,
@@ -223,7 +228,9 @@ def _match_pairs(
     """Matches as ``COCOeval.evaluateImg`` does, step by step the same, but in many images side by side.
 
     Args:
-        ious: the IoU of each detection of an image, by falling score, with each of its objects.
+        ious: the IoU of each detection of an image, by falling score, with each of its objects; by the
+            index of the image, for images that have both.
+        detection_counts: the number of detections of each image.
         object_counts: the number of objects of each image.
         object_ignored: (areas, G) whether an object does not count, for the objects of all images.
         crowd: (G,) whether an object is a crowd, which any number of detections may match.
@@ -234,13 +241,11 @@ def _match_pairs(
         shape (areas, T, D), for the detections of all images.
     """
     areas = len(object_ignored)
-    detection_counts = np.array([len(of_image) for of_image in ious], int)
     first_detection = np.cumsum(detection_counts) - detection_counts
     first_object = np.cumsum(object_counts) - object_counts
-    matched, ignored = np.zeros((2, areas, len(thresholds), detection_counts.sum()), bool)
+    matched, ignored = np.zeros((2, areas, len(thresholds), sum(detection_counts)), bool)
     # Images of a batch are alike in their number of detections, so that little is filled up.
-    order = np.argsort(-detection_counts, kind='stable').tolist()
-    both = [i for i in order if detection_counts[i] and object_counts[i]]
+    both = sorted(ious, key=lambda i: -detection_counts[i])
     for start in range(0, len(both), _BATCH):
         batch = both[start : start + _BATCH]
         ranks, most = detection_counts[batch[0]], max(object_counts[i] for i in batch)
@@ -252,7 +257,7 @@ def _match_pairs(
             for area, of_area in enumerate(object_ignored[:, objects]):
                 # Objects that do not count come last: a detection gets one only if no other object fits.
                 order = np.argsort(of_area, kind='stable')
-                iou[: len(ious[i]), : len(order), area, column] = ious[i][:, order]
+                iou[: detection_counts[i], : len(order), area, column] = ious[i][:, order]
                 is_ignored[: len(order), area, column] = of_area[order]
                 is_crowd[: len(order), area, column] = crowd[objects][order]
         found = _match_batch(iou, is_ignored, is_crowd, thresholds)
