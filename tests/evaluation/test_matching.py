@@ -215,12 +215,12 @@ def wild_data(rng):
         where() | {'id': i, 'area': float(rng.choice(areas)), 'iscrowd': int(rng.random() < 0.3)}
         for i in (rng.permutation(rng.integers(1, 9)) + 1).tolist()
     ]
-    results = [where() | {'score': float(rng.choice([-1, 0, 0.5, 1]))} for _ in range(rng.integers(1, 17))]
+    results = [where() | {'score': float(rng.choice([-1, 0, 0.5, 1]))} for _ in range(rng.integers(1, 99))]
     images = [{'id': i, 'height': 480, 'width': 640} for i in (1, 2, 3)]
     return {'images': images, 'annotations': annotations, 'categories': [{'id': 1}, {'id': 2}]}, results
 
 
-@pytest.mark.parametrize('max_dets', [1, 2, 100])
+@pytest.mark.parametrize('max_dets', [11, 100])
 def test_matches_of_wild_boxes_are_those_of_pycocotools(max_dets):
     """Ties, crowds, areas on the borders, duplicates, empty boxes, and boxes whose IoU is NaN."""
     for seed in range(20):
