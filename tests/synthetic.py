@@ -1,14 +1,15 @@
 """Generated annotations, and detections of a detector whose quality is known.
 
-    python tests/synthetic.py DIR
+    python tests/synthetic.py DIR [N]
 
-writes data of the size of COCO val2017 to a new directory: 5,000 images, 80 classes, and two detectors
-with 100 detections in each image; ``annotations.json``, ``a.bbox.json``, ``b.bbox.json``.
+writes data of the size of COCO val2017 to a new directory: 5,000 images, 80 classes, and N detectors (two)
+with 100 detections in each image; ``annotations.json``, ``a.bbox.json``, ``b.bbox.json`` and so on.
 """
 
 from __future__ import annotations
 
 import json
+import string
 import sys
 from pathlib import Path
 
@@ -97,6 +98,7 @@ if __name__ == '__main__':
     rng = np.random.default_rng(0)
     dataset = make_annotations(rng, images=5000, classes=80, objects=7.3)
     (output / 'annotations.json').write_text(json.dumps(dataset))
-    for name, noise in (('a', 0.06), ('b', 0.07)):
-        results = detect(rng, dataset, noise, per_image=100)
+    for index in range(int(sys.argv[2]) if len(sys.argv) > 2 else 2):
+        name = string.ascii_lowercase[index]
+        results = detect(rng, dataset, 0.06 + index / 100, per_image=100)
         (output / f'{name}.bbox.json').write_text(json.dumps(results))

@@ -21,20 +21,12 @@ from rich.console import Console
 from rich.progress import track
 
 from roi_plugins.ablation.confounding import find_confounded
+from roi_plugins.ablation.evaluate_runs import evaluate_runs
 from roi_plugins.ablation.results import Run, find_runs
-from roi_plugins.evaluation.bootstrap import Estimates, RunSample, estimate, resample_images, sample_run
-from roi_plugins.evaluation.coco import (
-    COUNT,
-    CURVE,
-    METRICS,
-    PRIMARY_METRICS,
-    QUANTITIES,
-    match_predictions,
-    summarize,
-)
-from roi_plugins.evaluation.coco_files import load_annotations, read_predictions
+from roi_plugins.evaluation.bootstrap import Estimates, RunSample, estimate, resample_images
+from roi_plugins.evaluation.coco import COUNT, CURVE, METRICS, PRIMARY_METRICS, QUANTITIES
+from roi_plugins.evaluation.coco_files import load_annotations
 from roi_plugins.evaluation.matching import AREAS, BOUNDARY, EVALUATIONS, IOU_TYPES, boundary_of_masks
-from roi_plugins.evaluation.tide import break_down_errors
 from roi_plugins.evaluation.verdict import Verdict, judge
 from roi_plugins.files import DataError
 from roi_plugins.names import plain_name
@@ -208,28 +200,24 @@ def compare(
 
     metrics, samples = [], []
     progress = Console(stderr=True)
-    for run in track(runs, 'Evaluating', console=progress, transient=True, disable=not progress.is_terminal):
-        results, run_samples = {}, {}
-        try:
-            for iou_type in evaluations:
-                path = run.predictions.get('segm' if iou_type == BOUNDARY else iou_type)
-                if path is None:
-                    continue
-                matches = match_predictions(coco, path, iou_type, run.max_dets)
-                results[iou_type] = summarize(matches)
-                errors = None
-                if details and iou_type != BOUNDARY:
-                    predictions = read_predictions(coco, path, iou_type)
-                    errors = break_down_errors(coco, predictions, iou_type, run.max_dets)
-                run_samples[iou_type] = sample_run(results[iou_type], matches, counts), errors
-        except DataError as error:
-            problems.append(str(error))
+    outcomes = track(
+        evaluate_runs(runs, coco, counts, evaluations, details),
+        'Evaluating',
+        total=len(runs),
+        console=progress,
+        transient=True,
+        disable=not progress.is_terminal,
+        auto_refresh=False,  # it would take a thread, and this process is forked
+    )
+    for run, outcome in zip(runs, outcomes, strict=True):
+        if isinstance(outcome, DataError):
+            problems.append(str(outcome))
             continue
-        metrics.append((run, results))
-        samples.append(run_samples)
+        metrics.append((run, outcome.metrics))
+        samples.append(outcome.samples)
         notes += [
             f'{run.predictions[iou_type]}: has no predictions: its AP is 0'
-            for iou_type, result in results.items()
+            for iou_type, result in outcome.metrics.items()
             if result[COUNT] == 0 and iou_type != BOUNDARY
         ]
     if not metrics:

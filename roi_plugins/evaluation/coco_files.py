@@ -7,6 +7,7 @@ import io
 import reprlib
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -186,6 +187,8 @@ def check_outlines(coco: COCO) -> None:
 def _check_predictions(coco: COCO, predictions: Any, iou_type: str, keys: Sequence[str], source: str) -> None:
     if not isinstance(predictions, (list, tuple)):
         raise DataError(f'{source}: not COCO results; expected a list, got {type(predictions).__name__}')
+    if iou_type == 'bbox' and _are_boxes(coco, predictions):
+        return
     for index, prediction in enumerate(predictions):
         where = f'{source}: prediction {index}'
         if not isinstance(prediction, dict):
@@ -212,6 +215,30 @@ def _check_predictions(coco: COCO, predictions: Any, iou_type: str, keys: Sequen
                 raise DataError(f'{where} has bbox {_brief(bbox)}; expected four finite numbers x, y, w, h')
         else:
             _check_mask(prediction['segmentation'], image, where)
+
+
+def _are_boxes(coco: COCO, predictions: Sequence) -> bool:
+    """Tells, column by column and so much faster, whether predictions of boxes certainly have no fault.
+
+    The types are those of JSON. What has others may be fine too.
+    """
+    try:
+        image_ids, category_ids, scores, boxes = (
+            [prediction[key] for prediction in predictions]
+            for key in ('image_id', 'category_id', 'score', 'bbox')
+        )
+        numbers = [*scores, *chain.from_iterable(boxes)]
+        return (
+            {type(key) for key in chain(image_ids, category_ids)} <= {int}
+            and {type(number) for number in numbers} <= {int, float}
+            and coco.imgs.keys() >= set(image_ids)
+            and coco.cats.keys() >= set(category_ids)
+            and {(type(box), len(box)) for box in boxes} <= {(list, 4)}
+            and {type(prediction) for prediction in predictions} <= {dict}
+            and bool(np.isfinite(np.array(numbers, float)).all())
+        )
+    except (TypeError, LookupError, OverflowError):
+        return False
 
 
 def _check_mask(rle: Any, image: dict, where: str) -> None:
@@ -253,8 +280,8 @@ def _pixels_of_rle(counts: Any) -> int | None:
         return None
     runs = np.add.reduceat((digits & 31) << 5 * place, starts)
     runs -= (digits[ends] & 16 > 0) * (1 << 5 * (place[ends] + 1))
-    for chain in (runs[1::2], runs[2::2]):
-        np.cumsum(chain, out=chain)
+    for every_other in (runs[1::2], runs[2::2]):
+        np.cumsum(every_other, out=every_other)
     return int(runs.sum()) if runs.min() >= 0 else None
 
 

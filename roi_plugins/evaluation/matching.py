@@ -34,6 +34,9 @@ AREAS = ('all', 'small', 'medium', 'large')
 """The ranges of object areas that have an AP of their own, in the order of ``COCOeval``."""
 
 
+_BATCH = 256  # images that are matched side by side, to bound the memory
+
+
 @dataclass(frozen=True)
 class ClassMatches:
     """The detections and objects of one class.
@@ -176,42 +179,131 @@ def _match_class(
     coco_eval: COCOeval, category_id: int, image_ids: set[int], index: dict[int, int], max_dets: int
 ) -> ClassMatches:
     params = coco_eval.params
-    shape = len(params.areaRng), len(params.iouThrs)
-    images, scores, matched, ignored = [], [], [np.zeros((*shape, 0), bool)], []
-    object_images, object_ignored = [], [np.zeros((len(params.areaRng), 0), bool)]
-    alone = []  # image, score and area of detections in images without objects of the class
+    low, high = np.array(params.areaRng).T[..., None]
+    detections: list[dict] = []
+    objects: list[dict] = []
+    detection_counts, object_counts, images = [], [], []
+    ious: dict[int, np.ndarray] = {}
     for image_id in image_ids:
         pair = image_id, category_id
-        found = coco_eval._dts.get(pair, [])
-        if pair not in coco_eval._gts:
-            found = sorted(found, key=lambda detection: -detection['score'])[:max_dets]
-            alone += [(index[image_id], d['score'], d['area']) for d in found]
-            continue
-        coco_eval.ious[pair] = coco_eval.computeIoU(*pair) if found else []
-        results = [coco_eval.evaluateImg(*pair, area, max_dets) for area in params.areaRng]
-        del coco_eval.ious[pair]
-        images += [index[image_id]] * len(results[0]['dtScores'])
-        scores += results[0]['dtScores']
-        matched.append(np.array([result['dtMatches'] != 0 for result in results]))
-        ignored.append(np.array([result['dtIgnore'] for result in results]))
-        object_images += [index[image_id]] * len(results[0]['gtIds'])
-        object_ignored.append(np.array([result['gtIgnore'] != 0 for result in results]))
+        found = sorted(coco_eval._dts.get(pair, []), key=lambda detection: -detection['score'])[:max_dets]
+        present = coco_eval._gts.get(pair, [])
+        detections += found
+        objects += present
+        images.append(index[image_id])
+        detection_counts.append(len(found))
+        object_counts.append(len(present))
+        if found and present:
+            ious[len(images) - 1] = coco_eval.computeIoU(*pair)
 
-    image, score, area = np.array(alone, float).reshape(-1, 3).T
-    low, high = np.array(params.areaRng).T[..., None]
-    ignored.append(np.repeat(((area < low) | (area > high))[:, None], shape[1], axis=1))
-    matched.append(np.zeros((*shape, len(alone)), bool))
-    image = np.concatenate([np.array(images, int), image.astype(int)])
-    score = np.concatenate([np.array(scores, float), score])
+    area = np.array([instance['area'] for instance in objects], float)
+    crowd = np.array([instance['ignore'] for instance in objects], bool)
+    object_ignored = crowd | (area < low) | (area > high)
+    matched, ignored = _match_pairs(
+        ious, detection_counts, object_counts, object_ignored, crowd, params.iouThrs
+    )
+    area = np.array([detection['area'] for detection in detections], float)
+    ignored |= ~matched & ((area < low) | (area > high))[:, None]
+    image = np.repeat(np.array(images, int), detection_counts)
+    score = np.array([detection['score'] for detection in detections], float)
     order = np.lexsort((image, -score))
     return ClassMatches(
         image=image[order],
         score=score[order],
-        matched=np.concatenate(matched, axis=-1)[..., order],
-        ignored=np.concatenate(ignored, axis=-1)[..., order],
-        object_image=np.array(object_images, int),
-        object_ignored=np.concatenate(object_ignored, axis=-1),
+        matched=matched[..., order],
+        ignored=ignored[..., order],
+        object_image=np.repeat(np.array(images, int), object_counts),
+        object_ignored=object_ignored,
     )
+
+
+def _match_pairs(
+    ious: dict[int, np.ndarray],
+    detection_counts: list[int],
+    object_counts: list[int],
+    object_ignored: np.ndarray,
+    crowd: np.ndarray,
+    thresholds: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Matches as ``COCOeval.evaluateImg`` does, step by step the same, but in many images side by side.
+
+    Args:
+        ious: the IoU of each detection of an image, by falling score, with each of its objects; by the
+            index of the image, for images that have both.
+        detection_counts: the number of detections of each image.
+        object_counts: the number of objects of each image.
+        object_ignored: (areas, G) whether an object does not count, for the objects of all images.
+        crowd: (G,) whether an object is a crowd, which any number of detections may match.
+        thresholds: (T,) the IoU thresholds.
+
+    Returns:
+        Whether each detection has a match, and whether with an object that does not count. Both have the
+        shape (areas, T, D), for the detections of all images.
+    """
+    areas = len(object_ignored)
+    first_detection = np.cumsum(detection_counts) - detection_counts
+    first_object = np.cumsum(object_counts) - object_counts
+    matched, ignored = np.zeros((2, areas, len(thresholds), sum(detection_counts)), bool)
+    # Images of a batch are alike in their number of detections, so that little is filled up.
+    both = sorted(ious, key=lambda i: -detection_counts[i])
+    for start in range(0, len(both), _BATCH):
+        batch = both[start : start + _BATCH]
+        ranks, most = detection_counts[batch[0]], max(object_counts[i] for i in batch)
+        # Places without an object have an IoU below every threshold.
+        iou = np.full((ranks, most, areas, len(batch)), -1.0)
+        is_ignored, is_crowd = np.zeros((2, most, areas, len(batch)), bool)
+        for column, i in enumerate(batch):
+            objects = slice(first_object[i], first_object[i] + object_counts[i])
+            for area, of_area in enumerate(object_ignored[:, objects]):
+                # Objects that do not count come last: a detection gets one only if no other object fits.
+                order = np.argsort(of_area, kind='stable')
+                iou[: detection_counts[i], : len(order), area, column] = ious[i][:, order]
+                is_ignored[: len(order), area, column] = of_area[order]
+                is_crowd[: len(order), area, column] = crowd[objects][order]
+        found = _match_batch(iou, is_ignored, is_crowd, thresholds)
+        for column, i in enumerate(batch):
+            detections = slice(first_detection[i], first_detection[i] + detection_counts[i])
+            matched[..., detections], ignored[..., detections] = found[..., column, : detection_counts[i]]
+    return matched, ignored
+
+
+def _match_batch(
+    iou: np.ndarray, is_ignored: np.ndarray, is_crowd: np.ndarray, thresholds: np.ndarray
+) -> np.ndarray:
+    """Matches the detections of N images, which have D detections by falling score and G objects each.
+
+    Args:
+        iou: (D, G, areas, N) the IoU of detections and objects, with objects that do not count last.
+        is_ignored: (G, areas, N) whether an object does not count.
+        is_crowd: (G, areas, N) whether an object is a crowd.
+        thresholds: (T,) the IoU thresholds.
+
+    Returns:
+        (2, areas, T, N, D) what :func:`_match_pairs` returns.
+    """
+    ranks, most, areas, images = iou.shape
+    lowest = np.minimum(thresholds, 1 - 1e-10)[:, None]
+    shape = areas, len(thresholds), images
+    is_ignored, is_crowd, iou = is_ignored[:, :, None], is_crowd[:, :, None], iou[:, :, :, None]
+    free = np.ones((most, *shape), bool)
+    matched, ignored = results = np.zeros((2, *shape, ranks), bool)
+    for rank in range(ranks):
+        best = np.broadcast_to(lowest, shape)
+        match = np.full(shape, -1)
+        counts = np.zeros(shape, bool)  # whether the match so far is an object that counts
+        for place, value in enumerate(iou[rank]):
+            if (value < lowest.min()).all():
+                continue
+            # Not "at least": boxes may be so large that their IoU is NaN, which COCOeval takes for a match.
+            better = ~(value < best) & free[place] & ~(counts & is_ignored[place])
+            best = np.where(better, value, best)
+            match[better] = place
+            counts |= better & ~is_ignored[place]
+        found = match >= 0
+        matched[..., rank], ignored[..., rank] = found, found & ~counts
+        of_area, of_threshold, of_image = np.nonzero(found)
+        free[match[found], of_area, of_threshold, of_image] = is_crowd[match[found], of_area, 0, of_image]
+    return results
 
 
 def precision_and_recall(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
