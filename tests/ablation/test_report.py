@@ -22,6 +22,7 @@ from roi_plugins.ablation.report.images import (
     outline,
 )
 from roi_plugins.ablation.report.page import write_report
+from roi_plugins.ablation.report.plots import plot_differences
 from roi_plugins.ablation.results import find_runs
 from roi_plugins.datasets import ShapesSpec, generate_shapes
 from roi_plugins.evaluation.coco import evaluate
@@ -189,6 +190,14 @@ def test_an_image_is_embedded_once_however_often_it_is_shown(page):
     uris = re.findall(r'href="data:([^"]*)"', text)
     shown = re.findall(r'<use href="#image-(\d+)"', text)
     assert len(uris) == len(set(uris)) == len(set(shown)) < len(shown)
+
+
+def test_the_margin_is_drawn_for_the_primary_metric_alone(make_run):
+    runs = [make_run(f'margin{shift}', shift, f'by{shift}') for shift in (1, 3)]
+    comparison = compare(runs, baseline='by1', resamples=20, margin=0.05)
+    bands = {plot['title']: len(plot['figure']['layout']['shapes']) for plot in plot_differences(comparison)}
+    note = ' (one seed: these networks only)'
+    assert bands == {f'Box AP{note}': 1, f'Mask AP{note}': 0}
 
 
 def test_a_page_without_pictures_seeds_or_run_directories(comparison, ann_file, make_run, tmp_path):

@@ -67,7 +67,7 @@ def plot_differences(comparison: Comparison) -> Iterator[dict[str, Any]]:
                     'margin': {'t': 10, 'r': 10, 'b': 50, 'l': 10},
                     'hovermode': 'closest',
                     'showlegend': False,
-                    'shapes': shapes if margin else [],
+                    'shapes': shapes if margin and comparison.is_primary(iou_type) else [],
                     'xaxis': {
                         'title': {'text': f'{metric} difference, points'},
                         'range': [np.nanmin(ends) - room, np.nanmax(ends) + room],

@@ -281,15 +281,25 @@ def caption(comparison: Comparison, digits: int = 1) -> str:
             f'{" and the spread over seeds" if max(seeds) > 1 else ""}.'
         )
     if verdicts := [group.verdict for group in comparison.groups if group.verdict]:
-        title = TITLES[comparison.primary_metric.partition('/')[0]].removesuffix('AP') + comparison.metric
-        margin = f'alike if the interval is within ±{format_points(comparison.margin, digits)}, '
+        margin = format_points(comparison.margin, digits)
+        alike = f'alike if the interval is within ±{margin}, ' if comparison.margin else ''
         lines.append(
-            f'Verdict on {title}: {margin if comparison.margin else ""}better or worse if '
+            f'Verdict on {primary_title(comparison)}: {alike}better or worse if '
             f"p < {1 - CONFIDENCE:.2f} after Holm's correction for {len(verdicts)} "
             f'comparison{"s" if len(verdicts) > 1 else ""}, open otherwise. '
             f'Smallest difference: this plan finds one of that size in {POWER:.0%} of cases.'
         )
     return ' '.join(lines)
+
+
+def primary_title(comparison: Comparison) -> str:
+    """Returns the primary metric in words, such as ``Box AP75``.
+
+    Args:
+        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+    """
+    iou_type = comparison.primary_metric.partition('/')[0]
+    return TITLES[iou_type].removesuffix('AP') + comparison.metric
 
 
 def details_caption(comparison: Comparison, digits: int = 1) -> str:
