@@ -45,7 +45,7 @@ CUDA_REQUIRED = os.environ.get('ROI_PLUGINS_CUDA') == '1'
 
 
 class BuildPy(build_py):
-    """Puts the configs, the plans and their trunk into a wheel, as ``roi_plugins/configs``; a checkout has them beside it."""
+    """Puts configs, plans and trunk into a wheel as ``roi_plugins/configs``; a checkout has them beside."""
 
     def run(self):
         super().run()

@@ -54,10 +54,12 @@ def detectron2():
     return model.eval(), cfg.train.init_checkpoint
 
 
-def weights(model):
-    """Those of the backbone, without the counts of batches that batch normalisation keeps."""
+def is_of_the_backbone(model, trunk):
+    """Whether the weights of a model's backbone are those of the trunk, no more and no less."""
     state = model.backbone.state_dict()
-    return {name: value for name, value in state.items() if not name.endswith('num_batches_tracked')}
+    # Batch normalisation counts batches, but does not read the count.
+    names = {name for name in state if not name.endswith('num_batches_tracked')}
+    return names == trunk.keys() and all(torch.equal(state[name], trunk[name].float()) for name in names)
 
 
 def test_the_file_is_small_and_plain_data(trunk):
@@ -70,18 +72,10 @@ def test_both_demos_start_from_the_file(mmdet, detectron2):
         assert Path(path).samefile(TRUNK)
 
 
-def test_mmdetection_takes_every_weight(trunk, mmdet):
-    given, taken = trunk['state_dict'], weights(mmdet[0])
-    assert taken.keys() == given.keys()
-    assert all(torch.equal(taken[name], value.float()) for name, value in given.items())
-
-
-def test_detectron2_takes_every_weight(trunk, detectron2):
-    given, taken = trunk['model'], weights(detectron2[0])
-    assert {f'backbone.{name}' for name in taken} == given.keys()
-    assert all(
-        torch.equal(taken[name.removeprefix('backbone.')], value.float()) for name, value in given.items()
-    )
+def test_both_take_every_weight(trunk, mmdet, detectron2):
+    assert is_of_the_backbone(mmdet[0], trunk['state_dict'])
+    names = {name.removeprefix('backbone.'): value for name, value in trunk['model'].items()}
+    assert len(names) == len(trunk['state_dict']) and is_of_the_backbone(detectron2[0], names)
 
 
 def test_nothing_of_the_trunk_learns(mmdet, detectron2):
