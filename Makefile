@@ -1,4 +1,4 @@
-# make demo   sets up what is missing, then trains and compares the extractors on generated images
+# make demo   sets up what is missing, then trains and compares the extractors on generated images, on the CPU
 # make test   sets up what is missing, then runs the tests but for the slow ones; ten minutes on two cores
 # make test-all   the slow ones too, as CI does
 # make test-fast   the tests that need no framework, for the minutes in which one edits
@@ -13,6 +13,7 @@
 # make matrix   builds and tests under many torches, Pythons and frameworks; docs/matrix/ says what came of it
 # make docs   the pages of docs/ and the API reference as a site, into build/docs; a warning is an error
 # make demo FRAMEWORK=detectron2   the same in Detectron2; the default is mmdet
+# make trunk   makes configs/trunks/r18-c4_shapes.pth anew, the trained trunk that the demo starts from
 # All are safe to repeat; what is there already is not done again.
 
 PYTHON ?= python3
@@ -24,14 +25,21 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo test test-all test-fast benchmark sanitize kernels gpu faults fuzz soak wheel matrix docs setup lint clean
+.PHONY: demo trunk test test-all test-fast benchmark sanitize kernels gpu faults fuzz soak wheel matrix docs setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
 
+# Two trials of one thread each are faster than one of two threads. JOBS=N for more cores.
+JOBS ?= 2
+
 demo: setup
 	@$(PY) tools/make_shapes.py data/shapes
-	@$(PY) tools/ablate.py $(PLAN) --work-dir $(WORK_DIR)
+	@OMP_NUM_THREADS=1 $(PY) tools/ablate.py $(PLAN) --work-dir $(WORK_DIR) --jobs $(JOBS) --gpus-per-trial 0
+
+# The file in git stays the one that was measured; make it anew after a change of its command only.
+trunk: setup
+	@OMP_NUM_THREADS=1 $(PY) tools/make_trunk.py $(TRUNK)
 
 # What needs no framework: for the minutes in which one edits.
 FAST := tests/evaluation tests/extractors tests/datasets tests/test_settings.py tests/test_docs.py \

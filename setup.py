@@ -45,7 +45,7 @@ CUDA_REQUIRED = os.environ.get('ROI_PLUGINS_CUDA') == '1'
 
 
 class BuildPy(build_py):
-    """Puts the configs and plans into a wheel, as ``roi_plugins/configs``; a checkout has them beside it."""
+    """Puts configs, plans and trunk into a wheel as ``roi_plugins/configs``; a checkout has them beside."""
 
     def run(self):
         super().run()
@@ -64,7 +64,7 @@ class BuildPy(build_py):
 
     def _configs(self):
         folder = Path(self.build_lib, 'roi_plugins')
-        files = [path for path in sorted(CONFIGS.rglob('*')) if path.suffix in ('.py', '.yaml')]
+        files = [path for path in sorted(CONFIGS.rglob('*')) if path.suffix in ('.py', '.yaml', '.pth')]
         if not files:
             sys.exit(f'roi_plugins: the configs are missing: there is none in {CONFIGS.resolve()}.')
         return [(str(path), str(folder / path)) for path in files]

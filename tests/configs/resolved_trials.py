@@ -197,7 +197,8 @@ def _plain(node):
 
 
 def _digest(part):
-    text = json.dumps(_plain(part), sort_keys=True)
+    # Without the folder of the checkout, in which the trunk of the demo lies.
+    text = json.dumps(_plain(part), sort_keys=True).replace(f'{ROOT}/', '')
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

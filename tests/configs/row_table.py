@@ -19,6 +19,7 @@ ROWS = {
 FPN_ROWS = ('stock', 'quantized-pool', 'align-max', 'align-avg', 'adaptive')
 TABLE_ROWS = ('stock', 'quantized-pool', 'roi-warp-max', 'roi-warp-avg', 'align-max', 'align-avg')
 TABLE_ROWS += ('align-avg-unaligned',)
+DEMO_ROWS = ('quantized-pool', 'align-max', 'align-avg', 'adaptive')
 
 # Those of which every config is trained a step; the others differ from them in options of the op alone.
 LEARNING = (

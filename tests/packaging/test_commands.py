@@ -62,7 +62,7 @@ def test_a_wheel_has_the_configs_and_the_command(wheel):
     names = set(files.namelist())
     expected = {
         f'roi_plugins/{path.relative_to(ROOT).as_posix()}'
-        for suffix in ('py', 'yaml')
+        for suffix in ('py', 'yaml', 'pth')
         for path in (ROOT / 'configs').rglob(f'*.{suffix}')
         if '__pycache__' not in path.parts
     }
@@ -93,8 +93,9 @@ def test_the_source_distribution_has_what_the_wheel_is_made_of(tmp_path):
     shutil.unpack_archive(tmp_path / f'roi_plugins-{__version__}.tar.gz', tmp_path)
     unpacked = tmp_path / f'roi_plugins-{__version__}'
     assert (unpacked / 'roi_plugins/ops/csrc/op.h').exists()
-    plans = {path.name for path in (unpacked / 'configs/ablations').iterdir()}
-    assert plans == {path.name for path in (ROOT / 'configs/ablations').glob('*.yaml')}
+    for folder, kind in (('configs/ablations', '*.yaml'), ('configs/trunks', '*.pth')):
+        names = {path.name for path in (unpacked / folder).iterdir()}
+        assert names == {path.name for path in (ROOT / folder).glob(kind)}
 
 
 @pytest.fixture(scope='module')
