@@ -319,13 +319,14 @@ def precision_and_recall(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
     """
     joined = [
         {
-            'dtScores': c.score,
-            'dtMatches': c.matched[area],
-            'dtIgnore': c.ignored[area],
+            'dtScores': c.score[:end],
+            'dtMatches': c.matched[area][:, :end],
+            'dtIgnore': c.ignored[area][:, :end],
             'gtIgnore': c.object_ignored[area],
         }
         for c in matches.classes
         for area in range(len(AREAS))
+        for end in [_end_of_matches(c.matched[area])]
     ]
     return accumulate(joined, len(matches.classes), len(AREAS))
 
@@ -397,17 +398,19 @@ def _ap_and_recall(matches: ClassMatches, area: int, counts: np.ndarray, objects
     ranking are sums of rows, which are fast.
     """
     ap, highest = found = np.zeros((2, matches.matched.shape[1], counts.shape[1]))
-    for threshold, (matched, ignored) in enumerate(
-        zip(matches.matched[area], matches.ignored[area], strict=True)
-    ):
-        image = matches.image[~ignored]
-        hits = np.flatnonzero(matched[~ignored])
+    matched, ignored = matches.matched[area], matches.ignored[area]
+    end = _end_of_matches(matched)
+    images = matches.image[:end].astype(np.int32)
+    recalls_reached, first = _recalls_reached(objects)
+    for threshold, (is_match, is_ignored) in enumerate(zip(matched[:, :end], ignored[:, :end], strict=True)):
+        image = images[~is_ignored]
+        hits = np.flatnonzero(is_match[~is_ignored])
         if not len(hits):
             continue
         # Row i sums the detections after hit i - 1, up to and including hit i.
         last = hits[-1] + 1
         since_last_hit = csr_array(
-            (np.ones(last, np.int32), image[:last], np.append(0, hits + 1)),
+            (np.ones(last, np.int32), image[:last], np.append(0, hits + 1).astype(np.int32)),
             shape=(len(hits), len(counts)),
         )
         ranked = since_last_hit @ counts
@@ -415,13 +418,36 @@ def _ap_and_recall(matches: ClassMatches, area: int, counts: np.ndarray, objects
         for rows in (ranked, right):
             for row, above in zip(rows[1:], rows, strict=False):
                 row += above
-        precision = right / (ranked + np.spacing(1))
+        precision = ranked + np.spacing(1)
+        np.divide(right, precision, out=precision)
         for row, below in zip(precision[-2::-1], precision[::-1], strict=False):
             np.maximum(row, below, out=row)
-        recall = right / np.maximum(objects, 1)
-        highest[threshold] = recall[-1]
-        reached = (100 * recall + 1e-9).astype(np.int32)  # the last of _RECALLS, or one too many
-        reached += _RECALLS.take(reached) <= recall
+        reached = recalls_reached.take(right + first)
         reached[1:] -= reached[:-1].copy()
         ap[threshold] = np.einsum('ij,ij->j', precision, reached) / len(_RECALLS)
+        highest[threshold] = right[-1] / np.maximum(objects, 1)
     return found
+
+
+def _end_of_matches(matched: np.ndarray) -> int:
+    """Returns how many detections there are up to the last that has a match at any IoU threshold.
+
+    Those after it change neither precision nor recall: recall does not rise, and precision only falls.
+    """
+    hits = np.flatnonzero(matched.any(axis=0))
+    return hits[-1] + 1 if len(hits) else 0
+
+
+def _recalls_reached(objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts how many of ``_RECALLS`` are reached with 0, 1, ... right detections of ``objects`` (R,).
+
+    Returns:
+        A table of these counts, int8, which all IoU thresholds share, and the place in it (R,) where those of
+        each resample begin. Resamples with as many objects share theirs.
+    """
+    distinct, which = np.unique(objects, return_inverse=True)
+    right = np.arange(distinct[-1] + 1)
+    recall = np.minimum(right / np.maximum(distinct, 1)[:, None], 1)
+    reached = (100 * recall + 1e-9).astype(np.int8)  # the last of _RECALLS, or one too many
+    reached += _RECALLS.take(reached) <= recall
+    return reached.ravel(), which * len(right)
