@@ -14,10 +14,12 @@ import sys
 from pathlib import Path
 
 import torch
+from mmengine.runner import CheckpointLoader
 
 from roi_plugins.cli import run
 from roi_plugins.datasets import ShapesSpec, generate_shapes
 from roi_plugins.files import atomic_write
+from roi_plugins.integrations.checkpoints import weights_only
 from roi_plugins.integrations.mmdet.checkpoints import allow_mmengine_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +38,8 @@ def main() -> int:
     if status := train(args.work_dir):
         return status
     allow_mmengine_checkpoints()
-    checkpoint = torch.load(args.work_dir / f'iter_{STEPS}.pth', map_location='cpu', weights_only=True)
+    with weights_only():
+        checkpoint = CheckpointLoader.load_checkpoint(str(args.work_dir / f'iter_{STEPS}.pth'), 'cpu')
     write_trunk(checkpoint['state_dict'], args.out)
     print(f'written to {args.out}')
     return 0
