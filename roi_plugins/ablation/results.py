@@ -49,7 +49,7 @@ class Run:
 
     @property
     def replicate(self) -> int | str:
-        """What tells a run from the others of its extractor: its seed, or its name if that is not known.
+        """The seed, or the name where the seed is not known; it differs between the runs of an extractor.
 
         Runs of two extractors with the same seed are compared with each other. Those of unknown seeds have
         no such partner.

@@ -77,7 +77,7 @@ QUANTITIES = (
 METRICS = tuple(quantity.name for quantity in QUANTITIES)
 
 PRIMARY_METRICS = tuple(f'{iou_type}/{metric}' for iou_type in IOU_TYPES for metric in METRICS)
-"""What can be the primary metric of a comparison, in the names of Detectron2: ``'bbox/AP75'``."""
+"""What can be the primary metric of a comparison, in Detectron2's names, such as ``'bbox/AP75'``."""
 
 CURVE = 'AP_over_IoU'
 """The key of the AP at each of ``IOU_THRESHOLDS``."""
