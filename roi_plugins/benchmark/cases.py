@@ -200,7 +200,7 @@ CASES = {
              | _cpu_targets(11, 6, 'detectron2 ROIPooler')),
         # So little work that only what every call costs is left.
         Case('one-roi-forward-backward', 2, BOTH, ALIGN_AVG, (1,), (ROI_ALIGN,),
-             _cpu_targets(0.77, 0.77, ROI_ALIGN), num_rois=1, channels=4, images=1, image_size=(8, 8)),
+             _cpu_targets(0.77, 0.77, ROI_ALIGN), num_rois=1, channels=4, images=1, image_size=(32, 32)),
     ),
     'cuda': (
         _cuda_case('pyramid-7x7-forward', 7, FORWARD),
