@@ -43,14 +43,16 @@ def as_pyramid(
         raise ValueError(
             f"levels: got None for a list of {len(features)} maps, expected the (K,) index of each RoI's map"
         )
-    if not isinstance(spatial_scale, Sequence):
-        spatial_scale = [spatial_scale]
-    for scale in spatial_scale:
-        if not isinstance(scale, Real):
-            raise TypeError(f'spatial_scale: got {scale!r}, expected a number, or a list with one a map')
+    if isinstance(spatial_scale, float):  # almost always with one map, and the general way is slower
+        scales = [spatial_scale]
+    else:
+        scales = list(spatial_scale) if isinstance(spatial_scale, Sequence) else [spatial_scale]
+        for scale in scales:
+            if not isinstance(scale, Real):
+                raise TypeError(f'spatial_scale: got {scale!r}, expected a number, or a list with one a map')
     if levels is not None:
         levels = as_whole(levels)
-    return list(features), [float(scale) for scale in spatial_scale], levels
+    return list(features), [float(scale) for scale in scales], levels
 
 
 def rows_of_image(boxes: Tensor, image: int) -> Tensor:

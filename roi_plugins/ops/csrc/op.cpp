@@ -207,6 +207,11 @@ void check_rois(
   }
 }
 
+// As to() and contiguous() do; where nothing is to be done, a call of to() takes a noticeable part of a small op.
+at::Tensor dense(const at::Tensor& tensor, at::ScalarType type) {
+  return (tensor.scalar_type() == type ? tensor : tensor.to(type)).contiguous();
+}
+
 Call make_call(
     const Options& options, at::ScalarType type, const at::Tensor& rois,
     const std::optional<at::Tensor>& levels, const std::optional<at::Tensor>& offsets,
@@ -224,8 +229,7 @@ Call make_call(
       "features: got ", feature_shapes[1], " channels with position_sensitive, expected a multiple of the ",
       options.bins(), " bins");
   return {
-      options, rois.to(wide).contiguous(), index,
-      offsets.has_value() ? offsets->to(wide).contiguous() : at::Tensor(),
+      options, dense(rois, wide), index, offsets.has_value() ? dense(*offsets, wide) : at::Tensor(),
       seed.has_value() ? *seed : at::Tensor(), std::move(feature_shapes), channels_last};
 }
 
@@ -375,9 +379,11 @@ at::Tensor assign_levels(
 void check_batch_index(const Call& call) {
   const bool on_cpu = call.rois.is_cpu();
   // On other devices a look at the indices makes the host wait, so it is only done when asked for.
-  const char* const wanted = std::getenv("ROI_PLUGINS_CHECK");
-  if (!on_cpu && (wanted == nullptr || c10::string_view(wanted) != "1")) return;
-  const at::Tensor rois = call.rois.cpu();
+  if (!on_cpu) {
+    const char* const wanted = std::getenv("ROI_PLUGINS_CHECK");
+    if (wanted == nullptr || c10::string_view(wanted) != "1") return;
+  }
+  const at::Tensor rois = on_cpu ? call.rois : call.rois.cpu();
   AT_DISPATCH_FLOATING_TYPES(rois.scalar_type(), "check_batch_index", [&] {
     const auto rows = rois.accessor<scalar_t, 2>();
     for (int64_t k = 0; k < rows.size(0); ++k) {
