@@ -4,7 +4,6 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
-#include <functional>
 #include <string>
 #include <tuple>
 
@@ -68,10 +67,12 @@ class RoIExtract : public torch::autograd::Function<RoIExtract> {
  public:
   static constexpr bool is_traceable = true;  // by compiled autograd: the context holds all that backward reads
 
-  static variable_list forward(
+  // Returns the output and sets `argmax`, which as whole numbers has no gradient and needs no place in the graph.
+  static Tensor forward(
       AutogradContext* ctx, at::TensorList features, const Tensor& rois, const OptionalTensor& levels,
-      const OptionalTensor& offsets, const OptionalTensor& seed, const KeptOptions& options) {
-    const auto [output, argmax] = std::apply(
+      const OptionalTensor& offsets, const OptionalTensor& seed, const KeptOptions& options, Tensor* argmax) {
+    Tensor output;
+    std::tie(output, *argmax) = std::apply(
         [&](const auto&... each) {
           return forward_below_autograd(features, rois, levels, offsets, seed, each...);
         },
@@ -83,7 +84,7 @@ class RoIExtract : public torch::autograd::Function<RoIExtract> {
       shapes.push_back(map.sym_size(3));
     }
     variable_list saved{
-        argmax, rois, levels.value_or(Tensor()), offsets.value_or(Tensor()), seed.value_or(Tensor())};
+        *argmax, rois, levels.value_or(Tensor()), offsets.value_or(Tensor()), seed.value_or(Tensor())};
     if (rois.requires_grad() || (offsets && offsets->requires_grad())) {
       saved.insert(saved.end(), features.begin(), features.end());
     }
@@ -91,12 +92,10 @@ class RoIExtract : public torch::autograd::Function<RoIExtract> {
     ctx->saved_data["feature_shapes"] = shapes;
     ctx->saved_data["channels_last"] = is_channels_last(features[0]);
     ctx->saved_data["options"] = pack(options);
-    // Otherwise every backward pass would make zeros as the gradient of the argmax, which has none.
-    ctx->set_materialize_grads(false);
-    return {output, argmax};
+    return output;
   }
 
-  // One gradient for each map, for the RoIs, levels, offsets and seed, and for the options.
+  // One gradient for each map, then for the RoIs, levels, offsets and seed, and none for the rest.
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &grad = grads[0], &argmax = saved[0], &rois = saved[1];
@@ -105,8 +104,7 @@ class RoIExtract : public torch::autograd::Function<RoIExtract> {
     const at::TensorList features = at::TensorList(saved).slice(5);
     const KeptOptions options = unpack(ctx->saved_data["options"]);
     const size_t maps = std::get<0>(options).size();
-    variable_list result(maps + 5);
-    if (!grad.defined()) return result;  // nothing used the output
+    variable_list result(maps + 6);
     bool of_features = false;
     for (size_t map = 0; map < maps; ++map) of_features |= ctx->needs_input_grad(map);
     if (of_features) {
@@ -156,11 +154,13 @@ std::tuple<Tensor, Tensor> differentiable_forward(
   const KeptOptions options{
       spatial_scale.vec(), output_size.vec(), region, sampling_ratio, reduction,
       aligned, min_samples, max_samples, position_sensitive};
-  const variable_list results = RoIExtract::apply(features, rois, levels, offsets, seed, options);
-  return {results[0], results[1]};
+  Tensor argmax;
+  Tensor output = RoIExtract::apply(features, rois, levels, offsets, seed, options, &argmax);
+  return {output, argmax};
 }
 
-void for_each_tensor(c10::ArrayRef<c10::IValue> values, const std::function<void(const Tensor&)>& visit) {
+template <typename Visit>
+void for_each_tensor(c10::ArrayRef<c10::IValue> values, const Visit& visit) {
   for (const c10::IValue& value : values) {
     if (value.isTensor()) visit(value.toTensor());
     if (value.isTensorList()) {
