@@ -25,7 +25,7 @@ def build(root: Path, *flags: str) -> Path:
     ops = root / 'roi_plugins' / 'ops'
     ops.mkdir(parents=True)
     (ops.parent / '__init__.py').touch()
-    for source in OPS.glob('*.py'):
+    for source in (*OPS.glob('*.py'), OPS / 'schemas.inc'):
         shutil.copy(source, ops)
     command = [
         compiler(),
@@ -36,7 +36,7 @@ def build(root: Path, *flags: str) -> Path:
         f'-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}',
         *(f'-I{HERE / "cuda_on_host"}', f'-I{CSRC}'),
         *(f'-isystem{path}' for path in cpp_extension.include_paths()),
-        *('-x', 'c++', str(CSRC / 'op.cpp'), *map(str, sorted(CSRC.glob('cuda/*.cu')))),
+        *('-x', 'c++', *map(str, (*sorted(CSRC.glob('*.cpp')), *sorted(CSRC.glob('cuda/*.cu'))))),
         *(f'-L{path}' for path in cpp_extension.library_paths()),
         *('-lc10', '-ltorch_cpu', '-o', str(ops / '_C.so')),
     ]

@@ -218,12 +218,9 @@ Call make_call(
     const std::optional<at::Tensor>& seed, std::vector<int64_t> feature_shapes,
     bool channels_last) {
   const at::ScalarType wide = accumulation_type(type);
-  at::Tensor index;
-  if (levels.has_value()) {
-    index = levels->to(at::kLong).contiguous();
-  } else if (!rois.is_cpu()) {
-    index = at::zeros({rois.size(0)}, rois.options().dtype(at::kLong));
-  }
+  const at::Tensor index = levels.has_value()
+      ? dense(*levels, at::kLong)
+      : at::zeros({rois.size(0)}, rois.options().dtype(at::kLong));
   TORCH_CHECK_VALUE(
       feature_shapes[1] % (options.method.position_sensitive ? options.bins() : 1) == 0,
       "features: got ", feature_shapes[1], " channels with position_sensitive, expected a multiple of the ",

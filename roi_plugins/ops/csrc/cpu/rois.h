@@ -29,9 +29,7 @@ struct Rois {
 
   const A* row(int64_t k) const { return call.rois.const_data_ptr<A>() + call.rois.size(1) * k; }
   int64_t image(int64_t k) const { return int64_t(row(k)[0]); }
-  int64_t level(int64_t k) const {
-    return call.levels.defined() ? call.levels.const_data_ptr<int64_t>()[k] : 0;
-  }
+  int64_t level(int64_t k) const { return call.levels.const_data_ptr<int64_t>()[k]; }
   // Equal for RoIs that read the same image of the same map.
   int64_t map_and_image(int64_t k) const { return level(k) * call.images() + image(k); }
   int height(int64_t k) const { return int(call.height(level(k))); }
