@@ -169,7 +169,7 @@ def test_it_is_the_installed_package(installed, folder):
 def runs(installed, own_configs):
     """The work directory of an ablation of the user's own configs."""
     printed = installed('ablate', *own_configs.values(), '--extractors', *ROWS, '--work-dir', 'runs')
-    assert 'difference to align-avg' in printed
+    assert 'Differences are to align-avg' in printed
     return installed.here / 'runs'
 
 
