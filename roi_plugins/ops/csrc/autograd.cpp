@@ -92,6 +92,7 @@ class RoIExtract : public torch::autograd::Function<RoIExtract> {
     ctx->saved_data["feature_shapes"] = shapes;
     ctx->saved_data["channels_last"] = is_channels_last(features[0]);
     ctx->saved_data["options"] = pack(options);
+    ctx->set_materialize_grads(false);  // an output that gets no gradient gives none
     return output;
   }
 
@@ -105,6 +106,7 @@ class RoIExtract : public torch::autograd::Function<RoIExtract> {
     const KeptOptions options = unpack(ctx->saved_data["options"]);
     const size_t maps = std::get<0>(options).size();
     variable_list result(maps + 6);
+    if (!grad.defined()) return result;
     bool of_features = false;
     for (size_t map = 0; map < maps; ++map) of_features |= ctx->needs_input_grad(map);
     if (of_features) {
