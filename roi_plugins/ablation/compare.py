@@ -130,13 +130,14 @@ class Comparison:
         return self.primary_metric.partition('/')[2]
 
     @property
+    def primary_iou_type(self) -> str:
+        """The IoU type that the verdicts are about, such as ``'bbox'`` of ``'bbox/AP75'``."""
+        return self.primary_metric.partition('/')[0]
+
+    @property
     def config_names(self) -> list[str]:
         """The configs in the order of the runs."""
         return list(dict.fromkeys(run.config_name for run, _ in self.metrics))
-
-    def is_primary(self, iou_type: str) -> bool:
-        """Tells whether the verdicts are about this IoU type."""
-        return self.primary_metric.startswith(f'{iou_type}/')
 
 
 def compare(

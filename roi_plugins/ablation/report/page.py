@@ -45,7 +45,7 @@ from roi_plugins.ablation.report.tables import (
     find_best,
     make_headline,
     make_tables,
-    primary_title,
+    metric_title,
 )
 from roi_plugins.ablation.results import Run
 from roi_plugins.evaluation.coco import format_points
@@ -120,7 +120,7 @@ def write_report(
         metric=comparison.metric,
         baseline=comparison.baseline,
         margin=format_points(comparison.margin, digits) if comparison.margin else '',
-        primary=primary_title(comparison),
+        primary=metric_title(comparison.primary_iou_type, comparison.metric),
         difference_plots=list(plot_differences(comparison)),
         machine=costs.machine if costs else '',
         cost_table=cost_table,

@@ -11,7 +11,7 @@ import pandas as pd
 
 from roi_plugins.ablation.compare import Comparison, Group
 from roi_plugins.ablation.extractor_cost import Costs
-from roi_plugins.ablation.report.tables import TITLES
+from roi_plugins.ablation.report.tables import metric_title
 from roi_plugins.ablation.results import Run
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS, format_points
 
@@ -49,12 +49,10 @@ def plot_differences(comparison: Comparison) -> Iterator[dict[str, Any]]:
         data = [_difference_trace(group, difference, comparison) for group, difference in rows]
         names = [group.extractor for group, _ in rows]
         networks = any(np.isnan(difference['seed_se']) for _, difference in rows)
-        shapes = [
-            {
-                'type': 'rect', 'xref': 'x', 'yref': 'paper', 'x0': -margin, 'x1': margin, 'y0': 0, 'y1': 1,
-                'fillcolor': 'rgba(128, 128, 128, .2)', 'line': {'width': 0}, 'layer': 'below',
-            }
-        ]  # fmt: skip
+        band = {
+            'type': 'rect', 'xref': 'x', 'yref': 'paper', 'x0': -margin, 'x1': margin, 'y0': 0, 'y1': 1,
+            'fillcolor': 'rgba(128, 128, 128, .2)', 'line': {'width': 0}, 'layer': 'below',
+        }  # fmt: skip
         title = _panel_title(comparison, config_name, iou_type, metric)
         yield {
             'title': f'{title}{" (one seed: these networks only)" if networks else ""}',
@@ -67,7 +65,7 @@ def plot_differences(comparison: Comparison) -> Iterator[dict[str, Any]]:
                     'margin': {'t': 10, 'r': 10, 'b': 50, 'l': 10},
                     'hovermode': 'closest',
                     'showlegend': False,
-                    'shapes': shapes if margin and comparison.is_primary(iou_type) else [],
+                    'shapes': [band] if margin and iou_type == comparison.primary_iou_type else [],
                     'xaxis': {
                         'title': {'text': f'{metric} difference, points'},
                         'range': [np.nanmin(ends) - room, np.nanmax(ends) + room],
@@ -118,7 +116,7 @@ def plot_ap_over_cost(comparison: Comparison, costs: Costs) -> Iterator[dict[str
     for group in comparison.groups:
         cost = cost_of.get((group.config_name, group.extractor))
         point = 100 * group.estimates.metrics.loc[metric]
-        if cost is None or not comparison.is_primary(group.iou_type) or np.isnan(point['value']):
+        if cost is None or group.iou_type != comparison.primary_iou_type or np.isnan(point['value']):
             continue
         style = _style(group.extractor, comparison)
         panels.setdefault(group.config_name, []).append(
@@ -129,10 +127,9 @@ def plot_ap_over_cost(comparison: Comparison, costs: Costs) -> Iterator[dict[str
                 'hovertemplate': f'{_escape(group.extractor)}: %{{y:.1f}}, %{{x:.0f}} ms<extra></extra>',
             }
         )  # fmt: skip
-    iou_type = comparison.primary_metric.partition('/')[0]
     for config_name, data in panels.items():
         yield {
-            'title': _panel_title(comparison, config_name, iou_type, metric),
+            'title': _panel_title(comparison, config_name, comparison.primary_iou_type, metric),
             'label': 'AP over the time of a training step',
             'height': 400,
             'figure': {
@@ -278,7 +275,7 @@ def _interval(point: Mapping[str, float], color: str) -> dict[str, Any]:
 
 
 def _panel_title(comparison: Comparison, config_name: str, iou_type: str, metric: str) -> str:
-    shown = TITLES[iou_type].removesuffix('AP') + metric
+    shown = metric_title(iou_type, metric)
     return f'{config_name} · {shown}' if len(comparison.config_names) > 1 else shown
 
 

@@ -46,7 +46,7 @@ def make_headline(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataF
             }
             if comparison.baseline is not None:
                 row[f'{metric} difference'] = _difference(group, comparison, digits)
-            if comparison.baseline is not None and comparison.is_primary(iou_type):
+            if comparison.baseline is not None and iou_type == comparison.primary_iou_type:
                 row['Verdict'] = _verdict(group)
                 row['Smallest difference'] = (
                     format_points(group.verdict.smallest_difference, digits) if group.verdict else '-'
@@ -87,9 +87,10 @@ def find_best(table: pd.DataFrame) -> pd.DataFrame:
     best = pd.DataFrame(False, index=table.index, columns=table.columns)
     configs = table['Config'] if 'Config' in table else pd.Series('', index=table.index)
     for metric in METRICS:
-        points = pd.to_numeric(table[metric].replace('-', np.nan)).groupby(configs)
-        highest = points.transform('max')
-        best[metric] = (points.transform('min') < highest) & (points.transform(lambda p: p) == highest)
+        points = pd.to_numeric(table[metric].replace('-', np.nan))
+        of_config = points.groupby(configs)
+        highest = of_config.transform('max')
+        best[metric] = (points == highest) & (of_config.transform('min') < highest)
     return best
 
 
@@ -281,10 +282,11 @@ def caption(comparison: Comparison, digits: int = 1) -> str:
             f'{" and the spread over seeds" if max(seeds) > 1 else ""}.'
         )
     if verdicts := [group.verdict for group in comparison.groups if group.verdict]:
+        title = metric_title(comparison.primary_iou_type, comparison.metric)
         margin = format_points(comparison.margin, digits)
         alike = f'alike if the interval is within ±{margin}, ' if comparison.margin else ''
         lines.append(
-            f'Verdict on {primary_title(comparison)}: {alike}better or worse if '
+            f'Verdict on {title}: {alike}better or worse if '
             f"p < {1 - CONFIDENCE:.2f} after Holm's correction for {len(verdicts)} "
             f'comparison{"s" if len(verdicts) > 1 else ""}, open otherwise. '
             f'Smallest difference: this plan finds one of that size in {POWER:.0%} of cases.'
@@ -292,14 +294,14 @@ def caption(comparison: Comparison, digits: int = 1) -> str:
     return ' '.join(lines)
 
 
-def primary_title(comparison: Comparison) -> str:
-    """Returns the primary metric in words, such as ``Box AP75``.
+def metric_title(iou_type: str, metric: str) -> str:
+    """Returns a metric in words, such as ``Box AP75``.
 
     Args:
-        comparison: what :func:`~roi_plugins.ablation.compare.compare` found.
+        iou_type: one of :data:`~roi_plugins.evaluation.matching.EVALUATIONS`.
+        metric: one of :data:`~roi_plugins.evaluation.coco.METRICS`.
     """
-    iou_type = comparison.primary_metric.partition('/')[0]
-    return TITLES[iou_type].removesuffix('AP') + comparison.metric
+    return TITLES[iou_type].removesuffix('AP') + metric
 
 
 def details_caption(comparison: Comparison, digits: int = 1) -> str:
