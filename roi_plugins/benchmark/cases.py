@@ -33,6 +33,9 @@ class Case:
         images: the number of images.
         image_size: (height, width) of the input images, pixels.
         dtypes: the dtypes of the op's features. Peers run in every dtype that they support.
+        between_allocations: whether other tensors are allocated, written and freed before each call, see
+            :func:`roi_plugins.benchmark.measure.allocate_as_training`.
+        max_writing_ratio: the aim for the time beside that of writing the result alone, if there is one.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Case:
     images: int = 2
     image_size: tuple[int, int] = (800, 1344)
     dtypes: tuple[str, ...] = ('float32',)
+    between_allocations: bool = False
+    max_writing_ratio: float | None = None
 
     @property
     def scales(self) -> list[float]:
@@ -60,6 +65,13 @@ class Case:
         return [
             (self.images, self.channels, -(-height // stride), -(-width // stride)) for stride in self.strides
         ]
+
+    @property
+    def result_shapes(self) -> list[tuple[int, int, int, int]]:
+        """The shapes of the tensors that a call writes: the output, the gradients of the maps, or both."""
+        output = [(self.num_rois, self.channels, self.output_size, self.output_size)]
+        shapes = {FORWARD: output, BACKWARD: self.map_shapes, BOTH: output + self.map_shapes}
+        return shapes[self.step]
 
     def make_rois(self) -> Tensor:
         """Makes ``(K, 5)`` boxes inside the images, sorted by image, as detectors give them.
@@ -146,19 +158,30 @@ FPN = (4, 8, 16, 32)
 
 ROI_ALIGN, ROI_POOL = 'torchvision.ops.roi_align', 'torchvision.ops.roi_pool'
 MMCV_ROI_ALIGN = 'mmcv.ops.RoIAlign'
+INTEL = 'intel_extension_for_pytorch ROIAlign'
+ONNXRUNTIME, OPENVINO = 'onnxruntime RoiAlign', 'openvino ROIAlign'
+ALIGN_PEERS = (ROI_ALIGN, MMCV_ROI_ALIGN, INTEL, ONNXRUNTIME, OPENVINO)
 PYRAMID_PEERS = (
     'torchvision.ops.MultiScaleRoIAlign',
     'mmdet SingleRoIExtractor',
     'detectron2 ROIPooler',
 )
+CPU_DTYPES = ('float32', 'bfloat16')
 
 
-def _cpu_targets(channels_last: float, nchw: float, *peers: str) -> dict[tuple[str, str, str], float]:
+def _cpu_targets(
+    channels_last: float, nchw: float, *peers: str, dtypes: tuple[str, ...] = ('float32',)
+) -> dict[tuple[str, str, str], float]:
     return {
-        (peer, layout, 'float32'): ratio
+        (peer, layout, dtype): ratio
         for peer in peers
         for layout, ratio in zip(LAYOUTS, (channels_last, nchw), strict=True)
+        for dtype in dtypes
     }
+
+
+_INTEL_TARGETS = _cpu_targets(1.3, 3, INTEL, dtypes=CPU_DTYPES)
+_RUNTIME_TARGETS = _cpu_targets(4, 4, ONNXRUNTIME, OPENVINO)
 
 
 def _cuda_case(name: str, output_size: int, step: str) -> Case:
@@ -181,14 +204,19 @@ def _cuda_case(name: str, output_size: int, step: str) -> Case:
 
 CASES = {
     'cpu': (
-        Case('align-avg-7x7-forward', 7, FORWARD, ALIGN_AVG, C4, (ROI_ALIGN, MMCV_ROI_ALIGN),
-             _cpu_targets(20, 10, ROI_ALIGN)),
-        Case('align-avg-14x14-forward', 14, FORWARD, ALIGN_AVG, C4, (ROI_ALIGN, MMCV_ROI_ALIGN),
-             _cpu_targets(7, 3.5, ROI_ALIGN)),
-        Case('align-avg-7x7-backward', 7, BACKWARD, ALIGN_AVG, C4, (ROI_ALIGN, MMCV_ROI_ALIGN),
-             _cpu_targets(60, 40, ROI_ALIGN)),
-        Case('align-avg-14x14-backward', 14, BACKWARD, ALIGN_AVG, C4, (ROI_ALIGN, MMCV_ROI_ALIGN),
-             _cpu_targets(60, 22, ROI_ALIGN)),
+        Case('align-avg-7x7-forward', 7, FORWARD, ALIGN_AVG, C4, ALIGN_PEERS,
+             _cpu_targets(20, 10, ROI_ALIGN) | _INTEL_TARGETS | _RUNTIME_TARGETS, dtypes=CPU_DTYPES),
+        Case('align-avg-14x14-forward', 14, FORWARD, ALIGN_AVG, C4, ALIGN_PEERS,
+             _cpu_targets(7, 3.5, ROI_ALIGN) | _INTEL_TARGETS, dtypes=CPU_DTYPES, max_writing_ratio=1.15),
+        Case('align-avg-7x7-backward', 7, BACKWARD, ALIGN_AVG, C4, ALIGN_PEERS,
+             _cpu_targets(60, 40, ROI_ALIGN) | _INTEL_TARGETS, dtypes=CPU_DTYPES),
+        Case('align-avg-14x14-backward', 14, BACKWARD, ALIGN_AVG, C4, ALIGN_PEERS,
+             _cpu_targets(60, 22, ROI_ALIGN) | _INTEL_TARGETS, dtypes=CPU_DTYPES),
+        # An output of 14x14 bins is so large that malloc never keeps its memory anyway.
+        Case('align-avg-7x7-forward-between-allocations', 7, FORWARD, ALIGN_AVG, C4, ALIGN_PEERS,
+             between_allocations=True),
+        Case('align-avg-7x7-forward-backward-between-allocations', 7, BOTH, ALIGN_AVG, C4, ALIGN_PEERS,
+             between_allocations=True),
         Case('quantized-pool-7x7-forward', 7, FORWARD, QUANTIZED_POOL, C4, (ROI_POOL,),
              _cpu_targets(8, 4, ROI_POOL)),
         Case('align-max-7x7-forward', 7, FORWARD, ALIGN_MAX, C4, (MMCV_ROI_ALIGN,),

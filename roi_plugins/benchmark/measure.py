@@ -9,7 +9,7 @@ import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from roi_plugins.benchmark.peers import PEERS, Extract
 from roi_plugins.ops import assign_levels_mmdet
 
 OURS = 'roi_plugins'
+WRITING = 'writing the result alone'
 _TURN = 0.1  # roughly how many seconds a contender runs before the next one does
 DETERMINISTIC, GRAPH = 'deterministic', 'cuda graph'
 GRAPH_DETERMINISTIC = f'{GRAPH}, {DETERMINISTIC}'
-PEER_DTYPES = {'cpu': ('float32',), 'cuda': ('float32', 'float16', 'bfloat16')}
+_LIVE_MEGABYTES = (24, 2, 60, 30, 6, 28, 1, 20, 12, 26, 3, 16)
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ class Contender:
     """One way of doing a case's work.
 
     Attributes:
-        name: ``OURS``, or the name of a peer.
-        layout: one of :data:`~roi_plugins.benchmark.cases.LAYOUTS`.
+        name: ``OURS``, ``WRITING``, or the name of a peer.
+        layout: one of :data:`~roi_plugins.benchmark.cases.LAYOUTS`; ``''`` where it makes no difference.
         dtype: the name of the torch dtype of the features.
         call: does the work once.
         variant: ``''`` as a user calls it; ``DETERMINISTIC`` with the deterministic algorithms of torch;
             ``GRAPH`` for the op alone, with given levels, replayed from a CUDA graph with a cold L2 cache; or
             ``GRAPH_DETERMINISTIC`` for both.
+        before: runs before each call of ``call``, and is not timed.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Contender:
     dtype: str
     call: Callable[[], object]
     variant: str = ''
+    before: Callable[[], object] | None = None
 
 
 def measure_case(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
@@ -76,16 +79,23 @@ def measure_case(case: Case, device: torch.device, effort: Effort) -> dict[str, 
         A record for JSON. Under ``'measurements'`` there is a record for each contender, with ``'seconds'``
         (a list of samples), ``'floor_seconds'``, ``'peak_bytes'`` (memory beyond the inputs while it runs
         once; None if it cannot be measured) and ``'synchronises'`` (whether the host waits for the GPU; None
-        on the CPU). Under ``'left_out'`` there are the reasons why peers were not measured, and under
-        ``'targets'`` those of the case, as (peer, layout, dtype, ratio).
+        on the CPU). Under ``'left_out'`` there are the reasons why peers were not measured, under
+        ``'targets'`` those of the case, as (peer, layout, dtype, ratio), and under ``'max_writing_ratio'``
+        that of the case.
     """
     rois = case.make_rois().to(device)
     left_out: dict[str, str] = {}
-    contenders = _our_contenders(case, rois, device) + _peer_contenders(case, rois, device, left_out)
+    contenders = [
+        *_our_contenders(case, rois, device),
+        *_peer_contenders(case, rois, device, left_out),
+        *_writing_contenders(case, device),
+    ]
+    if case.between_allocations:
+        contenders = [replace(contender, before=allocate_as_training) for contender in contenders]
     samples = interleave(contenders, device, effort)
     bandwidth = copy_bandwidth(device)
     floor_seconds = {
-        dtype: case.floor_bytes(rois, _itemsize(dtype)) / bandwidth for dtype in PEER_DTYPES['cuda']
+        dtype: case.floor_bytes(rois, _itemsize(dtype)) / bandwidth for dtype in {c.dtype for c in contenders}
     }
     measurements = [
         measurement(c, seconds, floor_seconds[c.dtype], **_inspect(c, device))
@@ -99,6 +109,7 @@ def measure_case(case: Case, device: torch.device, effort: Effort) -> dict[str, 
         'step': case.step,
         'copy_bytes_per_second': bandwidth,
         'targets': [[*key, ratio] for key, ratio in case.targets.items()],
+        'max_writing_ratio': case.max_writing_ratio,
         'measurements': measurements,
         'left_out': left_out,
     }
@@ -154,13 +165,14 @@ def interleave(contenders: list[Contender], device: torch.device, effort: Effort
     numbers, repeats = [], []
     for contender in contenders:
         with _algorithms(contender.variant):
-            seconds = time_calls(contender.call, 1, device)  # this also warms up
+            seconds = _time(contender, 1, device)  # this also warms up
             if seconds < _TURN or device.type == 'cuda':  # a first call on a GPU also loads kernels
-                seconds = time_calls(contender.call, 1, device)
+                seconds = _time(contender, 1, device)
         # On the CPU one call is long enough for the clock. On a GPU, a sample needs several calls in a row,
         # because the launches run ahead of the work.
         numbers.append(1 if device.type == 'cpu' else min(max(int(_TURN / seconds), 1), 20))
-        repeats.append(min(max(int(_TURN / (numbers[-1] * seconds)), 1), 20))
+        most = 20 if contender.before is None else 4  # what runs before a call may take longer than it
+        repeats.append(min(max(int(_TURN / (numbers[-1] * seconds)), 1), most))
     samples: list[list[float]] = [[] for _ in contenders]
     rounds, start = 0, time.perf_counter()
     while rounds < effort.min_rounds or time.perf_counter() - start < effort.seconds:
@@ -169,9 +181,37 @@ def interleave(contenders: list[Contender], device: torch.device, effort: Effort
             # The first call of a turn is left out: another contender has used the caches and threads before
             # it.
             with _algorithms(contender.variant):
-                turn = [time_calls(contender.call, number, device) for _ in range(repeat + 1)]
+                turn = [_time(contender, number, device) for _ in range(repeat + 1)]
             taken += turn[1:]
     return samples
+
+
+def _time(contender: Contender, number: int, device: torch.device) -> float:
+    if contender.before is not None:
+        contender.before()
+    return time_calls(contender.call, number, device)
+
+
+def allocate_as_training() -> None:
+    """Allocates, writes and frees tensors as a training does between two calls of the op.
+
+    Several tensors of 1 to 60 MiB are alive at once, and they are freed in another order. Then free memory
+    goes back to the system, where that can be asked for. Whether malloc does so by itself depends on
+    everything that the process has allocated before.
+    """
+    live: list[torch.Tensor] = []
+    for megabytes in _LIVE_MEGABYTES:
+        live.append(torch.ones(megabytes * 2**20, dtype=torch.uint8))
+        if len(live) > 6:
+            del live[3]
+    del live
+    _trim()
+
+
+def _trim() -> None:
+    """Gives the free memory of malloc back to the system, where there is glibc."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def time_calls(call: Callable[[], object], number: int, device: torch.device) -> float:
@@ -228,9 +268,9 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | 
         before = torch.cuda.memory_allocated(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
+    # Otherwise the call could use memory that malloc kept from earlier calls, which would not be counted.
+    _trim()
     try:
-        # Otherwise the call could use memory that malloc kept from earlier calls, which would not be counted.
-        ctypes.CDLL(None).malloc_trim(0)
         with open('/proc/self/clear_refs', 'w') as file:
             file.write('5')  # resets the peak to the present size
         before = _status_bytes('VmRSS')
@@ -238,7 +278,7 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | 
         peak = _status_bytes('VmHWM')
         del result
         return max(peak - before, 0)
-    except (OSError, AttributeError):
+    except OSError:
         return None
 
 
@@ -303,22 +343,36 @@ def _our_contenders(case: Case, rois: torch.Tensor, device: torch.device) -> lis
 def _peer_contenders(
     case: Case, rois: torch.Tensor, device: torch.device, left_out: dict[str, str]
 ) -> list[Contender]:
+    make_features = functools.cache(functools.partial(case.make_features, device=device))
     contenders = []
-    for dtype in PEER_DTYPES[device.type]:
-        features = case.make_features('NCHW', dtype, device)
-        for name in case.peers:
-            if left_out.get(name, '').startswith('not installed'):
-                continue
+    for name in case.peers:
+        peer = PEERS[name]
+        if case.step not in peer.steps:
+            continue
+        for layout, dtype in itertools.product(peer.layouts, peer.dtypes.get(device.type, ())):
             try:
-                call = prepare(PEERS[name](case, rois), features, case.step)
+                call = prepare(peer(case, rois), make_features(layout, dtype), case.step)
                 call()
             except ImportError as error:
                 left_out[name] = f'not installed ({error})'
+                break
             except RuntimeError as error:
-                left_out[f'{name}, {dtype}'] = str(error).partition('\n')[0]
+                left_out[f'{name} {layout} {dtype}'] = str(error).partition('\n')[0]
             else:
-                contenders.append(Contender(name, 'NCHW', dtype, call))
+                contenders.append(Contender(name, layout, dtype, call))
     return contenders
+
+
+def _writing_contenders(case: Case, device: torch.device) -> list[Contender]:
+    """Makes the least that any implementation does: new memory for the result, each element written once."""
+
+    def write(dtype: torch.dtype) -> list[torch.Tensor]:
+        return [torch.empty(shape, dtype=dtype, device=device).fill_(1) for shape in case.result_shapes]
+
+    return [
+        Contender(WRITING, '', dtype, functools.partial(write, getattr(torch, dtype)))
+        for dtype in case.dtypes
+    ]
 
 
 def prepare(

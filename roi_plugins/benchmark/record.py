@@ -20,6 +20,10 @@ from roi_plugins.files import DataError, read_json, write_json
 from roi_plugins.hardware import cpu_name
 from roi_plugins.ops.library import extension_is_loaded
 
+_PACKAGES = (
+    'torch', 'torchvision', 'mmcv', 'mmdet', 'intel_extension_for_pytorch', 'onnxruntime', 'openvino',
+)  # fmt: skip
+
 JSON, MARKDOWN, FIGURE = 'benchmark.json', 'benchmark.md', 'benchmark.png'
 
 
@@ -35,7 +39,7 @@ def start_record(device: torch.device, quick: bool) -> dict[str, Any]:
     if extension_is_loaded():
         kernels = 'sha256 ' + hashlib.sha256(extension.read_bytes()).hexdigest()[:12]
     versions = {'python': platform.python_version(), 'roi_plugins': roi_plugins.__version__}
-    for name in ('torch', 'torchvision', 'mmcv', 'mmdet'):
+    for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     # Builds of detectron2 have several names.

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from roi_plugins.benchmark.cases import FORWARD, MAX_DETERMINISTIC_RATIO, MAX_FLOOR_RATIO
-from roi_plugins.benchmark.measure import DETERMINISTIC, GRAPH, OURS
+from roi_plugins.benchmark.measure import DETERMINISTIC, GRAPH, OURS, WRITING
 from roi_plugins.benchmark.record import FIGURE, MARKDOWN
 from roi_plugins.files import atomic_write
 
@@ -47,7 +47,10 @@ def to_markdown(record: dict[str, Any]) -> str:
             cells = table.setdefault((row['case'], row['peer']), dict.fromkeys(columns, ''))
             cells[row['ours']] = _ratio_text(row)
         rows = [[case, peer, *cells.values()] for (case, peer), cells in table.items()]
-        parts.append('## Times faster than the peer\n\n' + _table(['case', 'peer', *columns], rows, 2))
+        parts.append('## Times faster than the peer')
+        if slower := sum(row['ratio'] < 1 for row in ratios):
+            parts.append(f'The op is slower than the peer in {slower} of {len(ratios)} comparisons (bold).')
+        parts.append(_table(['case', 'peer', *columns], rows, 2))
     if aims := [row for case in record['cases'] for row in _aim_rows(case)]:
         header = ['case', 'what', 'ratio', 'aim', '']
         parts.append('## Other aims\n\n' + _table(header, aims, 2))
@@ -90,7 +93,11 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
                 1.01, at, f'{row["ratio"]:.1f}', transform=axes.get_yaxis_transform(), va='center',
                 fontsize=7, color=color,
             )  # fmt: skip
-        aimed = [(at, row['target']) for at, row in zip(y, rows, strict=True) if row['target']]
+        aimed = [
+            (at, row['target'])
+            for at, row in zip(y, rows, strict=True)
+            if row['target'] and row['aimed_ratio'] == row['ratio']
+        ]
         if aimed:
             at, target = np.array(aimed).T
             axes.vlines(target, at - height / 2, at + height / 2, color='black', linewidth=2)
@@ -133,37 +140,46 @@ def _headline(record: dict[str, Any]) -> Iterator[str]:
 def _ratio_rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Computes how many times slower each peer is than each layout and dtype of the op.
 
-    If the op runs in float32, so does the peer. Otherwise the peer runs in the fastest dtype that it
-    supports.
+    The peer runs in the op's dtype and in its fastest layout. A peer that does not support the dtype runs in
+    its fastest one, but the op in float32 is only compared with float32. An aim is about the peer in the op's
+    layout, if it supports that.
     """
     targets = {tuple(key): ratio for *key, ratio in case['targets']}
     plain = [m for m in case['measurements'] if not m['variant']]
     ours = [m for m in plain if m['name'] == OURS]
-    for name in dict.fromkeys(m['name'] for m in plain if m['name'] != OURS):
+    for name in dict.fromkeys(m['name'] for m in plain if m['name'] not in (OURS, WRITING)):
         for our in ours:
             peers = [m for m in plain if m['name'] == name]
-            if our['dtype'] == 'float32':
-                peers = [m for m in peers if m['dtype'] == 'float32']
-            if not peers:
+            same_dtype = [m for m in peers if m['dtype'] == our['dtype']]
+            if not same_dtype and our['dtype'] == 'float32':
                 continue
-            peer = min(peers, key=_median)
+            fastest = min(same_dtype or peers, key=_median)
+            same_layout = [m for m in same_dtype or peers if m['layout'] == our['layout']]
+            aimed = min(same_layout or [fastest], key=_median)
+            other = [fastest['layout']] if same_layout and fastest['layout'] != our['layout'] else []
+            if fastest['dtype'] != our['dtype']:
+                other.append(fastest['dtype'])
             yield {
                 'case': case['name'],
                 'peer': name,
                 'ours': f'{our["layout"]} {our["dtype"]}',
-                'ratio': _median(peer) / _median(our),
-                'dtype': our['dtype'],
-                'peer_dtype': peer['dtype'],
+                'ratio': _median(fastest) / _median(our),
+                'peer_runs_in': ' '.join(other),
                 'target': targets.get((name, our['layout'], our['dtype'])),
+                'aimed_ratio': _median(aimed) / _median(our),
+                'aimed_layout': aimed['layout'],
             }
 
 
 def _ratio_text(row: dict[str, Any]) -> str:
-    text = f'{row["ratio"]:.1f}x'
-    if row['peer_dtype'] != row['dtype']:
-        text += f' (peer in {row["peer_dtype"]})'
+    text = f'{row["ratio"]:.1f}x' if row['ratio'] >= 1 else f'**{row["ratio"]:.2f}x, slower**'
+    if row['peer_runs_in']:
+        text += f' (peer in {row["peer_runs_in"]})'
     if row['target']:
-        text += f', aim {row["target"]:g}x: {"met" if row["ratio"] >= row["target"] else "not met"}'
+        if row['aimed_ratio'] != row['ratio']:
+            text += f'; peer in {row["aimed_layout"]}: {row["aimed_ratio"]:.1f}x'
+        met = 'met' if row['aimed_ratio'] >= row['target'] else 'not met'
+        text += f', aim {row["target"]:g}x: {met}'
     return text
 
 
@@ -177,6 +193,12 @@ def _aim_rows(case: dict[str, Any]) -> Iterator[list[str]]:
             ratio = _median(m) / _median(ours[layout, dtype, ''])
             what = f'{layout} {dtype}, deterministic / atomic'
             yield _aim_row(case, what, ratio, MAX_DETERMINISTIC_RATIO)
+    if most := case.get('max_writing_ratio'):  # results of earlier versions have none
+        writing = {m['dtype']: m for m in case['measurements'] if m['name'] == WRITING}
+        for (layout, dtype, variant), m in ours.items():
+            if not variant:
+                ratio = _median(m) / _median(writing[dtype])
+                yield _aim_row(case, f'{layout} {dtype} / {WRITING}', ratio, most)
 
 
 def _aim_row(case: dict[str, Any], what: str, ratio: float, most: float) -> list[str]:

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import platform
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,7 +32,7 @@ from roi_plugins.benchmark.cases import (
     QUANTIZED_POOL,
     Case,
 )
-from roi_plugins.benchmark.peers import PEERS
+from roi_plugins.benchmark.peers import PEERS, Peer
 from roi_plugins.benchmark.record import resume_record, start_record, write_record
 from roi_plugins.files import DataError
 
@@ -122,36 +124,6 @@ def test_rois_lie_in_the_images_and_are_of_mixed_sizes():
         assert case.num_rois == 1 or (side.min() < 24 and side.max() > 350)
 
 
-@pytest.mark.parametrize(
-    'name, method, strides',
-    [
-        ('torchvision.ops.roi_align', ALIGN_AVG, C4),
-        ('torchvision.ops.roi_pool', QUANTIZED_POOL, C4),
-        ('mmcv.ops.RoIAlign', ALIGN_AVG, C4),
-        ('mmcv.ops.RoIAlign', ALIGN_MAX, C4),
-        ('torchvision.ops.MultiScaleRoIAlign', {**ALIGN_AVG, 'aligned': False}, FPN),
-        ('mmdet SingleRoIExtractor', ALIGN_AVG, FPN),
-        ('detectron2 ROIPooler', ALIGN_AVG, FPN),
-    ],
-)
-def test_peers_compute_what_the_op_computes(name, method, strides):
-    case = tiny(method=method, strides=strides, num_rois=40, image_size=(448, 672))
-    rois = case.make_rois()
-    features = case.make_features('NCHW', 'float32', CPU)
-    try:
-        extract = PEERS[name](case, rois)
-    except ImportError as error:
-        pytest.skip(f'{name} is not installed: {error}')
-    torch.testing.assert_close(extract(features), case.extract(features, rois), rtol=1e-4, atol=1e-4)
-
-
-def test_every_case_names_known_peers_and_aims_at_them():
-    for case in (case for cases in CASES.values() for case in cases):
-        assert set(case.peers) <= set(PEERS)
-        for peer, layout, dtype in case.targets:
-            assert peer in case.peers and layout in measure.LAYOUTS and dtype in case.dtypes
-
-
 @pytest.mark.parametrize('step', [FORWARD, BACKWARD, BOTH])
 def test_measures_both_layouts_and_every_peer(step):
     peers = ('torchvision.ops.MultiScaleRoIAlign',)
@@ -160,6 +132,7 @@ def test_measures_both_layouts_and_every_peer(step):
         ('roi_plugins', 'channels_last'),
         ('roi_plugins', 'NCHW'),
         ('torchvision.ops.MultiScaleRoIAlign', 'NCHW'),
+        (measure.WRITING, ''),
     ]
     for m in record['measurements']:
         assert len(m['seconds']) >= 2 and min(m['seconds']) > 0
@@ -375,7 +348,7 @@ def test_missing_peers_are_left_out_and_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
     monkeypatch.setitem(sys.modules, 'detectron2.modeling.poolers', None)
     record = measure.measure_case(tiny(strides=FPN, peers=(PYRAMID_PEERS[2], 'mmcv.ops.RoIAlign')), CPU, ONCE)
-    assert {m['name'] for m in record['measurements']} == {'roi_plugins'}
+    assert {m['name'] for m in record['measurements']} == {'roi_plugins', measure.WRITING}
     assert list(record['left_out']) == [PYRAMID_PEERS[2], 'mmcv.ops.RoIAlign']
     assert all(reason.startswith('not installed') for reason in record['left_out'].values())
 
@@ -397,11 +370,64 @@ def test_a_dtype_that_a_peer_refuses_is_left_out_and_named(monkeypatch):
 
         return extract
 
-    monkeypatch.setitem(PEERS, 'picky', refuses)
-    monkeypatch.setitem(measure.PEER_DTYPES, 'cpu', ('float32', 'bfloat16'))
+    monkeypatch.setitem(PEERS, 'picky', Peer(refuses, dtypes={'cpu': ('float32', 'bfloat16')}))
     record = measure.measure_case(tiny(peers=('picky',)), CPU, ONCE)
-    assert record['left_out'] == {'picky, bfloat16': 'not for BFloat16'}
+    assert record['left_out'] == {'picky NCHW bfloat16': 'not for BFloat16'}
     assert [m['dtype'] for m in record['measurements'] if m['name'] == 'picky'] == ['float32']
+
+
+@pytest.mark.parametrize('step', [FORWARD, BACKWARD, BOTH])
+def test_the_result_alone_is_written_to_new_memory_in_each_dtype(step):
+    case = tiny(step=step, strides=FPN, dtypes=('float32', 'bfloat16'))
+    output, maps = [(6, 3, 2, 2)], case.map_shapes
+    shapes = {FORWARD: output, BACKWARD: maps, BOTH: output + maps}[step]
+    contenders = measure._writing_contenders(case, CPU)
+    assert [c.dtype for c in contenders] == ['float32', 'bfloat16']
+    for contender in contenders:
+        first, second = contender.call(), contender.call()
+        assert [tensor.shape for tensor in first] == shapes
+        assert {str(tensor.dtype) for tensor in first} == {f'torch.{contender.dtype}'}
+        assert all((tensor == 1).all() for tensor in first)
+        assert first[0].data_ptr() != second[0].data_ptr()
+
+
+def test_between_calls_others_allocate_and_the_results_are_freed(monkeypatch):
+    log = []
+
+    class Result:
+        def __del__(self):
+            log.append('freed')
+
+    def call():
+        log.append('call')
+        return Result()
+
+    contender = measure.Contender('roi_plugins', 'NCHW', 'float32', call, before=lambda: log.append('others'))
+    (seconds,) = measure.interleave([contender], CPU, ONCE)
+    assert len(seconds) >= ONCE.min_rounds
+    assert log == ['others', 'call', 'freed'] * (len(log) // 3)
+
+    monkeypatch.setattr(measure, 'allocate_as_training', lambda: log.append('all'))
+    log.clear()
+    record = measure.measure_case(tiny(between_allocations=True), CPU, ONCE)
+    assert len(record['measurements']) == 3 and log.count('all') >= 3 * (2 + ONCE.min_rounds)
+    log.clear()
+    measure.measure_case(tiny(), CPU, ONCE)
+    assert log == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='not the malloc of glibc')
+def test_other_allocations_give_the_memory_of_an_output_back():
+    def count_faults(before):
+        before()
+        start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**22)  # 16 MiB, which malloc keeps after some calls
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+
+    torch.ones(2**22 + 2**20)
+    kept = [count_faults(lambda: None) for _ in range(5)]
+    assert min(kept) < 100
+    assert min(count_faults(measure.allocate_as_training) for _ in range(5)) > 1000
 
 
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='memory is read from Linux')
@@ -454,6 +480,42 @@ def test_ratios_aims_and_the_peers_fastest_dtype():
     assert f'| c | {what}, deterministic / atomic | 3.00 | at most 4 | met |' in lines
     assert f'| c | {what}, replayed / floor | 1.70 | at most 1.6 | not met |' in lines
     assert '| c | roi_plugins NCHW float32 | 2 | 1.5 to 5.5 | 3 | 2.0 | 3 | no |' in lines
+    assert not any('slower than' in line for line in lines)
+
+
+@needs_report
+def test_a_peer_is_compared_in_its_best_layout_and_a_loss_is_shown():
+    case = {
+        'name': 'c',
+        'step': FORWARD,
+        'command': 'python tools/benchmark.py',
+        'copy_bytes_per_second': 4e12,
+        'left_out': {},
+        'targets': [['peer', 'NCHW', 'float32', 3], ['peer', 'channels_last', 'float32', 1.3]],
+        'max_writing_ratio': 1.15,
+        'measurements': [
+            measurement('roi_plugins', [1e-3], 'channels_last'),
+            measurement('roi_plugins', [2e-3], 'NCHW'),
+            measurement('roi_plugins', [1e-3], 'channels_last', 'bfloat16'),
+            measurement('peer', [1.4e-3], 'channels_last'),
+            measurement('peer', [8e-3], 'NCHW'),
+            measurement('peer', [3e-3], 'channels_last', 'bfloat16'),
+            measurement(measure.WRITING, [1e-3], ''),
+            measurement(measure.WRITING, [0.5e-3], '', 'bfloat16'),
+        ],
+    }
+    record = {**start_record(CPU, False), 'cases': [case]}
+    lines = [' '.join(line.split()) for line in report.to_markdown(record).splitlines()]
+    assert (
+        '| c | peer | 1.4x, aim 1.3x: met | **0.70x, slower** (peer in channels_last); peer in NCHW: 4.0x, '
+        'aim 3x: met | 3.0x |'
+    ) in lines
+    assert 'The op is slower than the peer in 1 of 3 comparisons (bold).' in lines
+    assert f'| c | channels_last float32 / {measure.WRITING} | 1.00 | at most 1.15 | met |' in lines
+    assert f'| c | NCHW float32 / {measure.WRITING} | 2.00 | at most 1.15 | not met |' in lines
+    assert f'| c | channels_last bfloat16 / {measure.WRITING} | 2.00 | at most 1.15 | not met |' in lines
+    assert {row['peer'] for row in report._ratio_rows(case)} == {'peer'}
+    report.plot_ratios(record)
 
 
 @needs_report
@@ -535,7 +597,7 @@ def test_tool_measures_on_a_bare_machine_and_another_makes_the_pages(tool, tmp_p
     record = json.loads((out / 'benchmark.json').read_text())
     assert [case['name'] for case in record['cases']] == ['tiny', 'train-step']
     assert 'mmcv.ops.RoIAlign' in record['cases'][0]['left_out']
-    assert len(record['cases'][0]['measurements']) == 3
+    assert len(record['cases'][0]['measurements']) == 4
     assert 'cannot be imported' in record['cases'][1]['left_out']['train-step']
 
     record['device'] = 'cuda'  # as if it came from a machine with a GPU
