@@ -3,6 +3,7 @@
 # make test-all   the slow ones too, as CI does
 # make test-fast   the tests that need no framework, for the minutes in which one edits
 # make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
+# make benchmark-peers   the same beside peers that need another torch (Intel's extension, the newest torchvision)
 # make sanitize   the op's tests with the address, undefined-behaviour and thread sanitizers
 # make kernels   compiles the CUDA kernels for all cards and looks at what came of it (docs/kernels.md); no card needed
 # make gpu OUT=DIR   all that a machine with a card is asked; needs no set-up (docs/gpu.md)
@@ -25,7 +26,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo trunk test test-all test-fast benchmark sanitize kernels gpu faults fuzz soak wheel matrix docs setup lint clean
+.PHONY: demo trunk test test-all test-fast benchmark benchmark-peers sanitize kernels gpu faults fuzz soak wheel matrix docs setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -82,6 +83,10 @@ soak: setup
 # Into a directory that is new each time: results are never overwritten.
 benchmark: setup
 	@$(PY) tools/benchmark.py --out work_dirs/benchmark/$$(date +%Y%m%d-%H%M%S)
+
+# 7 GB of disk for each of two environments, which build/peers keeps. BENCHMARK='--only intel --quick' and the like.
+benchmark-peers: setup
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) tools/benchmark_peers.py --out work_dirs/benchmark-peers/$$(date +%Y%m%d-%H%M%S) $(BENCHMARK)
 
 wheel: setup
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) tools/wheels.py $(if $(TORCH),--torch $(TORCH))

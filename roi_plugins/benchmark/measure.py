@@ -350,6 +350,8 @@ def _peer_contenders(
         if case.step not in peer.steps:
             continue
         for layout, dtype in itertools.product(peer.layouts, peer.dtypes.get(device.type, ())):
+            if dtype != 'float32' and case.dtypes == ('float32',):
+                continue  # the op in float32 is only compared with float32
             try:
                 call = prepare(peer(case, rois), make_features(layout, dtype), case.step)
                 call()

@@ -45,7 +45,7 @@ def measure_mmdet_step(device: torch.device, effort: Effort) -> dict[str, Any]:
     """
     record = _start_record(MMDET, [[_PEER, 'NCHW', 'float32', TARGET]])
     if not _CONFIGS.is_dir():
-        record['left_out'][MMDET] = f'needs a checkout of the repository; there is no {_CONFIGS}'
+        record['left_out'][MMDET] = 'needs configs/mmdet/shapes of a checkout of the repository'
         return record
     return _measure(record, lambda: _mmdet_contenders(device), device, effort)
 

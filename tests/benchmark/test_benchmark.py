@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +17,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from roi_plugins.benchmark import cuda_graph, measure
+from roi_plugins.benchmark import cuda_graph, measure, peers
 from roi_plugins.benchmark.cases import (
     ALIGN_AVG,
     ALIGN_MAX,
@@ -49,6 +48,12 @@ CPU = torch.device('cpu')
 
 def tiny(name='tiny', step=FORWARD, method=ALIGN_AVG, strides=C4, peers=(), **kwargs):
     return Case(name, 2, step, method, strides, peers, **{**TINY, **kwargs})
+
+
+@pytest.fixture(autouse=True)
+def torchvision_is_measured(monkeypatch):
+    """Also beside Intel's extension: whose kernel runs makes no difference here."""
+    monkeypatch.setattr(peers, 'find_spec', lambda name: None)
 
 
 @pytest.fixture
@@ -371,7 +376,7 @@ def test_a_dtype_that_a_peer_refuses_is_left_out_and_named(monkeypatch):
         return extract
 
     monkeypatch.setitem(PEERS, 'picky', Peer(refuses, dtypes={'cpu': ('float32', 'bfloat16')}))
-    record = measure.measure_case(tiny(peers=('picky',)), CPU, ONCE)
+    record = measure.measure_case(tiny(peers=('picky',), dtypes=('float32', 'bfloat16')), CPU, ONCE)
     assert record['left_out'] == {'picky NCHW bfloat16': 'not for BFloat16'}
     assert [m['dtype'] for m in record['measurements'] if m['name'] == 'picky'] == ['float32']
 
@@ -416,18 +421,24 @@ def test_between_calls_others_allocate_and_the_results_are_freed(monkeypatch):
     assert log == []
 
 
+GIVEN_BACK = """
+import torch
+from roi_plugins.benchmark.measure import _status_bytes, allocate_as_training
+
+for _ in range(5):
+    allocate_as_training()
+    before = _status_bytes('VmRSS')
+    output = torch.ones(2**22)
+    grown = _status_bytes('VmRSS') - before
+    del output
+    assert grown > 15 * 2**20, grown
+"""
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='not the malloc of glibc')
 def test_other_allocations_give_the_memory_of_an_output_back():
-    def count_faults(before):
-        before()
-        start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(2**22)  # 16 MiB, which malloc keeps after some calls
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
-
-    torch.ones(2**22 + 2**20)
-    kept = [count_faults(lambda: None) for _ in range(5)]
-    assert min(kept) < 100
-    assert min(count_faults(measure.allocate_as_training) for _ in range(5)) > 1000
+    # In a process of its own, because the test of the peak depends on all that was allocated before.
+    subprocess.run([sys.executable, '-c', GIVEN_BACK], check=True)
 
 
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='memory is read from Linux')

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -121,7 +122,8 @@ def test_intels_extension_does_replace_it():
         'import torch, torchvision\n'
         'import intel_extension_for_pytorch\n'
         "registered = torch._C._dispatch_dump('torchvision::roi_align')\n"
-        "assert 'AutogradCPU: registered at /opt/workspace/ipex' in registered, registered\n"
+        "lines = [line for line in registered.splitlines() if line.startswith('AutogradCPU:')]\n"
+        "assert any('ipex' in line for line in lines), registered\n"
     )
     subprocess.run([sys.executable, '-c', code], check=True)
 
@@ -138,7 +140,13 @@ def test_a_peer_runs_in_all_it_supports_and_only_in_its_steps(monkeypatch):
         ),
     )
     case = Case('tiny', 2, FORWARD, ALIGN_AVG, C4, ('fake',), num_rois=2, channels=3, image_size=(96, 160))
-    found = [(c.layout, c.dtype) for c in measure._peer_contenders(case, case.make_rois(), CPU, {})]
-    assert found == list(itertools.product(LAYOUTS, ('float32', 'bfloat16')))
-    backward = Case('tiny', 2, BACKWARD, ALIGN_AVG, C4, ('fake',), num_rois=2, channels=3)
-    assert measure._peer_contenders(backward, case.make_rois(), CPU, {}) == []
+
+    def measured_in(**changes):
+        changed = replace(case, **changes)
+        return [(c.layout, c.dtype) for c in measure._peer_contenders(changed, case.make_rois(), CPU, {})]
+
+    assert measured_in(dtypes=('float32', 'bfloat16')) == list(
+        itertools.product(LAYOUTS, ('float32', 'bfloat16'))
+    )
+    assert measured_in() == [(layout, 'float32') for layout in LAYOUTS]
+    assert measured_in(step=BACKWARD) == []
