@@ -32,8 +32,8 @@ class Case:
         channels: the channels of the maps.
         images: the number of images.
         image_size: (height, width) of the input images, pixels.
-        dtypes: the dtypes of the op's features. If there is any besides float32, peers run in every dtype that
-            they support.
+        dtypes: the dtypes of the op's features. Peers run in every dtype that they support, but only in
+            float32 where the op does.
         between_allocations: whether other tensors are allocated, written and freed before each call, see
             :func:`roi_plugins.benchmark.measure.allocate_as_training`.
         max_writing_ratio: the aim for the time beside that of writing the result alone, if there is one.
