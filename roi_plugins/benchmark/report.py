@@ -16,7 +16,7 @@ from roi_plugins.benchmark.record import FIGURE, MARKDOWN
 from roi_plugins.files import atomic_write
 
 # Okabe and Ito's, as in the figures of a comparison.
-_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 
 
 def write_pages(record: dict[str, Any], out: str | Path) -> None:
@@ -39,7 +39,7 @@ def to_markdown(record: dict[str, Any]) -> str:
     Args:
         record: see :mod:`roi_plugins.benchmark.record`.
     """
-    parts = ['\n'.join(_headline(record))]
+    parts = ['\n'.join(headline(record))]
     if ratios := [row for case in record['cases'] for row in _ratio_rows(case)]:
         columns = dict.fromkeys(row['ours'] for row in ratios)
         table: dict[tuple[str, str], dict[str, str]] = {}
@@ -83,7 +83,7 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
         rows = [row for row in ratios if row['ours'] == variant]
         y = np.array([labels.index((row['case'], row['peer'])) for row in rows])
         y = y + (index - (len(ours) - 1) / 2) * height
-        color = _COLORS[index % len(_COLORS)]
+        color = COLORS[index % len(COLORS)]
         axes.barh(y, [row['ratio'] for row in rows], height, color=color, label=variant)
         for at, row in zip(y, rows, strict=True):  # beside the panel, where the texts cover no mark
             axes.text(
@@ -110,7 +110,12 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def _headline(record: dict[str, Any]) -> Iterator[str]:
+def headline(record: dict[str, Any]) -> Iterator[str]:
+    """Yields the machine, the versions and the commands of a record, as the items of a list.
+
+    Args:
+        record: see :mod:`roi_plugins.benchmark.record`.
+    """
     machine = record['machine']
     if machine['gpu']:
         capability = machine['compute_capability']
