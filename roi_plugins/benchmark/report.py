@@ -40,7 +40,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         record: see :mod:`roi_plugins.benchmark.record`.
     """
     parts = ['\n'.join(headline(record))]
-    if ratios := [row for case in record['cases'] for row in _ratio_rows(case)]:
+    if ratios := [row for case in record['cases'] for row in ratio_rows(case)]:
         columns = dict.fromkeys(row['ours'] for row in ratios)
         table: dict[tuple[str, str], dict[str, str]] = {}
         for row in ratios:
@@ -73,7 +73,7 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
     Args:
         record: see :mod:`roi_plugins.benchmark.record`.
     """
-    ratios = [row for case in record['cases'] for row in _ratio_rows(case)]
+    ratios = [row for case in record['cases'] for row in ratio_rows(case)]
     labels = list(dict.fromkeys((row['case'], row['peer']) for row in ratios))
     ours = list(dict.fromkeys(row['ours'] for row in ratios))
     height = 0.8 / max(len(ours), 1)
@@ -135,11 +135,17 @@ def headline(record: dict[str, Any]) -> Iterator[str]:
         yield f'- Command: `{command}`'
 
 
-def _ratio_rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def ratio_rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Computes how many times slower each peer is than each layout and dtype of the op.
 
     If the op runs in float32, so does the peer. Otherwise the peer runs in the fastest dtype that it
     supports.
+
+    Args:
+        case: the record of a case.
+
+    Yields:
+        For each pair the names, dtypes, samples and target, and the ratio of the medians.
     """
     targets = {tuple(key): ratio for *key, ratio in case['targets']}
     plain = [m for m in case['measurements'] if not m['variant']]
@@ -160,6 +166,8 @@ def _ratio_rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 'dtype': our['dtype'],
                 'peer_dtype': peer['dtype'],
                 'target': targets.get((name, our['layout'], our['dtype'])),
+                'our_seconds': our['seconds'],
+                'peer_seconds': peer['seconds'],
             }
 
 

@@ -4,9 +4,13 @@
     roi-plugins benchmark --threads 2 --out docs/benchmarks/NAME
     roi-plugins benchmark --cases 'align-avg-*' train-step
     roi-plugins benchmark --growth --out DIR
+    roi-plugins benchmark --against DIR
     roi-plugins benchmark --render DIR
 
 With --growth, it measures one case with more and more RoIs, channels, cells, bins and threads instead.
+
+With --against, it measures the cases in DIR again and compares the ratios to the peers with those in DIR. The
+exit status is 1 if the op became slower by more than noise.
 
 With --out, a case that is already in DIR is not measured again. So the same command continues an
 interrupted benchmark, and a new measurement needs a new directory.
@@ -49,7 +53,7 @@ from roi_plugins.integrations.arguments import whole_number
 
 missing = ''
 try:
-    from roi_plugins.benchmark import growth_report, report
+    from roi_plugins.benchmark import against, growth_report, report
 except ModuleNotFoundError as error:
     missing = str(error.name).partition('.')[0]
 
@@ -88,6 +92,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins benchm
         help='save benchmark.json, .md and .png in DIR, or with --growth growth.json, .md and .png',
     )
     parser.add_argument(
+        '--against',
+        metavar='DIR',
+        help='measure the cases in the benchmark.json of DIR again and compare; exit with 1 if one is slower',
+    )
+    parser.add_argument(
         '--render',
         metavar='DIR',
         help='measure nothing; make the tables and the figure from the results in DIR, which may come from '
@@ -97,10 +106,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins benchm
     print_anything()
     if missing and args.render:
         parser.error(f'--render: needs {missing}, which is not installed')
+    if missing and args.against:
+        parser.error(f'--against: needs {missing}, which is not installed')
     if missing and not args.out:
         parser.error(f'the table needs {missing}, which is not installed; save the results with --out DIR')
     if args.growth and args.quick:
         parser.error('--quick: --growth measures each point for a moment already; leave out --quick')
+    if args.against and (args.growth or args.render or args.out == args.against):
+        parser.error('--against: goes with neither --growth nor --render; --out needs another directory')
     file = GROWTH_JSON if args.growth else JSON
     pages = None if missing else growth_report if args.growth else report
     if pages and args.render:
@@ -114,6 +127,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins benchm
     command = shlex.join([*called_as(prog), *given])
     try:
         record = start_record(device, args.quick)
+        earlier = read_record(args.against) if args.against else None
+        if earlier:
+            against.check_comparable(record, earlier, args.against)
         if args.out:
             record = resume_record(record, args.out, file)
         if args.growth:
@@ -124,18 +140,25 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins benchm
         for pattern in patterns:
             if not fnmatch.filter(measures, pattern):
                 parser.error(f'--cases: {pattern}: no such case; there are {", ".join(measures)}')
+        if earlier:
+            patterns = against.choose_cases(earlier, patterns, args.against)
+            others = against.OtherLoad()
         for name in _remaining(record, measures, patterns):
             print(f'{name} ...', file=sys.stderr)
             now = datetime.now().astimezone().isoformat(timespec='seconds')
             record['cases'].append({**measures[name](), 'command': command, 'time': now})
             if args.out:
                 write_record(record, args.out, file)
+        if pages and args.out:
+            pages.write_pages(record, args.out)
+        if earlier:
+            changes = against.compare(record, earlier, patterns)
+            print(against.to_markdown(record, earlier, changes, others.cores()), end='')
+            return int(any(change['verdict'] == against.SLOWER for change in changes))
     except DataError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     if pages:
-        if args.out:
-            pages.write_pages(record, args.out)
         print(pages.to_markdown(record), end='')
     else:
         render = shlex.join([*called_as(prog), *['--growth'] * args.growth, '--render', args.out])

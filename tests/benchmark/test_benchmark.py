@@ -445,7 +445,7 @@ def test_ratios_aims_and_the_peers_fastest_dtype():
         ],
     }
     record = {**start_record(CPU, False), 'device': 'cuda', 'cases': [case]}
-    rows = {row['ours']: row for row in report._ratio_rows(case)}
+    rows = {row['ours']: row for row in report.ratio_rows(case)}
     assert rows['NCHW float32']['ratio'] == pytest.approx(4)  # in the same dtype
     assert rows['channels_last bfloat16']['ratio'] == pytest.approx(5)
     lines = [' '.join(line.split()) for line in report.to_markdown(record).splitlines()]

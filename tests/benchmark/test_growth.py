@@ -196,6 +196,7 @@ def test_the_tool_goes_on_where_it_stopped(fake, tmp_path, capsys, monkeypatch):
     assert 'another threads' in capsys.readouterr().err
 
 
+@needs_report
 def test_the_tool_measures_growth_briefly_only(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(['--growth', '--quick', '--device', 'cpu'])
