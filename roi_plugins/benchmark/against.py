@@ -1,22 +1,19 @@
 """Compares a benchmark with an earlier one: did the op become slower, beside its peers, by more than noise?
 
 The peers are the clock. They took turns with the op, so a machine that is slower for a while slows both, and
-the ratio stays. It does not stay if another process takes a core: the peers use one thread, and the op all.
-Needs matplotlib and tabulate, as ``report`` does.
+the ratio stays. Needs matplotlib and tabulate, as ``report`` does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
+from roi_plugins.benchmark.other_load import warning
 from roi_plugins.benchmark.report import ratio_rows
 from roi_plugins.files import DataError
 
@@ -24,23 +21,8 @@ TOLERANCE = 0.1
 """A smaller change of a ratio is never called slower or faster: two runs of one build may differ as much."""
 
 SLOWER, FASTER, ALIKE, OPEN, NOT_MEASURED = 'slower', 'faster', 'alike', 'open', 'not measured'
-_IDLE = 0.1  # cores that other processes may take on an idle machine
 _STRETCHES = 20
 _RESAMPLES = 2000
-
-
-class OtherLoad:
-    """Watches how busy other processes, and other virtual machines of the host, keep the cores."""
-
-    def __init__(self) -> None:
-        self._wall, self._others = time.perf_counter(), _seconds_of_others()
-
-    def cores(self) -> float | None:
-        """Returns how many cores they kept busy since the start; None where the system does not tell."""
-        others = _seconds_of_others()
-        if others is None or self._others is None:
-            return None
-        return (others - self._others) / (time.perf_counter() - self._wall)
 
 
 def check_comparable(record: dict[str, Any], earlier: dict[str, Any], out: str) -> None:
@@ -124,19 +106,13 @@ def compare(record: dict[str, Any], earlier: dict[str, Any], names: Sequence[str
     return rows
 
 
-def to_markdown(
-    record: dict[str, Any],
-    earlier: dict[str, Any],
-    rows: list[dict[str, Any]],
-    others: float | None,
-) -> str:
+def to_markdown(record: dict[str, Any], earlier: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Makes a table of what changed.
 
     Args:
         record: the new record.
         earlier: the earlier record.
         rows: what :func:`compare` gives.
-        others: how many cores other processes kept busy during the new run; None if it is not known.
     """
     header = ['case', 'peer', 'ours', 'before', 'now', 'now / before', 'verdict']
     cells = [
@@ -161,22 +137,10 @@ def to_markdown(
         f'- {SLOWER}: the interval ends below {least:g}. {FASTER}: it begins above {most:g}. '
         f'{ALIKE}: it lies between {least:g} and {most:g}. {OPEN}: the runs cannot tell.',
     ]
-    cores, threads = record['machine']['cores'], record['threads']
-    if record['device'] == 'cpu' and others is not None and others + threads > cores + _IDLE:
-        lines.append(
-            f'- **Not a fair run**: other processes kept {others:.1f} of {cores} cores busy, and the op runs '
-            f'on {threads}. Measure again when the machine is idle.'
-        )
+    lines += [f'- Before: {text}' for text in [warning(earlier)] if text]
+    lines += [f'- Now: {text}' for text in [warning(record)] if text]
     table = tabulate(cells, header, tablefmt='pipe', colalign=align, disable_numparse=True)
     return '\n'.join(lines) + f'\n\n{table}\n'
-
-
-def _seconds_of_others() -> float | None:
-    with contextlib.suppress(OSError), open('/proc/stat', encoding='utf-8') as file:
-        user, nice, system, _idle, _waiting, interrupt, soft, stolen = map(int, file.readline().split()[1:9])
-        ticks = user + nice + system + interrupt + soft + stolen
-        return ticks / os.sysconf('SC_CLK_TCK') - time.process_time()
-    return None
 
 
 def _processor(record: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from roi_plugins.benchmark.report import COLORS, headline
 from roi_plugins.files import atomic_write
 
 MARKDOWN, FIGURE = 'growth.md', 'growth.png'
+_PALETTE = (*COLORS, 'black', '0.6')
 _MARKERS = 'os^Dvx'
 
 
@@ -95,8 +96,8 @@ def plot_growth(record: dict[str, Any]) -> Figure:
                 index = names.index(name)
                 axes.plot(
                     list(series), list(series.values()), '-' if name.startswith(OURS) else '--',
-                    color=COLORS[index % len(COLORS)], marker=_MARKERS[index % len(_MARKERS)], markersize=5,
-                    markerfacecolor='none', label=name,
+                    color=_PALETTE[index % len(_PALETTE)], marker=_MARKERS[index % len(_MARKERS)],
+                    markersize=5, markerfacecolor='none', label=name,
                 )  # fmt: skip
             axes.grid(color='0.9', linewidth=0.8)
             axes.spines[['top', 'right']].set_visible(False)
@@ -166,4 +167,4 @@ def _number(value: float | None) -> str:
 
 
 def _short(value: int) -> str:
-    return f'{value // 1000}k' if value >= 10_000 else str(value)
+    return str(value) if value % 1000 else f'{value // 1000}k'

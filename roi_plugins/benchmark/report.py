@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from roi_plugins.benchmark.cases import FORWARD, MAX_DETERMINISTIC_RATIO, MAX_FLOOR_RATIO
 from roi_plugins.benchmark.measure import DETERMINISTIC, GRAPH, OURS
+from roi_plugins.benchmark.other_load import warning
 from roi_plugins.benchmark.record import FIGURE, MARKDOWN
 from roi_plugins.files import atomic_write
 
@@ -122,6 +123,8 @@ def headline(record: dict[str, Any]) -> Iterator[str]:
         yield f'- GPU: {machine["gpu"]}, compute capability {capability}, CUDA {machine["cuda"]}'
     yield f'- CPU: {machine["cores"]} x {machine["cpu"]}, {machine["instructions"]}'
     yield f'- Threads: {record["threads"]}'
+    if disturbed := warning(record):
+        yield f'- {disturbed}'
     if record['large_pages']:
         yield '- Large pages, of torch, for the tensors of all: `THP_MEM_ALLOC_ENABLE=1`'
     yield '- Versions: ' + ', '.join(f'{name} {v}' for name, v in record['versions'].items())

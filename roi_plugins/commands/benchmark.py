@@ -38,6 +38,7 @@ from roi_plugins.benchmark import train_step
 from roi_plugins.benchmark.cases import CASES
 from roi_plugins.benchmark.growth import growth_measures
 from roi_plugins.benchmark.measure import FULL, QUICK, Effort, measure_case
+from roi_plugins.benchmark.other_load import OtherLoad
 from roi_plugins.benchmark.record import (
     GROWTH_JSON,
     JSON,
@@ -142,18 +143,19 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins benchm
                 parser.error(f'--cases: {pattern}: no such case; there are {", ".join(measures)}')
         if earlier:
             patterns = against.choose_cases(earlier, patterns, args.against)
-            others = against.OtherLoad()
         for name in _remaining(record, measures, patterns):
             print(f'{name} ...', file=sys.stderr)
             now = datetime.now().astimezone().isoformat(timespec='seconds')
-            record['cases'].append({**measures[name](), 'command': command, 'time': now})
+            others = OtherLoad()
+            case = {**measures[name](), 'command': command, 'time': now}
+            record['cases'].append({**case, 'other_cores': others.cores()})
             if args.out:
                 write_record(record, args.out, file)
         if pages and args.out:
             pages.write_pages(record, args.out)
         if earlier:
             changes = against.compare(record, earlier, patterns)
-            print(against.to_markdown(record, earlier, changes, others.cores()), end='')
+            print(against.to_markdown(record, earlier, changes), end='')
             return int(any(change['verdict'] == against.SLOWER for change in changes))
     except DataError as error:
         print(f'error: {error}', file=sys.stderr)
