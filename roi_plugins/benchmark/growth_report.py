@@ -19,6 +19,7 @@ from roi_plugins.files import atomic_write
 MARKDOWN, FIGURE = 'growth.md', 'growth.png'
 _PALETTE = (*COLORS, 'black', '0.6')
 _MARKERS = 'os^Dvx'
+_NAMED = 5  # points of one reason
 
 
 def _milliseconds(measurement: dict[str, Any]) -> float:
@@ -136,7 +137,7 @@ def _measurements(
     for point in points:
         for m in point['measurements']:
             if m['dtype'] == 'float32' and not m['variant']:
-                yield point, f'{m["name"]} {m["layout"]}', m
+                yield point, f'{m["name"]} {m["layout"]}'.strip(), m
 
 
 def _panels(points: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, dict[int, float]]]]:
@@ -156,7 +157,11 @@ def _left_out(record: dict[str, Any]) -> Iterator[str]:
         for name, reason in point['left_out'].items():
             reasons.setdefault((name, reason), []).append(point['name'])
     for (name, reason), points in reasons.items():
-        where = 'all points' if len(points) == len(record['cases']) else ', '.join(points)
+        where = ', '.join(points)
+        if len(points) == len(record['cases']):
+            where = 'all points'
+        elif len(points) > _NAMED:
+            where = f'{len(points)} points, from {points[0]} to {points[-1]}'
         yield f'- {name}: {reason} (left out: {where})'
 
 

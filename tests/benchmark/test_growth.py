@@ -111,7 +111,7 @@ def test_a_slow_peer_is_left_out_at_larger_points_of_its_dimension_and_step(fake
     ]
     record = growth.measure_point('rois', 30, FORWARD, CPU, done)
     assert record['left_out'] == {ROI_ALIGN: 'took 3.0 s at rois-10-forward, over the limit of 1 s'}
-    assert {m['name'] for m in record['measurements']} == {OURS, MMCV_ROI_ALIGN}
+    assert {m['name'] for m in record['measurements']} == {OURS, *growth.GROWTH_PEERS} - {ROI_ALIGN}
     for other in (('rois', 3, FORWARD), ('rois', 10, FORWARD), ('rois', 30, BACKWARD), ('map', 32, FORWARD)):
         assert growth.measure_point(*other, CPU, done)['left_out'] == {}
 
@@ -148,6 +148,12 @@ def test_the_page_has_a_table_for_each_dimension_and_says_what_is_left_out():
     assert '| forward memory, MiB | roi_plugins NCHW | 1 | 1 |' in lines
     assert f'- {MMCV_ROI_ALIGN}: not installed (left out: all points)' in lines
     assert f'- {ROI_ALIGN}: slow (left out: rois-100000-forward)' in lines
+    for value in range(2, 7):
+        cases.append(point('rois', value, FORWARD, {ours: 1e-3}, {ROI_ALIGN: 'slow'}))
+    assert '(left out: 6 points, from rois-100000-forward to rois-6-forward)' in growth_report.to_markdown(
+        record
+    )
+    del cases[4:]
     assert '- Command: `the command`' in lines
 
     figure = growth_report.plot_growth(record)
