@@ -3,6 +3,8 @@
 # make test-all   the slow ones too, as CI does
 # make test-fast   the tests that need no framework, for the minutes in which one edits
 # make benchmark   measures the op beside its peers, into a new directory in work_dirs/benchmark
+# make benchmark-growth   measures how time and memory grow with RoIs, channels, cells, bins and threads
+# make benchmark-check AGAINST=DIR   measures the cases in DIR again; fails if the op became slower than noise
 # make benchmark-peers   the same beside peers that need another torch (Intel's extension, the newest torchvision)
 # make sanitize   the op's tests with the address, undefined-behaviour and thread sanitizers
 # make kernels   compiles the CUDA kernels for all cards and looks at what came of it (docs/kernels.md); no card needed
@@ -26,7 +28,7 @@ PLAN_detectron2 := configs/ablations/demo_detectron2.yaml
 PLAN ?= $(or $(PLAN_$(FRAMEWORK)),$(error FRAMEWORK is $(FRAMEWORK); expected mmdet or detectron2))
 WORK_DIR ?= work_dirs/$(basename $(notdir $(PLAN)))
 
-.PHONY: demo trunk test test-all test-fast benchmark benchmark-peers sanitize kernels gpu faults fuzz soak wheel matrix docs setup lint clean
+.PHONY: demo trunk test test-all test-fast benchmark benchmark-growth benchmark-check benchmark-peers sanitize kernels gpu faults fuzz soak wheel matrix docs setup lint clean
 
 setup:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash tools/setup.sh
@@ -83,6 +85,13 @@ soak: setup
 # Into a directory that is new each time: results are never overwritten.
 benchmark: setup
 	@$(PY) tools/benchmark.py --out work_dirs/benchmark/$$(date +%Y%m%d-%H%M%S)
+
+benchmark-growth: setup
+	@$(PY) tools/benchmark.py --growth --out work_dirs/benchmark/growth-$$(date +%Y%m%d-%H%M%S)
+
+# A benchmark to run by hand on an idle machine: no test depends on how fast anything is.
+benchmark-check: setup
+	@$(PY) tools/benchmark.py --against $(or $(AGAINST),$(error AGAINST names a directory with a benchmark.json: make benchmark-check AGAINST=DIR))
 
 # 7 GB of disk for each of two environments, which build/peers keeps. BENCHMARK='--only intel --quick' and the like.
 benchmark-peers: setup

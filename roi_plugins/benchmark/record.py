@@ -25,6 +25,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 JSON, MARKDOWN, FIGURE = 'benchmark.json', 'benchmark.md', 'benchmark.png'
+GROWTH_JSON = 'growth.json'
 
 
 def start_record(device: torch.device, quick: bool) -> dict[str, Any]:
@@ -69,12 +70,13 @@ def start_record(device: torch.device, quick: bool) -> dict[str, Any]:
     }
 
 
-def resume_record(record: dict[str, Any], out: str | Path) -> dict[str, Any]:
+def resume_record(record: dict[str, Any], out: str | Path, file: str = JSON) -> dict[str, Any]:
     """Reads the record in a directory, so that cases can be added to it.
 
     Args:
         record: a record without cases, of this machine.
         out: the directory.
+        file: the file in it, ``JSON`` or ``GROWTH_JSON``.
 
     Returns:
         The record in the directory; ``record`` itself if there is none.
@@ -83,12 +85,13 @@ def resume_record(record: dict[str, Any], out: str | Path) -> dict[str, Any]:
         DataError: the results there are from another machine, other versions or other options, or are not
             results of this benchmark.
     """
-    path = Path(out) / JSON
+    path = Path(out) / file
     if not path.exists():
-        if taken := [name for name in (MARKDOWN, FIGURE) if (path.parent / name).exists()]:
-            raise DataError(f'{out}: has {" and ".join(taken)} but no {JSON}; name another directory')
+        pages = path.with_suffix('.md'), path.with_suffix('.png')
+        if taken := [page.name for page in pages if page.exists()]:
+            raise DataError(f'{out}: has {" and ".join(taken)} but no {file}; name another directory')
         return record
-    kept = read_record(out)
+    kept = read_record(out, file)
     for key, value in record.items():
         if key != 'cases' and kept.get(key) != value:
             raise DataError(
@@ -98,29 +101,31 @@ def resume_record(record: dict[str, Any], out: str | Path) -> dict[str, Any]:
     return kept
 
 
-def read_record(out: str | Path) -> dict[str, Any]:
+def read_record(out: str | Path, file: str = JSON) -> dict[str, Any]:
     """Reads the record in a directory.
 
     Args:
         out: the directory.
+        file: the file in it, ``JSON`` or ``GROWTH_JSON``.
 
     Raises:
         DataError: there is no record.
     """
-    path = Path(out) / JSON
+    path = Path(out) / file
     record = read_json(path, 'benchmark')
     if not isinstance(record, dict) or not isinstance(record.get('cases'), list):
         raise DataError(f'{path}: not results of a benchmark; name another directory')
     return record
 
 
-def write_record(record: dict[str, Any], out: str | Path) -> None:
-    """Writes ``benchmark.json``. The file is replaced atomically.
+def write_record(record: dict[str, Any], out: str | Path, file: str = JSON) -> None:
+    """Writes the file of a record. It is replaced atomically.
 
     Args:
         record: the record.
         out: the directory to write to; made if need be.
+        file: the file in it, ``JSON`` or ``GROWTH_JSON``.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / JSON, record)
+    write_json(out / file, record)

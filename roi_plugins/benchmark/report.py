@@ -12,11 +12,12 @@ from tabulate import tabulate
 
 from roi_plugins.benchmark.cases import FORWARD, MAX_DETERMINISTIC_RATIO, MAX_FLOOR_RATIO
 from roi_plugins.benchmark.measure import DETERMINISTIC, GRAPH, OURS, WRITING
+from roi_plugins.benchmark.other_load import warning
 from roi_plugins.benchmark.record import FIGURE, MARKDOWN
 from roi_plugins.files import atomic_write
 
 # Okabe and Ito's, as in the figures of a comparison.
-_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 
 
 def write_pages(record: dict[str, Any], out: str | Path) -> None:
@@ -39,8 +40,8 @@ def to_markdown(record: dict[str, Any]) -> str:
     Args:
         record: see :mod:`roi_plugins.benchmark.record`.
     """
-    parts = ['\n'.join(_headline(record))]
-    if ratios := [row for case in record['cases'] for row in _ratio_rows(case)]:
+    parts = ['\n'.join(headline(record))]
+    if ratios := [row for case in record['cases'] for row in ratio_rows(case)]:
         columns = dict.fromkeys(row['ours'] for row in ratios)
         table: dict[tuple[str, str], dict[str, str]] = {}
         for row in ratios:
@@ -76,7 +77,7 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
     Args:
         record: see :mod:`roi_plugins.benchmark.record`.
     """
-    ratios = [row for case in record['cases'] for row in _ratio_rows(case)]
+    ratios = [row for case in record['cases'] for row in ratio_rows(case)]
     labels = list(dict.fromkeys((row['case'], row['peer']) for row in ratios))
     ours = list(dict.fromkeys(row['ours'] for row in ratios))
     height = 0.8 / max(len(ours), 1)
@@ -86,7 +87,7 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
         rows = [row for row in ratios if row['ours'] == variant]
         y = np.array([labels.index((row['case'], row['peer'])) for row in rows])
         y = y + (index - (len(ours) - 1) / 2) * height
-        color = _COLORS[index % len(_COLORS)]
+        color = COLORS[index % len(COLORS)]
         axes.barh(y, [row['ratio'] for row in rows], height, color=color, label=variant)
         for at, row in zip(y, rows, strict=True):  # beside the panel, where the texts cover no mark
             axes.text(
@@ -117,13 +118,20 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def _headline(record: dict[str, Any]) -> Iterator[str]:
+def headline(record: dict[str, Any]) -> Iterator[str]:
+    """Yields the machine, the versions and the commands of a record, as the items of a list.
+
+    Args:
+        record: see :mod:`roi_plugins.benchmark.record`.
+    """
     machine = record['machine']
     if machine['gpu']:
         capability = machine['compute_capability']
         yield f'- GPU: {machine["gpu"]}, compute capability {capability}, CUDA {machine["cuda"]}'
     yield f'- CPU: {machine["cores"]} x {machine["cpu"]}, {machine["instructions"]}'
     yield f'- Threads: {record["threads"]}'
+    if disturbed := warning(record):
+        yield f'- {disturbed}'
     if record['large_pages']:
         yield '- Large pages, of torch, for the tensors of all: `THP_MEM_ALLOC_ENABLE=1`'
     yield '- Versions: ' + ', '.join(f'{name} {v}' for name, v in record['versions'].items())
@@ -137,12 +145,18 @@ def _headline(record: dict[str, Any]) -> Iterator[str]:
         yield f'- Command: `{command}`'
 
 
-def _ratio_rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def ratio_rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Computes how many times slower each peer is than each layout and dtype of the op.
 
     The peer runs in the op's dtype and in its fastest layout. A peer that does not support the dtype runs in
     its fastest one, but the op in float32 is only compared with float32. An aim is about the peer in the op's
     layout, if it supports that.
+
+    Args:
+        case: the record of a case.
+
+    Yields:
+        For each pair the names, layouts, samples and target, and the ratio of the medians.
     """
     targets = {tuple(key): ratio for *key, ratio in case['targets']}
     plain = [m for m in case['measurements'] if not m['variant']]
@@ -166,6 +180,8 @@ def _ratio_rows(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 'ratio': _median(fastest) / _median(our),
                 'peer_runs_in': ' '.join(other),
                 'target': targets.get((name, our['layout'], our['dtype'])),
+                'our_seconds': our['seconds'],
+                'peer_seconds': fastest['seconds'],
                 'aimed_ratio': _median(aimed) / _median(our),
                 'aimed_layout': aimed['layout'],
             }

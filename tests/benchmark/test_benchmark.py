@@ -482,7 +482,7 @@ def test_ratios_aims_and_the_peers_fastest_dtype():
         ],
     }
     record = {**start_record(CPU, False), 'device': 'cuda', 'cases': [case]}
-    rows = {row['ours']: row for row in report._ratio_rows(case)}
+    rows = {row['ours']: row for row in report.ratio_rows(case)}
     assert rows['NCHW float32']['ratio'] == pytest.approx(4)  # in the same dtype
     assert rows['channels_last bfloat16']['ratio'] == pytest.approx(5)
     lines = [' '.join(line.split()) for line in report.to_markdown(record).splitlines()]
@@ -525,7 +525,7 @@ def test_a_peer_is_compared_in_its_best_layout_and_a_loss_is_shown():
     assert f'| c | channels_last float32 / {measure.WRITING} | 1.00 | at most 1.15 | met |' in lines
     assert f'| c | NCHW float32 / {measure.WRITING} | 2.00 | at most 1.15 | not met |' in lines
     assert f'| c | channels_last bfloat16 / {measure.WRITING} | 2.00 | at most 1.15 | not met |' in lines
-    assert {row['peer'] for row in report._ratio_rows(case)} == {'peer'}
+    assert {row['peer'] for row in report.ratio_rows(case)} == {'peer'}
     report.plot_ratios(record)
 
 
