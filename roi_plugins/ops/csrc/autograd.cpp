@@ -12,6 +12,18 @@
 namespace roi_plugins {
 namespace {
 
+// torch 2.15 holds the nodes of a graph by intrusive pointers, earlier ones by shared pointers.
+using NodePointer = decltype(torch::autograd::Edge::function);
+
+template <typename Type, typename... Args>
+NodePointer make_node(Args&&... args) {
+  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>) {
+    return std::make_shared<Type>(std::forward<Args>(args)...);
+  } else {
+    return NodePointer(c10::make_intrusive<Type>(std::forward<Args>(args)...));
+  }
+}
+
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
@@ -179,9 +191,9 @@ void once_differentiable(
     refuse_tangent(tensor);
     if (tensor.defined()) inputs.push_back(tensor);
   });
-  std::shared_ptr<torch::autograd::Error> error;
+  NodePointer error;
   if (torch::autograd::compute_requires_grad(at::TensorList(inputs))) {
-    error = std::make_shared<torch::autograd::Error>(
+    error = make_node<torch::autograd::Error>(
         "roi_extract: second derivatives are not supported; call backward without create_graph",
         torch::autograd::collect_next_edges(inputs));
   }
