@@ -38,6 +38,17 @@ def extension_is_loaded() -> bool:
     return _loaded
 
 
+def release_memory() -> int:
+    """Gives the memory back that the op keeps on the CPU, as :func:`torch.cuda.empty_cache` does on a GPU.
+
+    When a large result of the op is freed, the op keeps its memory for the next one, 512 MiB at most.
+
+    Returns:
+        How many bytes were given back.
+    """
+    return torch.ops.roi_plugins.release_memory()
+
+
 class _Build(NamedTuple):
     """What the extension was built for. Its file says so, and is read before it is loaded, because loading it
     under another torch ends in an undefined symbol or, worse, in wrong behaviour.
@@ -319,6 +330,7 @@ if not _loaded:
     for _schema in SCHEMAS.values():
         _fallback.define(_schema)
     _fallback.impl('assign_levels', reference.assign_levels, 'CompositeImplicitAutograd')
+    _fallback.impl('release_memory', lambda: 0, 'CompositeImplicitAutograd')
 for _name, _kernel, _fake in (
     ('roi_extract', _reference_forward, _fake_forward),
     ('roi_extract_backward', _reference_backward, _fake_backward),

@@ -1,5 +1,6 @@
 // The schema of the op, the checks of its arguments, and its entry points; the kernels are in cpu/, cuda/.
 #include "op.h"
+#include "results.h"
 
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
@@ -282,9 +283,9 @@ std::tuple<at::Tensor, at::Tensor> roi_extract(
       is_channels_last(first));
   check_batch_index(call);
   const std::vector<int64_t> size = output_size_of(call);
-  at::Tensor output = at::empty(size, first.options().memory_format(call.format()));
+  at::Tensor output = new_result(size, first.options(), call.format());
   at::Tensor argmax = at::empty({0}, first.options().dtype(options.argmax_type()));
-  if (options.max) argmax = at::empty(size, argmax.options().memory_format(call.format()));
+  if (options.max) argmax = new_result(size, argmax.options(), call.format());
   if (output.numel() > 0) kernel(call, features, output, argmax);
   return {output, argmax};
 }
@@ -405,6 +406,7 @@ TORCH_LIBRARY(roi_plugins, m) {
 
 TORCH_LIBRARY_IMPL(roi_plugins, CompositeImplicitAutograd, m) {
   m.impl("assign_levels", &assign_levels);
+  m.impl("release_memory", &release_memory);
 }
 
 TORCH_LIBRARY_IMPL(roi_plugins, CPU, m) {
