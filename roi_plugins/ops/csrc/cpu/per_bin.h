@@ -133,8 +133,8 @@ class BinAverage {
     }
   }
   void backward(
-      const Tables& tables, A* map, int64_t map_row, int64_t map_stride, const S* grad,
-      const Index*, int64_t channels) {
+      const Tables& tables, A* map, int64_t map_row, int64_t map_stride, Bins<S> grads, Bins<Index>,
+      int64_t channels, RowRange within) {
     list(tables, [](const Place<A>&) { return 0; });
     counting_.resize(std::max(counting_.size(), taps_.size() + 1));
     std::iota(counting_.begin(), counting_.end(), 0);
@@ -147,9 +147,10 @@ class BinAverage {
           if (places[end].row != places[t].row) break;
           if (places[end].column != places[t].column + end - t) break;
         }
+        if (!within.has(places[t].row)) continue;
         add_taps(
             map + places[t].row * map_row + places[t].column * map_stride + b * group, map_stride,
-            grad + b * channels, 0, {end - t, counting_.data(), taps_.data() + t}, channels);
+            grads[b], 0, {end - t, counting_.data(), taps_.data() + t}, channels);
       }
     }
   }
@@ -225,22 +226,23 @@ class BinMaximum {
   void forward(
       const Tables& tables, S* out, Index* argmax, const S* map, int64_t map_row,
       int64_t channels) {
-    list(tables, map_row / channels);
+    list(tables, map_row / channels, {0, tables.rows().count()});
     maximum_of_samples(
         out, argmax, channels, map, channels,
         {tables.bins.count(), tables.bins.begin.data(), samples_.data(), tables.zero_after.data()},
         channels);
   }
   void backward(
-      const Tables& tables, A* map, int64_t map_row, int64_t map_stride, const S* grad,
-      const Index* argmax, int64_t channels) {
-    list(tables, map_row / map_stride);
+      const Tables& tables, A* map, int64_t map_row, int64_t map_stride, Bins<S> grads,
+      Bins<Index> argmax, int64_t channels, RowRange within) {
+    list(tables, map_row / map_stride, within);
     S* const row = row_.at_least(channels);
     const int single[2] = {0, 1};
-    for (int b = 0; b < tables.bins.count(); ++b, grad += channels, argmax += channels) {
+    for (int b = 0; b < tables.bins.count(); ++b) {
       const int begin = tables.bins.begin[b];
       for (int s = begin; s < tables.bins.begin[b + 1]; ++s) {
-        take_at_argmax(row, grad, argmax, s - begin, 1, channels);
+        if (samples_[s].count == 0) continue;
+        take_at_argmax(row, grads[b], argmax[b], s - begin, 1, channels);
         for (int t = 0; t < samples_[s].count; ++t) {
           const Tap<A> tap{0, samples_[s].taps[t].weight};
           add_taps(
@@ -251,12 +253,12 @@ class BinMaximum {
   }
 
  private:
-  void list(const Tables& tables, int64_t row) {
+  void list(const Tables& tables, int64_t row, RowRange within) {
     samples_.clear();
     for (const auto& [y, x] : tables.bins.items) {
       Sample<A> sample{{}, 0};
       for_each_read(y, x, A(1), [&](int i, int j, A weight) {
-        sample.taps[sample.count++] = {int(i * row + j), weight};
+        if (within.has(i)) sample.taps[sample.count++] = {int(i * row + j), weight};
       });
       samples_.push_back(sample);
     }

@@ -5,10 +5,12 @@
 // code between is the same. Backward sums in patches too. It runs in parallel over channels, so no two threads write
 // to one cell and the sums do not depend on the number of threads.
 #include <ATen/Dispatch.h>
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 
+#include <atomic>
+
 #include "../maximum.h"
+#include "../results.h"
 #include "per_bin.h"
 #include "loops.h"
 #include "memory.h"
@@ -113,21 +115,6 @@ int64_t block_size(int64_t channels) {
   return ((channels + blocks - 1) / blocks + 7) / 8 * 8;
 }
 
-// Copies the bins of RoI k in `tensor`, which has the call's layout, to scratch memory.
-template <typename T>
-void load_bins(const Call& call, T* scratch, const T* tensor, int64_t k, Block block) {
-  const int64_t channels = call.output_channels(), bins = call.options.bins();
-  tensor += k * channels * bins;
-  if (!call.channels_last) {
-    transpose<false>(
-        scratch, block.count, tensor + block.first * bins, bins, block.count, bins);
-    return;
-  }
-  for (int64_t b = 0; b < bins; ++b) {
-    std::copy_n(tensor + b * channels + block.first, block.count, scratch + b * block.count);
-  }
-}
-
 // The output of RoIs that read nothing.
 template <typename Reduction, typename S, typename A, typename Index>
 void fill_unread(const Rois<A>& rois, const Plan<Reduction>& plan, S* output, Index* argmax) {
@@ -174,9 +161,10 @@ void forward_planes(
   const int64_t part = (int64_t(plan.order.size()) + parts - 1) / parts;
   at::parallel_for(0, blocks * parts, 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
-    Scratch<S> memory;
-    std::vector<S> rows(size * bins);
-    std::vector<typename Reduction::Index> argmaxes(size * bins);
+    Scratch<S> memory, row_memory;
+    Scratch<typename Reduction::Index> argmax_memory;
+    S* const rows = row_memory.at_least(size * bins);
+    auto* const argmaxes = argmax_memory.at_least(size * bins);
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t / parts * size, n = std::min(size, channels - first);
       for (const Patch& patch : patches) {
@@ -199,12 +187,12 @@ void forward_planes(
           const int64_t k = plan.order[r], offset = (k * channels + first) * bins;
           const typename Reduction::Tables& tables = plan.tables[k];
           reduction.forward(
-              tables, rows.data(), argmaxes.data(),
+              tables, rows, argmaxes,
               cells + patch.cell(tables.rows().first(), tables.columns().first()) * n,
               patch.columns * n, n);
-          transpose<false>(output + offset, bins, rows.data(), n, bins, n);
+          transpose<false>(output + offset, bins, rows, n, bins, n);
           if constexpr (Reduction::has_argmax) {
-            transpose<false>(argmax + offset, bins, argmaxes.data(), n, bins, n);
+            transpose<false>(argmax + offset, bins, argmaxes, n, bins, n);
           }
         }
       }
@@ -212,77 +200,121 @@ void forward_planes(
   });
 }
 
-// Brings a patch of sums into `image`, which is in the call's layout and was zeros at first.
+// Brings a patch of sums into the planes of `image`, which were zeros at first.
 template <typename A>
-void store_patch(const Call& call, A* image, const A* cells, const Patch& patch, Block block) {
-  const int64_t channels = call.channels(), n = block.count;
+void store_patch(A* image, const A* cells, const Patch& patch, Block block) {
+  const int64_t n = block.count;
   patch.y.for_runs([&](int begin, int end) {
     for (int64_t i = begin; i < end; ++i) {
       const A* const from = cells + i * patch.columns * n;
-      const int64_t to = (patch.y.first() + i) * patch.width + patch.first_column;
-      if (call.channels_last) {
-        for (int64_t j = 0; j < patch.columns; ++j) {
-          std::copy_n(from + j * n, n, image + (to + j) * channels + block.first);
-        }
-        continue;
-      }
-      A* const planes = image + block.first * patch.plane + to;
+      A* const to = image + block.first * patch.plane + (patch.y.first() + i) * patch.width + patch.first_column;
       if (patch.is_shared()) {
-        transpose<false>(planes, patch.plane, from, n, patch.columns, n);
+        transpose<false>(to, patch.plane, from, n, patch.columns, n);
       } else {
-        transpose<true>(planes, patch.plane, from, n, patch.columns, n);
+        transpose<true>(to, patch.plane, from, n, patch.columns, n);
       }
     }
   });
 }
 
 template <typename Reduction, typename S>
-void backward(
+void backward_planes(
+    const Call& call, const S* grad, const typename Reduction::Index* argmax,
+    const std::vector<typename Reduction::A*>& sums) {
+  using A = typename Reduction::A;
+  using Index = typename Reduction::Index;
+  const Rois<A> rois(call);
+  const Plan<Reduction> plan(rois);
+  const std::vector<Patch> patches = make_patches(rois, plan);
+  const int64_t channels = call.channels(), bins = call.options.bins();
+  const int64_t size = block_size(channels), blocks = (channels + size - 1) / size;
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    Reduction reduction;
+    Scratch<A> memory;
+    Scratch<S> grad_memory;
+    Scratch<Index> argmax_memory;
+    S* const grads = grad_memory.at_least(size * bins);
+    Index* const argmaxes = argmax_memory.at_least(size * bins);
+    for (int64_t first = begin * size; first < std::min(end * size, channels); first += size) {
+      const Block block{first, std::min(size, channels - first)};
+      const int64_t n = block.count;
+      for (const Patch& patch : patches) {
+        const int64_t one = plan.order[patch.begin];
+        A* const cells = memory.at_least(patch.cells() * n);
+        patch.y.for_runs([&](int run, int run_end) {
+          std::fill(cells + run * patch.columns * n, cells + run_end * patch.columns * n, A(0));
+        });
+        for (int64_t r = patch.begin; r < patch.end; ++r) {
+          const int64_t k = plan.order[r], offset = (k * channels + first) * bins;
+          const typename Reduction::Tables& tables = plan.tables[k];
+          transpose<false>(grads, n, grad + offset, bins, n, bins);
+          if constexpr (Reduction::has_argmax) {
+            transpose<false>(argmaxes, n, argmax + offset, bins, n, bins);
+          }
+          reduction.backward(
+              tables, cells + patch.cell(tables.rows().first(), tables.columns().first()) * n,
+              patch.columns * n, n, {grads, n}, {argmaxes, n}, n,
+              {0, tables.rows().count()});
+        }
+        store_patch(sums[rois.level(one)] + rois.image_offset(one), cells, patch, block);
+      }
+    }
+  });
+}
+
+// Rows [first, last) of an image of a map, and its RoIs order[begin] .. order[end - 1].
+struct Band {
+  int64_t begin, end;
+  int first, last;
+};
+
+// Several bands for each thread, since some have more RoIs than others.
+template <typename Reduction>
+std::vector<Band> make_bands(const Rois<typename Reduction::A>& rois, const Plan<Reduction>& plan) {
+  std::vector<Band> bands;
+  const int64_t count = int64_t(plan.order.size());
+  for (int64_t begin = 0, end; begin < count; begin = end) {
+    const int64_t first = plan.order[begin];
+    const auto is_other = [&](int64_t k) { return rois.map_and_image(k) != rois.map_and_image(first); };
+    end = std::find_if(plan.order.begin() + begin, plan.order.end(), is_other) - plan.order.begin();
+    const int height = rois.height(first);
+    const int wanted = int(4 * at::get_num_threads());
+    const int rows = std::max((height + wanted - 1) / wanted, 1);
+    for (int row = 0; row < height; row += rows) {
+      bands.push_back({begin, end, row, std::min(row + rows, height)});
+    }
+  }
+  return bands;
+}
+
+// No two threads write to one cell, and the sum of a cell is in the order of the RoIs whatever their number.
+template <typename Reduction, typename S>
+void backward_channels_last(
     const Call& call, const S* grad, const typename Reduction::Index* argmax,
     const std::vector<typename Reduction::A*>& sums) {
   using A = typename Reduction::A;
   const Rois<A> rois(call);
   const Plan<Reduction> plan(rois);
-  const std::vector<Patch> patches = make_patches(rois, plan);
-  const int64_t channels = call.output_channels(), bins = call.options.bins();
-  const int64_t size = block_size(channels), blocks = (channels + size - 1) / size;
-  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+  const std::vector<Band> bands = make_bands(rois, plan);
+  const int64_t channels = call.output_channels(), size = channels * call.options.bins();
+  const int64_t stride = call.channels();
+  std::atomic<size_t> next{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
     Reduction reduction;
-    Scratch<A> memory;
-    std::vector<S> rows(size * bins);
-    std::vector<typename Reduction::Index> argmaxes(size * bins);
-    for (int64_t first = begin * size; first < std::min(end * size, channels); first += size) {
-      const Block block{first, std::min(size, channels - first)};
-      for (const Patch& patch : patches) {
-        const int64_t one = plan.order[patch.begin];
-        A* const image = sums[rois.level(one)] + rois.image_offset(one);
-        // In channels_last a patch only pays if RoIs share it.
-        const bool direct = call.channels_last && !patch.is_shared();
-        A* const cells = direct ? nullptr : memory.at_least(patch.cells() * block.count);
-        if (!direct) {
-          const int64_t row = patch.columns * block.count;
-          patch.y.for_runs([&](int run, int run_end) {
-            std::fill(cells + run * row, cells + run_end * row, A(0));
-          });
-        }
-        for (int64_t r = patch.begin; r < patch.end; ++r) {
-          const int64_t k = plan.order[r];
-          const typename Reduction::Tables& tables = plan.tables[k];
-          load_bins(call, rows.data(), grad, k, block);
-          if constexpr (Reduction::has_argmax) load_bins(call, argmaxes.data(), argmax, k, block);
-          const int64_t i = tables.rows().first(), j = tables.columns().first();  // of the map
-          if (direct) {
-            const int64_t stride = call.channels();
-            reduction.backward(
-                tables, image + (i * patch.width + j) * stride + first, patch.width * stride,
-                stride, rows.data(), argmaxes.data(), block.count);
-          } else {
-            reduction.backward(
-                tables, cells + patch.cell(i, j) * block.count, patch.columns * block.count,
-                block.count, rows.data(), argmaxes.data(), block.count);
-          }
-        }
-        if (!direct) store_patch(call, image, cells, patch, block);
+    for (size_t b; (b = next++) < bands.size();) {
+      const Band& band = bands[b];
+      for (int64_t r = band.begin; r < band.end; ++r) {
+        const int64_t k = plan.order[r], width = rois.width(k);
+        const typename Reduction::Tables& tables = plan.tables[k];
+        const int first = tables.rows().first();
+        const RowRange within{
+            std::max(band.first - first, 0), std::min(band.last - first, tables.rows().count())};
+        if (within.begin >= within.end) continue;
+        reduction.backward(
+            tables,
+            sums[rois.level(k)] + rois.image_offset(k) + (first * width + tables.columns().first()) * stride,
+            width * stride, stride, {grad + k * size, channels},
+            {argmax == nullptr ? nullptr : argmax + k * size, channels}, channels, within);
       }
     }
   });
@@ -317,8 +349,6 @@ void forward_cpu(
     const Call& given, at::TensorList features, at::Tensor& output, at::Tensor& argmax) {
   const Call call = in_working_layout(given);
   at::Tensor result = output.contiguous(call.format());
-  populate(result);
-  if (call.options.max) populate(argmax);
   std::vector<at::Tensor> maps;
   for (const at::Tensor& map : features) maps.push_back(readable(call, map, call.format()));
   dispatch(call, output.scalar_type(), [&](auto element, auto reduction) {
@@ -343,11 +373,9 @@ std::vector<at::Tensor> backward_cpu(
   const at::Tensor read = grad.contiguous(call.format());
   std::vector<at::Tensor> maps;
   for (int64_t l = 0; l < call.num_levels(); ++l) {
-    // at::zeros takes no memory format, and at::empty fills under torch's deterministic algorithms.
-    maps.push_back(at::detail::empty_cpu(
+    maps.push_back(new_result(
         {call.images(), call.channels(), call.height(l), call.width(l)},
-        accumulation_type(grad.scalar_type()), /*pin_memory=*/false, call.format()));
-    populate(maps.back());
+        grad.options().dtype(accumulation_type(grad.scalar_type())), call.format()));
     maps.back().zero_();
   }
   dispatch(call, grad.scalar_type(), [&](auto element, auto reduction) {
@@ -359,7 +387,11 @@ std::vector<at::Tensor> backward_cpu(
     if constexpr (Reduction::has_argmax) {
       argmaxes = argmax.const_data_ptr<typename Reduction::Index>();
     }
-    backward<Reduction>(call, read.const_data_ptr<S>(), argmaxes, sums);
+    if (call.channels_last) {
+      backward_channels_last<Reduction>(call, read.const_data_ptr<S>(), argmaxes, sums);
+    } else {
+      backward_planes<Reduction>(call, read.const_data_ptr<S>(), argmaxes, sums);
+    }
   });
   for (at::Tensor& map : maps) {
     map = map.to(grad.scalar_type());

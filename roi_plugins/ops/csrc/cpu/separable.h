@@ -67,6 +67,10 @@ struct Lists {
   std::vector<T> items;
 
   int count() const { return int(begin.size()) - 1; }
+  void reserve(int count, int most) {
+    begin.reserve(count + 1);
+    items.reserve(count * most);
+  }
   void close() { begin.push_back(int(items.size())); }
 };
 
@@ -75,8 +79,12 @@ TapLists<A> view(const Lists<Tap<A>>& lists) {
   return {lists.count(), lists.begin.data(), lists.items.data()};
 }
 template <typename A>
+TapLists<A> view(const Lists<Tap<A>>& lists, int first, int last) {
+  return {last - first, lists.begin.data() + first, lists.items.data()};
+}
+template <typename A>
 TapLists<A> view(const Lists<Tap<A>>& lists, int i) {
-  return {1, lists.begin.data() + i, lists.items.data()};
+  return view(lists, i, i + 1);
 }
 
 // Inverts lists: for each of `count` indices, which lists have it. The memory of `result` is reused.
@@ -94,6 +102,22 @@ void invert(const Lists<Tap<A>>& lists, int count, Lists<Tap<A>>& result) {
     }
   }
 }
+
+// Bins of a RoI; the channels of a bin lie side by side.
+template <typename T>
+struct Bins {
+  const T* data;
+  int64_t stride;  // from bin to bin
+
+  const T* operator[](int64_t bin) const { return data + bin * stride; }
+};
+
+// Rows of a map, counted from the first one that a RoI reads.
+struct RowRange {
+  int begin, end;
+
+  bool has(int row) const { return begin <= row && row < end; }
+};
 
 // Adds rows of values, of bins or of samples, to the cells that they were read from: first along x, then along y.
 // Cells are relative to the first one of the RoI.
@@ -113,12 +137,12 @@ class Spread {
   // `map` is the RoI's first cell; strides are from row to row and from cell to cell. Values lie side by side.
   template <typename S>
   void add(
-      A* map, int64_t row_stride, int64_t stride, const S* values, const Lists<Tap<A>>& rows,
-      int row) {
+      A* map, int64_t row_stride, int64_t stride, const S* values, const TapLists<A>& rows, RowRange within) {
     sum_taps(row_, channels_, values, channels_, view(columns_), channels_);
-    for (int t = rows.begin[row]; t < rows.begin[row + 1]; ++t) {
-      for (int j = 0; j < cells_->count(); ++j) weights_.items[j].weight = rows.items[t].weight;
-      A* const to = map + rows.items[t].index * row_stride;
+    for (int t = rows.begin[0]; t < rows.begin[1]; ++t) {
+      if (!within.has(rows.taps[t].index)) continue;
+      for (int j = 0; j < cells_->count(); ++j) weights_.items[j].weight = rows.taps[t].weight;
+      A* const to = map + rows.taps[t].index * row_stride;
       cells_->for_runs([&](int begin, int end) {
         add_taps(
             to + begin * stride, stride, row_ + begin * channels_, channels_,
@@ -189,14 +213,12 @@ class Average {
     Lists<Tap<A>> taps;  // of each bin
 
     void resolve(const Method& method, const Axis<A>& axis, int pooled) {
+      taps.reserve(pooled, 4);
       for (int p = 0; p < pooled; ++p) {
         append_taps(method, axis, p, taps.items);
-        for (size_t t = taps.begin.back(); t < taps.items.size(); ++t) {
-          cells.add(taps.items[t].index);
-        }
         taps.close();
       }
-      for (Tap<A>& tap : taps.items) tap.index -= cells.first();
+      cells.take(taps.items, &Tap<A>::index);
     }
   };
 
@@ -217,18 +239,29 @@ class Average {
     }
   }
   void backward(
-      const Tables& tables, A* map, int64_t map_row, int64_t map_stride, const S* grad,
-      const Index*, int64_t channels) {
+      const Tables& tables, A* map, int64_t map_row, int64_t map_stride, Bins<S> grads, Bins<Index>,
+      int64_t channels, RowRange within) {
     const AxisTable &y = tables.y, &x = tables.x;
-    spread_.start(x.cells, x.taps, channels);
-    for (int p = 0; p < y.taps.count(); ++p, grad += x.taps.count() * channels) {
-      spread_.add(map, map_row, map_stride, grad, y.taps, p);
+    invert(y.taps, y.cells.count(), rows_);
+    invert(x.taps, x.cells.count(), columns_);
+    const int bins = x.taps.count();
+    A* const row = row_.at_least(bins * channels);
+    for (int i = within.begin; i < within.end; ++i) {
+      if (!y.cells.reads(i)) continue;
+      for (int q = 0; q < bins; ++q) {
+        sum_taps(row + q * channels, 0, grads[q], bins * grads.stride, view(rows_, i), channels);
+      }
+      x.cells.for_runs([&](int begin, int end) {
+        add_taps(
+            map + i * map_row + begin * map_stride, map_stride, row, channels,
+            view(columns_, begin, end), channels);
+      });
     }
   }
 
  private:
   Scratch<A> row_;
-  Spread<A> spread_;
+  Lists<Tap<A>> rows_, columns_;  // of each cell, which bins read it
 };
 
 // A maximum compares sample by sample; Argmax is the type of its index.
@@ -304,21 +337,26 @@ class Maximum {
 
   // Each sample takes the gradient of the channels that it won, and passes it on like an average of one sample.
   void backward(
-      const Tables& tables, A* map, int64_t map_row, int64_t map_stride, const S* grad,
-      const Index* argmax, int64_t channels) {
+      const Tables& tables, A* map, int64_t map_row, int64_t map_stride, Bins<S> grads,
+      Bins<Index> argmax, int64_t channels, RowRange within) {
     const AxisTable &y = tables.y, &x = tables.x;
     spread_.start(x.cells, x.taps, channels);
     S* const row = row_.at_least(x.taps.count() * channels);
     const int64_t bins = int64_t(x.windows.size());
     for (size_t p = 0; p < y.windows.size(); ++p) {
       for (int i = 0; i < y.samples(p); ++i) {
+        const TapLists<A> taps = view(y.taps, y.begin[p] + i);
+        const auto* const reached = std::find_if(
+            taps.taps + taps.begin[0], taps.taps + taps.begin[1],
+            [&](const Tap<A>& tap) { return within.has(tap.index); });
+        if (reached == taps.taps + taps.begin[1]) continue;
         for (int64_t q = 0; q < bins; ++q) {
-          const int64_t bin = (p * bins + q) * channels;
+          const int64_t bin = p * bins + q;
           take_at_argmax(
-              row + x.begin[q] * channels, grad + bin, argmax + bin, i * x.samples(q),
+              row + x.begin[q] * channels, grads[bin], argmax[bin], i * x.samples(q),
               x.samples(q), channels);
         }
-        spread_.add(map, map_row, map_stride, row, y.taps, y.begin[p] + i);
+        spread_.add(map, map_row, map_stride, row, taps, within);
       }
     }
   }
