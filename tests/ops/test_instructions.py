@@ -51,7 +51,17 @@ def test_half_types_are_read_and_rounded_as_torch_does(capability):
 @pytest.mark.parametrize('capability', ['default', 'avx2'])
 def test_the_suite_of_cases_passes_with_fewer_instructions(capability):
     run = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', 'test_parity.py', 'test_oracle.py'],
+        [
+            sys.executable,
+            '-m',
+            'pytest',
+            '-q',
+            '-x',
+            '-p',
+            'no:cacheprovider',
+            'test_parity.py',
+            'test_oracle.py',
+        ],
         capture_output=True,
         text=True,
         cwd=os.path.dirname(__file__),

@@ -71,9 +71,10 @@ def test_what_is_kept_is_bounded():
 def test_a_result_is_an_ordinary_tensor(channels_last, reduction):
     output = extract(channels_last=channels_last, reduction=reduction)
     wanted = torch.channels_last if channels_last else torch.contiguous_format
-    assert output.is_contiguous(memory_format=wanted) and output.stride() == torch.empty(
-        output.shape, memory_format=wanted
-    ).stride()
+    assert (
+        output.is_contiguous(memory_format=wanted)
+        and output.stride() == torch.empty(output.shape, memory_format=wanted).stride()
+    )
     assert output.data_ptr() % 64 == 0
     assert torch.equal(output.clone().share_memory_(), output)
     assert torch.equal(torch.from_numpy(output.numpy()), output)
