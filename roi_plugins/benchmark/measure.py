@@ -17,7 +17,7 @@ import torch
 from roi_plugins.benchmark.cases import BACKWARD, FORWARD, LAYOUTS, Case
 from roi_plugins.benchmark.cuda_graph import capture, cold_seconds, reading_flush
 from roi_plugins.benchmark.peers import PEERS, Extract
-from roi_plugins.ops import assign_levels_mmdet
+from roi_plugins.ops import assign_levels_mmdet, release_memory
 
 OURS = 'roi_plugins'
 WRITING = 'writing the result alone'
@@ -197,7 +197,7 @@ def allocate_as_training() -> None:
 
     Several tensors of 1 to 60 MiB are alive at once, and they are freed in another order. Then free memory
     goes back to the system, where that can be asked for. Whether malloc does so by itself depends on
-    everything that the process has allocated before.
+    everything that the process has allocated before. What the op keeps of its own results stays with it.
     """
     live: list[torch.Tensor] = []
     for megabytes in _LIVE_MEGABYTES:
@@ -268,7 +268,8 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | 
         before = torch.cuda.memory_allocated(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    # Otherwise the call could use memory that malloc kept from earlier calls, which would not be counted.
+    # Otherwise the call could use memory that the op or malloc kept, which would not be counted.
+    release_memory()
     _trim()
     try:
         with open('/proc/self/clear_refs', 'w') as file:

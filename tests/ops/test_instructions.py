@@ -48,6 +48,40 @@ def test_half_types_are_read_and_rounded_as_torch_does(capability):
     assert run.returncode == 0, run.stderr
 
 
+SUMS = """
+import hashlib, itertools, torch
+from cases import random_map, random_rois
+from roi_plugins.ops import roi_extract
+
+print(torch.backends.cpu.get_cpu_capability())
+digest = hashlib.sha256()
+for dtype, reduction in itertools.product((torch.float32, torch.float64, torch.bfloat16), ('avg', 'max')):
+    features = random_map(2, 77, 20, 24, dtype=dtype).requires_grad_()
+    output = roi_extract(features, random_rois(40, 2, 20, 24), 7, 1.0, reduction=reduction)
+    (grad,) = torch.autograd.grad(output.square().sum(), features)
+    digest.update(output.detach().double().numpy().tobytes() + grad.double().numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_wider_vectors_give_the_same_bits():
+    found = {}
+    for capability in ('avx2', 'avx512'):
+        run = subprocess.run(
+            [sys.executable, '-c', SUMS],
+            capture_output=True,
+            text=True,
+            cwd=os.path.dirname(__file__),
+            env={**os.environ, 'ATEN_CPU_CAPABILITY': capability},
+        )
+        assert run.returncode == 0, run.stderr
+        name, digest = run.stdout.split()
+        found[name] = digest
+    if found.keys() != {'AVX2', 'AVX512'}:
+        pytest.skip('this processor has no avx512')
+    assert len(set(found.values())) == 1
+
+
 @pytest.mark.parametrize('capability', ['default', 'avx2'])
 def test_the_suite_of_cases_passes_with_fewer_instructions(capability):
     run = subprocess.run(

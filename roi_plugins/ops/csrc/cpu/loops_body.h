@@ -114,6 +114,10 @@ ROI_INLINE void sum_block(
   }
 }
 
+#define ROI_RULE ROI_INLINE
+#include "../compete.h"
+#undef ROI_RULE
+
 template <typename Lane, int N, typename S, typename A, typename Index>
 ROI_INLINE void maximum_block(
     Lanes<Lane, N>, S* out, Index* argmax, const S* map, int64_t stride, const Sample<A>* samples, int64_t count,

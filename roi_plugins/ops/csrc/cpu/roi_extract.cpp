@@ -2,8 +2,8 @@
 //
 // In both layouts a vector is a run of channels of one cell. In channels_last they lie side by side. In NCHW, patches
 // of the map are transposed into scratch memory, a block of channels at a time, and the bins are transposed back; the
-// code between is the same. Backward sums in patches too. It runs in parallel over channels, so no two threads write
-// to one cell and the sums do not depend on the number of threads.
+// code between is the same. Backward runs in parallel over rows of maps in channels_last, and over channels in NCHW, so
+// no two threads write to one cell and the sums do not depend on the number of threads.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
@@ -287,7 +287,7 @@ std::vector<Band> make_bands(const Rois<typename Reduction::A>& rois, const Plan
   return bands;
 }
 
-// No two threads write to one cell, and the sum of a cell is in the order of the RoIs whatever their number.
+// With all channels, so that the gradient of a bin is read in one run.
 template <typename Reduction, typename S>
 void backward_channels_last(
     const Call& call, const S* grad, const typename Reduction::Index* argmax,

@@ -119,7 +119,7 @@ struct RowRange {
   bool has(int row) const { return begin <= row && row < end; }
 };
 
-// Adds rows of values, of bins or of samples, to the cells that they were read from: first along x, then along y.
+// Adds rows of samples to the cells that they were read from: first along x, then along y.
 // Cells are relative to the first one of the RoI.
 template <typename A>
 class Spread {
