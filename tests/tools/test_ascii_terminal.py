@@ -58,7 +58,7 @@ def test_make_shapes(shapes):
 
 
 def test_benchmark(tool):
-    record = ROOT / 'docs/benchmarks/cpu-1-thread/benchmark.json'
+    record = ROOT / 'docs/benchmarks/xeon-1-thread/benchmark.json'
     (tool.folder / 'benchmark.json').write_text(
         record.read_text(encoding='utf-8').replace('AMD', 'Größe'), encoding='utf-8'
     )

@@ -219,15 +219,13 @@ Call make_call(
     const std::optional<at::Tensor>& seed, std::vector<int64_t> feature_shapes,
     bool channels_last) {
   const at::ScalarType wide = accumulation_type(type);
-  const at::Tensor index = levels.has_value()
-      ? dense(*levels, at::kLong)
-      : at::zeros({rois.size(0)}, rois.options().dtype(at::kLong));
   TORCH_CHECK_VALUE(
       feature_shapes[1] % (options.method.position_sensitive ? options.bins() : 1) == 0,
       "features: got ", feature_shapes[1], " channels with position_sensitive, expected a multiple of the ",
       options.bins(), " bins");
   return {
-      options, dense(rois, wide), index, offsets.has_value() ? dense(*offsets, wide) : at::Tensor(),
+      options, dense(rois, wide), levels.has_value() ? dense(*levels, at::kLong) : at::Tensor(),
+      offsets.has_value() ? dense(*offsets, wide) : at::Tensor(),
       seed.has_value() ? *seed : at::Tensor(), std::move(feature_shapes), channels_last};
 }
 
@@ -284,8 +282,9 @@ std::tuple<at::Tensor, at::Tensor> roi_extract(
   check_batch_index(call);
   const std::vector<int64_t> size = output_size_of(call);
   at::Tensor output = new_result(size, first.options(), call.format());
-  at::Tensor argmax = at::empty({0}, first.options().dtype(options.argmax_type()));
-  if (options.max) argmax = new_result(size, argmax.options(), call.format());
+  at::Tensor argmax = new_result(
+      options.max ? at::IntArrayRef(size) : at::IntArrayRef({0}), first.options().dtype(options.argmax_type()),
+      options.max ? call.format() : at::MemoryFormat::Contiguous);
   if (output.numel() > 0) kernel(call, features, output, argmax);
   return {output, argmax};
 }

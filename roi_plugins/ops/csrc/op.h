@@ -39,7 +39,7 @@ struct Options {
 struct Call {
   Options options;
   at::Tensor rois;     // (K, 5), or (K, 6) if rotated, contiguous, of the accumulation type
-  at::Tensor levels;   // (K,) int64, contiguous
+  at::Tensor levels;   // (K,) int64, contiguous; or undefined: all are 0
   at::Tensor offsets;  // (K, 2, PH, PW), x first, contiguous, of the accumulation type; or undefined
   at::Tensor seed;     // one int64; or undefined
   std::vector<int64_t> feature_shapes;  // N, C, then H, W of each map

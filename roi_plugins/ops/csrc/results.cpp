@@ -1,5 +1,6 @@
 #include "results.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
@@ -95,7 +96,11 @@ size_t block_size(size_t bytes) {
 
 at::Tensor new_result(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format) {
   const size_t bytes = size_t(c10::multiply_integers(sizes)) * options.dtype().itemsize();
-  if (!options.device().is_cpu() || bytes < kLeast) return at::empty(sizes, options.memory_format(format));
+  if (!options.device().is_cpu()) return at::empty(sizes, options.memory_format(format));
+  // Not at::empty, whose way through the dispatcher takes a noticeable part of a small call.
+  if (bytes < kLeast) {
+    return at::detail::empty_cpu(sizes, c10::typeMetaToScalarType(options.dtype()), /*pin_memory=*/false, format);
+  }
   const size_t size = block_size(bytes);
   std::unique_ptr<Block> block = kept_blocks().take(size);
   if (!block) {

@@ -8,6 +8,7 @@
 #include <ATen/Parallel.h>
 
 #include <atomic>
+#include <cstring>
 
 #include "../maximum.h"
 #include "../results.h"
@@ -343,6 +344,15 @@ Call in_working_layout(Call call) {
   return call;
 }
 
+// zero_(), whose way through the dispatcher takes a noticeable part of a small call, for large tensors only.
+void zero(at::Tensor& tensor) {
+  if (tensor.nbytes() < 1 << 16) {
+    std::memset(tensor.mutable_data_ptr(), 0, tensor.nbytes());
+  } else {
+    tensor.zero_();
+  }
+}
+
 }  // namespace
 
 void forward_cpu(
@@ -376,7 +386,7 @@ std::vector<at::Tensor> backward_cpu(
     maps.push_back(new_result(
         {call.images(), call.channels(), call.height(l), call.width(l)},
         grad.options().dtype(accumulation_type(grad.scalar_type())), call.format()));
-    maps.back().zero_();
+    zero(maps.back());
   }
   dispatch(call, grad.scalar_type(), [&](auto element, auto reduction) {
     using S = decltype(element);
@@ -394,7 +404,7 @@ std::vector<at::Tensor> backward_cpu(
     }
   });
   for (at::Tensor& map : maps) {
-    map = map.to(grad.scalar_type());
+    if (map.scalar_type() != grad.scalar_type()) map = map.to(grad.scalar_type());
     if (call.groups() == 1) continue;
     map = map.unflatten(1, {call.groups(), call.output_channels()})
               .transpose(1, 2)

@@ -21,15 +21,17 @@ template <typename A>
 struct Rois {
   const Call& call;
   const Jitter jitter;
+  const int64_t* const levels;
 
   explicit Rois(const Call& call)
       : call(call),
         jitter{call.seed.defined(),
-               call.seed.defined() ? uint64_t(*call.seed.const_data_ptr<int64_t>()) : 0} {}
+               call.seed.defined() ? uint64_t(*call.seed.const_data_ptr<int64_t>()) : 0},
+        levels(call.levels.defined() ? call.levels.const_data_ptr<int64_t>() : nullptr) {}
 
   const A* row(int64_t k) const { return call.rois.const_data_ptr<A>() + call.rois.size(1) * k; }
   int64_t image(int64_t k) const { return int64_t(row(k)[0]); }
-  int64_t level(int64_t k) const { return call.levels.const_data_ptr<int64_t>()[k]; }
+  int64_t level(int64_t k) const { return levels == nullptr ? 0 : levels[k]; }
   // Equal for RoIs that read the same image of the same map.
   int64_t map_and_image(int64_t k) const { return level(k) * call.images() + image(k); }
   int height(int64_t k) const { return int(call.height(level(k))); }

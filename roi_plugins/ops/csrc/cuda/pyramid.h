@@ -31,6 +31,14 @@ struct Pyramid {
   }
 };
 
+// The kernels read a level for each RoI.
+inline Call with_levels(Call call) {
+  if (!call.levels.defined()) {
+    call.levels = at::zeros({call.num_rois()}, call.rois.options().dtype(at::kLong));
+  }
+  return call;
+}
+
 // The seed is read on the device, so that the host does not wait.
 __device__ inline Jitter jitter_from(const int64_t* seed) {
   return {seed != nullptr, seed != nullptr ? uint64_t(*seed) : 0};

@@ -127,16 +127,18 @@ at::Tensor fixed_point_scale(const at::Tensor& grad) {
 }  // namespace
 
 void forward_cuda(
-    const Call& call, at::TensorList features, at::Tensor& output, at::Tensor& argmax) {
+    const Call& given, at::TensorList features, at::Tensor& output, at::Tensor& argmax) {
   const DeviceGuard guard(output.device());
+  const Call call = with_levels(given);
   ROI_DISPATCH_TYPES(output.scalar_type(), {
     launch_forward<scalar_t, index_t>(call, features, output, argmax);
   });
 }
 
 std::vector<at::Tensor> backward_cuda(
-    const Call& call, const at::Tensor& grad, const at::Tensor& argmax) {
+    const Call& given, const at::Tensor& grad, const at::Tensor& argmax) {
   const DeviceGuard guard(grad.device());
+  const Call call = with_levels(given);
   const at::ScalarType type = grad.scalar_type();
   if (!at::globalContext().deterministicAlgorithms()) {
     auto sums = zeroed_maps(call, accumulation_type(type));

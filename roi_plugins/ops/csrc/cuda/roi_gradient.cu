@@ -51,9 +51,10 @@ struct BoxGradient : Bins<const S, accumulation_t<S>> {
 }  // namespace
 
 void backward_rois_cuda(
-    const Call& call, const at::Tensor& grad, const at::Tensor& argmax, at::TensorList features,
+    const Call& given, const at::Tensor& grad, const at::Tensor& argmax, at::TensorList features,
     at::Tensor& grad_rois, at::Tensor& grad_offsets) {
   const DeviceGuard guard(grad.device());
+  const Call call = with_levels(given);
   const at::Tensor read = grad.contiguous(), argmaxes = argmax.contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "roi_gradient", [&] {
     if (call.options.argmax_type() == at::kByte) {
