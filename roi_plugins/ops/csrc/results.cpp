@@ -39,8 +39,8 @@ void populate(void* data, size_t size) {
 #endif
 }
 
-// Blocks without a tensor, the oldest first. The lock is only tried: where another thread has it, a block is not kept
-// and none is found. So a process that was forked while a thread had it goes on.
+// Blocks without a tensor, the oldest first. The lock is only tried: where another thread has it, a block is not kept,
+// none is found and none released. So a process that was forked while a thread had it goes on.
 class KeptBlocks {
  public:
   std::unique_ptr<Block> take(size_t size) {
@@ -66,7 +66,8 @@ class KeptBlocks {
     }
   }
   int64_t release() {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock) return 0;
     const int64_t bytes = int64_t(bytes_);
     blocks_.clear();
     bytes_ = 0;
