@@ -176,15 +176,18 @@ def check_a_crowded_cell(got: Implementation):
 
 
 def check_fills(got: Implementation):
-    """Under deterministic algorithms torch fills fresh memory: not what is zeroed or written whole anyway."""
+    """Under deterministic algorithms torch fills fresh memory: not what is zeroed or written whole anyway.
+
+    The map is large enough for ``zero_``; the CPU zeroes a small one by itself.
+    """
     torch.use_deterministic_algorithms(True)
     where = (torch.tensor([[0.0, 0, 0, 8, 8]]), None, None, None)
-    arguments = got.there([torch.ones(1, 1, 2, 2), NO_ARGMAX, *where, [1, 1, 80, 80], False, *ONE_SAMPLE])
+    arguments = got.there([torch.ones(1, 1, 2, 2), NO_ARGMAX, *where, [1, 1, 160, 160], False, *ONE_SAMPLE])
     with torch.profiler.profile(record_shapes=True) as profile:
         got.backward(*arguments)
     sweeps = [
         event.name for event in profile.events()
-        if event.name in ('aten::fill_', 'aten::zero_') and [1, 1, 80, 80] in event.input_shapes
+        if event.name in ('aten::fill_', 'aten::zero_') and [1, 1, 160, 160] in event.input_shapes
     ]  # fmt: skip
     assert sweeps == ['aten::zero_'], sweeps
 
