@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from tabulate import tabulate
 
 from roi_plugins.benchmark.cases import BACKWARD, FORWARD
 from roi_plugins.benchmark.growth import DIMENSIONS, ROUNDS
 from roi_plugins.benchmark.measure import OURS
-from roi_plugins.benchmark.report import COLORS, headline
-from roi_plugins.files import atomic_write
+from roi_plugins.benchmark.report import COLORS, format_number, headline, make_table, save_pages
 
 MARKDOWN, FIGURE = 'growth.md', 'growth.png'
 _PALETTE = (*COLORS, 'black', '0.6')
@@ -46,11 +44,10 @@ def write_pages(record: dict[str, Any], out: str | Path) -> None:
             :mod:`roi_plugins.benchmark.growth`.
         out: the directory to write to.
     """
-    picture = f'\n![Time and memory over each dimension]({FIGURE})\n'
-    with atomic_write(Path(out) / MARKDOWN) as aside:
-        aside.write_text(to_markdown(record) + picture, encoding='utf-8')
-    with atomic_write(Path(out) / FIGURE) as aside:
-        plot_growth(record).savefig(aside, format='png')
+    save_pages(
+        Path(out, MARKDOWN), to_markdown(record),
+        Path(out, FIGURE), plot_growth(record), 'Time and memory over each dimension',
+    )  # fmt: skip
 
 
 def to_markdown(record: dict[str, Any]) -> str:
@@ -73,9 +70,7 @@ def to_markdown(record: dict[str, Any]) -> str:
             for name, series in series_of.items()
         ]
         header = ['', 'what ran', *(f'{value:,}' for value in values)]
-        align = ['left'] * 2 + ['right'] * len(values)
-        table = tabulate(rows, header, tablefmt='pipe', colalign=align, disable_numparse=True)
-        parts.append(f'## By {DIMENSIONS[dimension].label}\n\n{table}')
+        parts.append(f'## By {DIMENSIONS[dimension].label}\n\n{make_table(header, rows, 2)}')
     if left_out := list(_left_out(record)):
         parts.append('## Left out\n\n' + '\n'.join(left_out))
     return '\n\n'.join(parts) + '\n'
@@ -166,9 +161,7 @@ def _left_out(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return ''
-    return f'{value:.3g}' if value < 100 else f'{value:.0f}'
+    return '' if value is None else format_number(value)
 
 
 def _short(value: int) -> str:

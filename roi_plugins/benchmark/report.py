@@ -27,11 +27,26 @@ def write_pages(record: dict[str, Any], out: str | Path) -> None:
         record: see :mod:`roi_plugins.benchmark.record`.
         out: the directory to write to.
     """
-    picture = f'\n![How many times faster than each peer]({FIGURE})\n'
-    with atomic_write(Path(out) / MARKDOWN) as aside:
-        aside.write_text(to_markdown(record) + picture, encoding='utf-8')
-    with atomic_write(Path(out) / FIGURE) as aside:
-        plot_ratios(record).savefig(aside, format='png')
+    save_pages(
+        Path(out, MARKDOWN), to_markdown(record),
+        Path(out, FIGURE), plot_ratios(record), 'How many times faster than each peer',
+    )  # fmt: skip
+
+
+def save_pages(page: Path, text: str, picture: Path, figure: Figure, caption: str) -> None:
+    """Saves a page that ends with a figure. Each file is replaced atomically.
+
+    Args:
+        page: the Markdown file.
+        text: its text.
+        picture: the PNG file, beside the page.
+        figure: what it shows.
+        caption: the figure in words.
+    """
+    with atomic_write(page) as aside:
+        aside.write_text(f'{text}\n![{caption}]({picture.name})\n', encoding='utf-8')
+    with atomic_write(picture) as aside:
+        figure.savefig(aside, format='png')
 
 
 def to_markdown(record: dict[str, Any]) -> str:
@@ -51,16 +66,16 @@ def to_markdown(record: dict[str, Any]) -> str:
         parts.append('## Times faster than the peer')
         if slower := sum(row['ratio'] < 1 for row in ratios):
             parts.append(f'The op is slower than the peer in {slower} of {len(ratios)} comparisons (bold).')
-        parts.append(_table(['case', 'peer', *columns], rows, 2))
+        parts.append(make_table(['case', 'peer', *columns], rows, 2))
     if aims := [row for case in record['cases'] for row in _aim_rows(case)]:
         header = ['case', 'what', 'ratio', 'aim', '']
-        parts.append('## Other aims\n\n' + _table(header, aims, 2))
+        parts.append('## Other aims\n\n' + make_table(header, aims, 2))
     if rows := [row for case in record['cases'] for row in _measurement_rows(case)]:
         header = ['case', 'what ran', 'median, ms', 'quartiles', 'runs', 'x floor', 'peak, MiB']
         if record['device'] == 'cuda':
             header.append('host waits')
         rows = [row[: len(header)] for row in rows]
-        parts.append('## Measurements\n\n' + _table(header, rows, 2))
+        parts.append('## Measurements\n\n' + make_table(header, rows, 2))
     left_out = [
         f'- {case["name"]}: {name}: {reason}'
         for case in record['cases']
@@ -230,7 +245,7 @@ def _measurement_rows(case: dict[str, Any]) -> Iterator[list[str]]:
         yield [
             case['name'],
             what,
-            f'{middle:.3g}' if middle < 100 else f'{middle:.0f}',
+            format_number(middle),
             f'{low:.3g} to {high:.3g}' if high < 100 else f'{low:.0f} to {high:.0f}',
             str(len(m['seconds'])),
             '' if floor is None else f'{1e-3 * middle / floor:.1f}',
@@ -243,6 +258,12 @@ def _median(measurement: dict[str, Any]) -> float:
     return float(np.median(measurement['seconds']))
 
 
-def _table(header: list[str], rows: list[list[str]], text_columns: int) -> str:
+def format_number(value: float) -> str:
+    """Formats a time in ms, or a number of MiB, with three digits or as a whole number."""
+    return f'{value:.3g}' if value < 100 else f'{value:.0f}'
+
+
+def make_table(header: list[str], rows: list[list[str]], text_columns: int) -> str:
+    """Makes a Markdown table, of which all columns but the first ``text_columns`` hold numbers."""
     align = ['left'] * text_columns + ['right'] * (len(header) - text_columns)
     return tabulate(rows, header, tablefmt='pipe', colalign=align, disable_numparse=True)

@@ -41,6 +41,17 @@ struct Plan {
       return rois.map_and_image(a) < rois.map_and_image(b);
     });
   }
+  // Calls work(begin, end) for each image of a map: its RoIs are order[begin] .. order[end - 1].
+  template <typename Work>
+  void for_each_image(const Rois<typename Reduction::A>& rois, Work&& work) const {
+    const int64_t count = int64_t(order.size());
+    for (int64_t begin = 0, end; begin < count; begin = end) {
+      for (end = begin + 1; end < count; ++end) {
+        if (rois.map_and_image(order[end]) != rois.map_and_image(order[begin])) break;
+      }
+      work(begin, end);
+    }
+  }
 };
 
 // A window of an image for the RoIs order[begin] .. order[end - 1]. It is copied into scratch memory, where the
@@ -79,37 +90,30 @@ template <typename Reduction>
 std::vector<Patch> make_patches(
     const Rois<typename Reduction::A>& rois, const Plan<Reduction>& plan) {
   std::vector<Patch> patches;
-  const int64_t count = int64_t(plan.order.size());
-  for (int64_t begin = 0, end; begin < count; begin = end) {
+  plan.for_each_image(rois, [&](int64_t begin, int64_t end) {
     const int64_t first = plan.order[begin];
-    Patch shared{begin, begin};
+    Patch shared{begin, end};
     int64_t cells = 0;
     const size_t separate = patches.size();
-    for (end = begin; end < count; ++end) {
-      const int64_t k = plan.order[end];
-      if (rois.map_and_image(k) != rois.map_and_image(first)) break;
-      patches.push_back({end, end + 1, plan.tables[k].rows(), plan.tables[k].columns()});
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t k = plan.order[r];
+      patches.push_back({r, r + 1, plan.tables[k].rows(), plan.tables[k].columns()});
       patches.back().place(rois.height(k), rois.width(k));
       cells += patches.back().cells();
       shared.y.add(patches.back().y);
       shared.x.add(patches.back().x);
     }
-    shared.end = end;
     shared.place(rois.height(first), rois.width(first));
-    if (rois.call.groups() == 1 && shared.cells() < std::min(cells, kSharedCells)) {
+    if (shared.cells() < std::min(cells, kSharedCells)) {
       patches.resize(separate);
       patches.push_back(shared);
     }
-  }
+  });
   return patches;
 }
 
-// Channels [first, first + count), in which a thread works on patches.
-struct Block {
-  int64_t first, count;
-};
-
-// Long runs of channels are worth more than fewer cache misses, but every thread gets a block.
+// The channels in which a thread works on patches. Long runs are worth more than fewer cache misses, but every thread
+// gets a block.
 int64_t block_size(int64_t channels) {
   const int64_t threads = at::get_num_threads(), most = 128 * threads;
   const int64_t blocks = threads * ((channels + most - 1) / most);
@@ -201,14 +205,13 @@ void forward_planes(
   });
 }
 
-// Brings a patch of sums into the planes of `image`, which were zeros at first.
+// Brings a patch of sums of n channels into their planes, which were zeros at first.
 template <typename A>
-void store_patch(A* image, const A* cells, const Patch& patch, Block block) {
-  const int64_t n = block.count;
+void store_patch(A* planes, const A* cells, const Patch& patch, int64_t n) {
   patch.y.for_runs([&](int begin, int end) {
     for (int64_t i = begin; i < end; ++i) {
       const A* const from = cells + i * patch.columns * n;
-      A* const to = image + block.first * patch.plane + (patch.y.first() + i) * patch.width + patch.first_column;
+      A* const to = planes + (patch.y.first() + i) * patch.width + patch.first_column;
       if (patch.is_shared()) {
         transpose<false>(to, patch.plane, from, n, patch.columns, n);
       } else {
@@ -237,8 +240,7 @@ void backward_planes(
     S* const grads = grad_memory.at_least(size * bins);
     Index* const argmaxes = argmax_memory.at_least(size * bins);
     for (int64_t first = begin * size; first < std::min(end * size, channels); first += size) {
-      const Block block{first, std::min(size, channels - first)};
-      const int64_t n = block.count;
+      const int64_t n = std::min(size, channels - first);
       for (const Patch& patch : patches) {
         const int64_t one = plan.order[patch.begin];
         A* const cells = memory.at_least(patch.cells() * n);
@@ -257,7 +259,8 @@ void backward_planes(
               patch.columns * n, n, {grads, n}, {argmaxes, n}, n,
               {0, tables.rows().count()});
         }
-        store_patch(sums[rois.level(one)] + rois.image_offset(one), cells, patch, block);
+        A* const image = sums[rois.level(one)] + rois.image_offset(one);
+        store_patch(image + first * patch.plane, cells, patch, n);
       }
     }
   });
@@ -273,18 +276,13 @@ struct Band {
 template <typename Reduction>
 std::vector<Band> make_bands(const Rois<typename Reduction::A>& rois, const Plan<Reduction>& plan) {
   std::vector<Band> bands;
-  const int64_t count = int64_t(plan.order.size());
-  for (int64_t begin = 0, end; begin < count; begin = end) {
-    const int64_t first = plan.order[begin];
-    const auto is_other = [&](int64_t k) { return rois.map_and_image(k) != rois.map_and_image(first); };
-    end = std::find_if(plan.order.begin() + begin, plan.order.end(), is_other) - plan.order.begin();
-    const int height = rois.height(first);
-    const int wanted = int(4 * at::get_num_threads());
-    const int rows = std::max((height + wanted - 1) / wanted, 1);
+  const int wanted = 4 * at::get_num_threads();  // of an image
+  plan.for_each_image(rois, [&](int64_t begin, int64_t end) {
+    const int height = rois.height(plan.order[begin]), rows = (height + wanted - 1) / wanted;
     for (int row = 0; row < height; row += rows) {
       bands.push_back({begin, end, row, std::min(row + rows, height)});
     }
-  }
+  });
   return bands;
 }
 
