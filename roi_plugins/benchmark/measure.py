@@ -22,6 +22,7 @@ from roi_plugins.ops import assign_levels_mmdet, release_memory
 OURS = 'roi_plugins'
 WRITING = 'writing the result alone'
 _TURN = 0.1  # roughly how many seconds a contender runs before the next one does
+_SAMPLE = 0.001  # roughly how many seconds of calls make a sample on the CPU, if one call takes less
 DETERMINISTIC, GRAPH = 'deterministic', 'cuda graph'
 GRAPH_DETERMINISTIC = f'{GRAPH}, {DETERMINISTIC}'
 _LIVE_MEGABYTES = (24, 2, 60, 30, 6, 28, 1, 20, 12, 26, 3, 16)
@@ -168,9 +169,10 @@ def interleave(contenders: list[Contender], device: torch.device, effort: Effort
             seconds = _time(contender, 1, device)  # this also warms up
             if seconds < _TURN or device.type == 'cuda':  # a first call on a GPU also loads kernels
                 seconds = _time(contender, 1, device)
-        # On the CPU one call is long enough for the clock. On a GPU, a sample needs several calls in a row,
-        # because the launches run ahead of the work.
-        numbers.append(1 if device.type == 'cpu' else min(max(int(_TURN / seconds), 1), 20))
+        # On a GPU, a sample needs several calls in a row, because the launches run ahead of the work. On the
+        # CPU one call is long enough for the clock, but tiny calls would fill files of megabytes.
+        least = _TURN if device.type == 'cuda' else _SAMPLE
+        numbers.append(1 if contender.before else min(max(int(least / seconds), 1), 20))
         most = 20 if contender.before is None else 4  # what runs before a call may take longer than it
         repeats.append(min(max(int(_TURN / (numbers[-1] * seconds)), 1), most))
     samples: list[list[float]] = [[] for _ in contenders]

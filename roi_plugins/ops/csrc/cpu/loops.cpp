@@ -47,13 +47,16 @@ struct Single {
 // N vectors or single channels side by side, which a block handles.
 template <typename Lane, int N> struct Lanes {};
 
-// Eight lanes of 32 bits, whatever they hold.
+// Eight lanes, whatever they hold.
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef uint16_t u16x8 __attribute__((vector_size(16)));
+typedef uint8_t u8x8 __attribute__((vector_size(8)));
+// The lanes of a, then those of b, in a given order; Order is a vector of integers as wide as they are.
 #if defined(__clang__)
-#define ROI_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define ROI_SHUFFLE(Order, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define ROI_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, i32x8{__VA_ARGS__})
+#define ROI_SHUFFLE(Order, a, b, ...) __builtin_shuffle(a, b, Order{__VA_ARGS__})
 #endif
 
 }  // namespace

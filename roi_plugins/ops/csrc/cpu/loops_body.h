@@ -220,25 +220,42 @@ ROI_LOOP void dot(A& result, const S* a, const S* b, int64_t channels) {
   for (; c < channels; ++c) result += A(a[c]) * A(b[c]);
 }
 
-// An eight by eight transpose of 32-bit lanes, whatever they hold: pairs of lanes, then pairs of pairs, then halves.
+// Transposes eight by eight lanes, whatever they hold. In each of three rounds pairs of rows are interleaved.
+template <typename V>
+ROI_INLINE void transpose_lanes(V (&v)[8]) {
+  V t[8];
+#pragma GCC unroll 3
+  for (int round = 0; round < 3; ++round) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      t[2 * i] = ROI_SHUFFLE(V, v[i], v[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+      t[2 * i + 1] = ROI_SHUFFLE(V, v[i], v[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) v[i] = t[i];
+  }
+}
+
+// The same for 32 bits, whose rows have two halves that shuffles do not cross cheaply: pairs of lanes, then pairs of
+// pairs, then the halves.
 ROI_INLINE void transpose_lanes(f32x8 (&v)[8]) {
   f32x8 t[8];
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) {
-    t[i] = ROI_SHUFFLE(v[i], v[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    t[i + 1] = ROI_SHUFFLE(v[i], v[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    t[i] = ROI_SHUFFLE(i32x8, v[i], v[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    t[i + 1] = ROI_SHUFFLE(i32x8, v[i], v[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
   }
 #pragma GCC unroll 2
   for (int i = 0; i < 8; i += 4) {
-    v[i] = ROI_SHUFFLE(t[i], t[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-    v[i + 1] = ROI_SHUFFLE(t[i], t[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-    v[i + 2] = ROI_SHUFFLE(t[i + 1], t[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
-    v[i + 3] = ROI_SHUFFLE(t[i + 1], t[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
+    v[i] = ROI_SHUFFLE(i32x8, t[i], t[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+    v[i + 1] = ROI_SHUFFLE(i32x8, t[i], t[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    v[i + 2] = ROI_SHUFFLE(i32x8, t[i + 1], t[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
+    v[i + 3] = ROI_SHUFFLE(i32x8, t[i + 1], t[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    t[i] = ROI_SHUFFLE(v[i], v[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    t[i + 4] = ROI_SHUFFLE(v[i], v[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    t[i] = ROI_SHUFFLE(i32x8, v[i], v[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    t[i + 4] = ROI_SHUFFLE(i32x8, v[i], v[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) v[i] = t[i];
@@ -252,19 +269,20 @@ ROI_LOOP void transpose(
     T& target = to[j * to_stride + i];
     target = add ? T(target + from[i * from_stride + j]) : from[i * from_stride + j];
   };
-  constexpr int64_t wide = sizeof(T) == sizeof(float) ? 8 : 1;
+  constexpr int64_t wide = sizeof(T) <= 4 ? 8 : 1;
+  using Row = std::conditional_t<sizeof(T) == 4, f32x8, std::conditional_t<sizeof(T) == 2, u16x8, u8x8>>;
   const int64_t whole_rows = rows / wide * wide, whole_columns = columns / wide * wide;
   for (int64_t i = 0; i < whole_rows; i += wide) {
     for (int64_t j = 0; j < whole_columns; j += wide) {
       if constexpr (wide > 1) {
-        f32x8 v[8], sum;
+        Row v[8], sum;
 #pragma GCC unroll 8
         for (int l = 0; l < 8; ++l) copy_bits(v[l], from + (i + l) * from_stride + j);
         transpose_lanes(v);
 #pragma GCC unroll 8
         for (int l = 0; l < 8; ++l) {
           T* const target = to + (j + l) * to_stride + i;
-          if (add) {
+          if constexpr (add) {
             copy_bits(sum, target);
             v[l] += sum;
           }

@@ -54,6 +54,9 @@ struct Plan {
   }
 };
 
+// What fits a cache: 4 MiB of float32.
+constexpr int64_t kPatchElements = 1 << 20;
+
 // A window of an image for the RoIs order[begin] .. order[end - 1]. It is copied into scratch memory, where the
 // channels of a cell lie side by side.
 struct Patch {
@@ -76,14 +79,15 @@ struct Patch {
   // Whether it serves all RoIs of its image, and so holds all their sums. Otherwise patches may overlap.
   bool is_shared() const { return end > begin + 1; }
   int64_t cells() const { return y.count() * columns; }
+  // Of a block of channels, how many are copied at once. With fewer than 16 the runs would be too short.
+  int64_t channels_at_once(int64_t block) const {
+    return std::min(std::max(kPatchElements / cells() / 16, int64_t(1)) * 16, block);
+  }
   // Where a cell of the map is in the patch.
   int64_t cell(int64_t i, int64_t j) const {
     return (i - y.first()) * columns + j - first_column;
   }
 };
-
-// A larger patch is not shared, since it would not fit a cache (4 MiB for 128 channels of float32).
-constexpr int64_t kSharedCells = 1 << 13;
 
 // The patches to visit, in order: one for each RoI, but one for all RoIs of an image where that is smaller.
 template <typename Reduction>
@@ -104,7 +108,7 @@ std::vector<Patch> make_patches(
       shared.x.add(patches.back().x);
     }
     shared.place(rois.height(first), rois.width(first));
-    if (shared.cells() < std::min(cells, kSharedCells)) {
+    if (shared.cells() < cells) {
       patches.resize(separate);
       patches.push_back(shared);
     }
@@ -171,33 +175,38 @@ void forward_planes(
     S* const rows = row_memory.at_least(size * bins);
     auto* const argmaxes = argmax_memory.at_least(size * bins);
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t first = t / parts * size, n = std::min(size, channels - first);
+      const int64_t begin_channel = t / parts * size;
+      const int64_t end_channel = std::min(begin_channel + size, channels);
       for (const Patch& patch : patches) {
         const int64_t first_roi = std::max(patch.begin, t % parts * part);
         const int64_t last_roi = std::min(patch.end, (t % parts + 1) * part);
         if (first_roi >= last_roi) continue;
         const int64_t one = plan.order[patch.begin];
         const at::Tensor& map = maps[rois.level(one)];
-        const S* const from = map.const_data_ptr<S>() + rois.image_offset(one) +
-            first * patch.plane + patch.first_column;
-        S* const cells = memory.at_least(patch.cells() * n);
-        patch.y.for_runs([&](int run, int run_end) {
-          for (int64_t i = run; i < run_end; ++i) {
-            transpose<false>(
-                cells + i * patch.columns * n, n,
-                from + (patch.y.first() + i) * patch.width, patch.plane, n, patch.columns);
-          }
-        });
-        for (int64_t r = first_roi; r < last_roi; ++r) {
-          const int64_t k = plan.order[r], offset = (k * channels + first) * bins;
-          const typename Reduction::Tables& tables = plan.tables[k];
-          reduction.forward(
-              tables, rows, argmaxes,
-              cells + patch.cell(tables.rows().first(), tables.columns().first()) * n,
-              patch.columns * n, n);
-          transpose<false>(output + offset, bins, rows, n, bins, n);
-          if constexpr (Reduction::has_argmax) {
-            transpose<false>(argmax + offset, bins, argmaxes, n, bins, n);
+        const S* const image = map.const_data_ptr<S>() + rois.image_offset(one) + patch.first_column;
+        const int64_t step = patch.channels_at_once(size);
+        S* const cells = memory.at_least(patch.cells() * step);
+        for (int64_t first = begin_channel; first < end_channel; first += step) {
+          const int64_t n = std::min(step, end_channel - first);
+          const S* const from = image + first * patch.plane;
+          patch.y.for_runs([&](int run, int run_end) {
+            for (int64_t i = run; i < run_end; ++i) {
+              transpose<false>(
+                  cells + i * patch.columns * n, n,
+                  from + (patch.y.first() + i) * patch.width, patch.plane, n, patch.columns);
+            }
+          });
+          for (int64_t r = first_roi; r < last_roi; ++r) {
+            const int64_t k = plan.order[r], offset = (k * channels + first) * bins;
+            const typename Reduction::Tables& tables = plan.tables[k];
+            reduction.forward(
+                tables, rows, argmaxes,
+                cells + patch.cell(tables.rows().first(), tables.columns().first()) * n,
+                patch.columns * n, n);
+            transpose<false>(output + offset, bins, rows, n, bins, n);
+            if constexpr (Reduction::has_argmax) {
+              transpose<false>(argmax + offset, bins, argmaxes, n, bins, n);
+            }
           }
         }
       }
@@ -239,11 +248,14 @@ void backward_planes(
     Scratch<Index> argmax_memory;
     S* const grads = grad_memory.at_least(size * bins);
     Index* const argmaxes = argmax_memory.at_least(size * bins);
-    for (int64_t first = begin * size; first < std::min(end * size, channels); first += size) {
-      const int64_t n = std::min(size, channels - first);
-      for (const Patch& patch : patches) {
-        const int64_t one = plan.order[patch.begin];
-        A* const cells = memory.at_least(patch.cells() * n);
+    const int64_t begin_channel = begin * size, end_channel = std::min(end * size, channels);
+    for (const Patch& patch : patches) {
+      const int64_t one = plan.order[patch.begin];
+      A* const image = sums[rois.level(one)] + rois.image_offset(one);
+      const int64_t step = patch.channels_at_once(size);
+      A* const cells = memory.at_least(patch.cells() * step);
+      for (int64_t first = begin_channel; first < end_channel; first += step) {
+        const int64_t n = std::min(step, end_channel - first);
         patch.y.for_runs([&](int run, int run_end) {
           std::fill(cells + run * patch.columns * n, cells + run_end * patch.columns * n, A(0));
         });
@@ -259,7 +271,6 @@ void backward_planes(
               patch.columns * n, n, {grads, n}, {argmaxes, n}, n,
               {0, tables.rows().count()});
         }
-        A* const image = sums[rois.level(one)] + rois.image_offset(one);
         store_patch(image + first * patch.plane, cells, patch, n);
       }
     }
