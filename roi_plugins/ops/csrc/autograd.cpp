@@ -47,6 +47,7 @@ using KeptOptions = std::tuple<
 // A list, because compiled autograd cannot hash a tuple with lists in it.
 c10::IValue pack(const KeptOptions& options) {
   c10::impl::GenericList values(c10::AnyType::get());
+  values.reserve(std::tuple_size_v<KeptOptions>);
   std::apply([&](const auto&... each) { (values.push_back(each), ...); }, options);
   return values;
 }

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <tuple>
 
 #include "../maximum.h"
 #include "../results.h"
@@ -21,8 +22,27 @@
 namespace roi_plugins {
 namespace {
 
-// Made once for all channels: the tables of the RoIs that read something, and the order in which they are visited. It
-// is by map and image, since RoIs of one image share cache lines and pages.
+// Where a RoI stands in the order in which they are visited: by image of a map, then along bands of rows, to and fro, so
+// that neighbours in the order share cells that are still in a cache.
+struct Visit {
+  int64_t map_and_image;
+  int band, column;
+  int64_t roi;
+
+  static constexpr int kBand = 16;  // rows
+  template <typename Tables>
+  Visit(int64_t map_and_image, const Tables& tables, int64_t roi)
+      : map_and_image(map_and_image), band(middle(tables.rows()) / kBand), column(middle(tables.columns())), roi(roi) {
+    if (band % 2 != 0) column = -column;
+  }
+  static int middle(const CellRange& cells) { return cells.first() + cells.count() / 2; }
+  bool operator<(const Visit& other) const {
+    return std::tie(map_and_image, band, column, roi) <
+        std::tie(other.map_and_image, other.band, other.column, other.roi);
+  }
+};
+
+// Made once for all channels: the tables of the RoIs that read something, and the order in which they are visited.
 template <typename Reduction>
 struct Plan {
   std::vector<typename Reduction::Tables> tables;
@@ -34,12 +54,18 @@ struct Plan {
         if (rois.state(k) == RoiState::read) tables[k].resolve(rois, k);
       }
     });
+    std::vector<Visit> visits;
+    visits.reserve(tables.size());
     for (int64_t k = 0; k < rois.call.num_rois(); ++k) {
-      (tables[k].is_empty() ? unread : order).push_back(k);
+      if (tables[k].is_empty()) {
+        unread.push_back(k);
+      } else {
+        visits.emplace_back(rois.map_and_image(k), tables[k], k);
+      }
     }
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return rois.map_and_image(a) < rois.map_and_image(b);
-    });
+    std::sort(visits.begin(), visits.end());
+    order.reserve(visits.size());
+    for (const Visit& visit : visits) order.push_back(visit.roi);
   }
   // Calls work(begin, end) for each image of a map: its RoIs are order[begin] .. order[end - 1].
   template <typename Work>
@@ -95,8 +121,6 @@ std::vector<Patch> make_patches(
     const Rois<typename Reduction::A>& rois, const Plan<Reduction>& plan) {
   std::vector<Patch> patches;
   plan.for_each_image(rois, [&](int64_t begin, int64_t end) {
-    const int64_t first = plan.order[begin];
-    Patch shared{begin, end};
     int64_t cells = 0;
     const size_t separate = patches.size();
     for (int64_t r = begin; r < end; ++r) {
@@ -104,10 +128,14 @@ std::vector<Patch> make_patches(
       patches.push_back({r, r + 1, plan.tables[k].rows(), plan.tables[k].columns()});
       patches.back().place(rois.height(k), rois.width(k));
       cells += patches.back().cells();
-      shared.y.add(patches.back().y);
-      shared.x.add(patches.back().x);
     }
-    shared.place(rois.height(first), rois.width(first));
+    if (end == begin + 1) return;
+    Patch shared{begin, end};
+    for (size_t p = separate; p < patches.size(); ++p) {
+      shared.y.add(patches[p].y);
+      shared.x.add(patches[p].x);
+    }
+    shared.place(rois.height(plan.order[begin]), rois.width(plan.order[begin]));
     if (shared.cells() < cells) {
       patches.resize(separate);
       patches.push_back(shared);
