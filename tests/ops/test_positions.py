@@ -483,6 +483,15 @@ def test_an_offset_that_is_no_number_shows_in_its_bin(device, extract, bad, axis
     assert got[2].isfinite().all()
 
 
+def test_a_roi_whose_bins_are_all_moved_to_nowhere(device, extract):
+    features = random_map(1, 3, 9, 9, device=device).requires_grad_()
+    rois = random_rois(1, 1, 9, 9, device=device)
+    offsets = torch.full((1, 2, 2, 2), torch.nan, device=device)
+    output = extract(features, rois, 2, 1.0, offsets=offsets)
+    assert output.isnan().all()
+    assert not torch.autograd.grad(output.sum(), features)[0].any()
+
+
 def test_an_offset_far_beyond_the_map_reads_zero(device, extract):
     features, rois = torch.ones(1, 2, 6, 6, device=device), torch.tensor([[0.0, 1, 1, 5, 5]], device=device)
     for far in (1e3, 1e30, -1e38):

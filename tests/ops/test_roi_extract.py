@@ -134,6 +134,22 @@ def test_maps_of_one_row_or_column(device, extract, map_size, method):
     check(extract, features, rois, (2, 2), 1.0, **METHODS[method])
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('reduction', ['avg', 'max'])
+def test_large_maps_are_alike_in_both_layouts(device, reduction, dtype):
+    """In NCHW the CPU copies a map that RoIs share: of this one, 16 of 40 channels at once."""
+    features = random_map(1, 40, 260, 250, dtype=dtype, device=device)
+    rois = random_rois(12, 1, 260, 250, dtype=torch.promote_types(dtype, torch.float32), device=device)
+    found = []
+    for format in (torch.contiguous_format, torch.channels_last):
+        map_ = features.contiguous(memory_format=format).requires_grad_()
+        output = roi_extract(map_, rois, 9, 1.0, **align(reduction, 2))
+        grad_output = random_map(*output.shape, dtype=dtype, device=device, seed=1)
+        found.append((output.detach(), *torch.autograd.grad(output, map_, grad_output)))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
 @pytest.mark.parametrize('channels', [1, 2, 7, 16, 33])
 @pytest.mark.parametrize('channels_last', [False, True], ids=['nchw', 'channels_last'])
 def test_any_number_of_channels(device, extract, channels, channels_last):

@@ -105,9 +105,11 @@ struct Patch {
   // Whether it serves all RoIs of its image, and so holds all their sums. Otherwise patches may overlap.
   bool is_shared() const { return end > begin + 1; }
   int64_t cells() const { return y.count() * columns; }
-  // Of a block of channels, how many are copied at once. With fewer than 16 the runs would be too short.
+  // Of a block of channels, how many are copied at once. With fewer than 16 the runs would be too short. There may be
+  // no cells: bins that were moved to nowhere are written all the same.
   int64_t channels_at_once(int64_t block) const {
-    return std::min(std::max(kPatchElements / cells() / 16, int64_t(1)) * 16, block);
+    const int64_t fit = kPatchElements / std::max(cells(), int64_t(1));
+    return std::min(std::max(fit / 16, int64_t(1)) * 16, block);
   }
   // Where a cell of the map is in the patch.
   int64_t cell(int64_t i, int64_t j) const {
