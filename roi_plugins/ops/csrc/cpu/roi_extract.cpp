@@ -22,6 +22,12 @@
 namespace roi_plugins {
 namespace {
 
+// The threads that a call is worth waking: a tiny one takes less time than that.
+int64_t useful_threads(const Call& call) {
+  const int64_t elements = call.num_rois() * call.output_channels() * call.options.bins();
+  return std::min<int64_t>(at::get_num_threads(), elements / at::internal::GRAIN_SIZE + 1);
+}
+
 // Where a RoI stands in the order in which they are visited: by image of a map, then along bands of rows, to and fro, so
 // that neighbours in the order share cells that are still in a cache.
 struct Visit {
@@ -148,8 +154,8 @@ std::vector<Patch> make_patches(
 
 // The channels in which a thread works on patches. Long runs are worth more than fewer cache misses, but every thread
 // gets a block.
-int64_t block_size(int64_t channels) {
-  const int64_t threads = at::get_num_threads(), most = 128 * threads;
+int64_t block_size(int64_t channels, int64_t threads) {
+  const int64_t most = 128 * threads;
   const int64_t blocks = threads * ((channels + most - 1) / most);
   return ((channels + blocks - 1) / blocks + 7) / 8 * 8;
 }
@@ -171,7 +177,8 @@ void forward_channels_last(
   const Plan<Reduction> plan(rois);
   const int64_t channels = call.output_channels(), size = channels * call.options.bins();
   fill_unread(rois, plan, output, argmax);
-  at::parallel_for(0, int64_t(plan.order.size()), 1, [&](int64_t begin, int64_t end) {
+  const int64_t count = int64_t(plan.order.size()), threads = useful_threads(call);
+  at::parallel_for(0, count, (count + threads - 1) / threads, [&](int64_t begin, int64_t end) {
     Reduction reduction;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t k = plan.order[i], width = rois.width(k);
@@ -193,10 +200,11 @@ void forward_planes(
   const Plan<Reduction> plan(rois);
   const std::vector<Patch> patches = make_patches(rois, plan);
   const int64_t channels = call.channels(), bins = call.options.bins();
-  const int64_t size = block_size(channels), blocks = (channels + size - 1) / size;
+  const int64_t threads = useful_threads(call);
+  const int64_t size = block_size(channels, threads), blocks = (channels + size - 1) / size;
   fill_unread(rois, plan, output, argmax);
   // RoIs share cells, so a thread takes all RoIs of its channels, unless there are fewer blocks than threads.
-  const int64_t parts = std::max(at::get_num_threads() / blocks, int64_t(1));
+  const int64_t parts = std::max(threads / blocks, int64_t(1));
   const int64_t part = (int64_t(plan.order.size()) + parts - 1) / parts;
   at::parallel_for(0, blocks * parts, 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
@@ -270,7 +278,8 @@ void backward_planes(
   const Plan<Reduction> plan(rois);
   const std::vector<Patch> patches = make_patches(rois, plan);
   const int64_t channels = call.channels(), bins = call.options.bins();
-  const int64_t size = block_size(channels), blocks = (channels + size - 1) / size;
+  const int64_t threads = useful_threads(call);
+  const int64_t size = block_size(channels, threads), blocks = (channels + size - 1) / size;
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     Reduction reduction;
     Scratch<A> memory;
@@ -315,9 +324,10 @@ struct Band {
 
 // Several bands for each thread, since some have more RoIs than others.
 template <typename Reduction>
-std::vector<Band> make_bands(const Rois<typename Reduction::A>& rois, const Plan<Reduction>& plan) {
+std::vector<Band> make_bands(
+    const Rois<typename Reduction::A>& rois, const Plan<Reduction>& plan, int64_t threads) {
   std::vector<Band> bands;
-  const int wanted = 4 * at::get_num_threads();  // of an image
+  const int wanted = int(4 * threads);  // of an image
   plan.for_each_image(rois, [&](int64_t begin, int64_t end) {
     const int height = rois.height(plan.order[begin]), rows = (height + wanted - 1) / wanted;
     for (int row = 0; row < height; row += rows) {
@@ -335,11 +345,12 @@ void backward_channels_last(
   using A = typename Reduction::A;
   const Rois<A> rois(call);
   const Plan<Reduction> plan(rois);
-  const std::vector<Band> bands = make_bands(rois, plan);
+  const int64_t threads = useful_threads(call);
+  const std::vector<Band> bands = make_bands(rois, plan, threads);
   const int64_t channels = call.output_channels(), size = channels * call.options.bins();
   const int64_t stride = call.channels();
   std::atomic<size_t> next{0};
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     Reduction reduction;
     for (size_t b; (b = next++) < bands.size();) {
       const Band& band = bands[b];
