@@ -13,7 +13,7 @@ from roi_plugins.evaluation.coco_files import check_annotations
 from roi_plugins.files import Folders
 
 from ..errors import RunError, explain_unknown
-from .check_model import check_num_classes, has_head
+from .check_model import check_num_classes, has_head, num_keypoints
 from .datasets import is_coco_files
 from .run import Run
 
@@ -49,13 +49,13 @@ def check_registered(name: str, setting: str, half: str) -> None:
         raise RunError(f'{setting}: the dataset {name} is not there: {annotations} does not exist{where}')
 
 
-def check_test_set(run: Run, name: str, masks: bool) -> list[str]:
+def check_test_set(run: Run, name: str, model: torch.nn.Module) -> list[str]:
     """Checks that a test set can be evaluated.
 
     Args:
         run: the run.
         name: the name of the test set.
-        masks: whether masks are evaluated.
+        model: its model, whose heads say what is evaluated.
 
     Returns:
         The names of its categories, by ascending id.
@@ -64,7 +64,8 @@ def check_test_set(run: Run, name: str, masks: bool) -> list[str]:
         RunError: the dataset cannot be read, or images do not exist.
         DataError: the annotations cannot be evaluated.
     """
-    coco = check_annotations(MetadataCatalog.get(name).json_file, ('bbox', 'segm') if masks else ('bbox',))
+    kinds = [kind for kind, head in (('segm', 'mask'), ('keypoints', 'keypoint')) if has_head(model, head)]
+    coco = check_annotations(MetadataCatalog.get(name).json_file, ['bbox', *kinds], run.sigmas)
     _check_images(name, _records(name, run.settings['test']))
     categories = sorted(coco.dataset['categories'], key=lambda entry: entry['id'])
     return [category.get('name', '') for category in categories]
@@ -104,6 +105,19 @@ def _check_training_set(name: str, records: Sequence[Mapping[str, Any]], model: 
         raise RunError(f'the dataset {name} has {len(records)} images, but no object to train on')
     if objects and has_head(model, 'keypoint') and not any('keypoints' in found for found in objects):
         raise RunError(f'the dataset {name} has no keypoints, which the keypoint head is trained on')
+    wanted = num_keypoints(model)
+    labelled = {len(found['keypoints']) // 3 for found in objects if 'keypoints' in found}
+    if wanted is not None and labelled - {wanted}:
+        raise RunError(
+            f'the dataset {name} has {max(labelled - {wanted})} keypoints an object, and the keypoint head '
+            f'is for {wanted}'
+        )
+    metadata = MetadataCatalog.get(name).as_dict()
+    if wanted is not None and not metadata.keys() >= {'keypoint_names', 'keypoint_flip_map'}:
+        raise RunError(
+            f'the dataset {name} has no keypoint_names and keypoint_flip_map in its metadata, which say what '
+            'a flipped image shows: register it with them in a module that --import names'
+        )
     without = sum('segmentation' not in found for found in objects)
     if has_head(model, 'mask') and without:
         raise RunError(
