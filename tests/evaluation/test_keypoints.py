@@ -148,7 +148,7 @@ def make_persons():
                 {
                     'image_id': 1 + id_ % 6,
                     'category_id': 1,
-                    'score': float(rng.random() - worse / 20),
+                    'score': float(rng.random()),
                     'keypoints': np.c_[moved, np.ones(17)].ravel().tolist(),
                 }
             )
@@ -197,9 +197,10 @@ def test_a_run_records_its_sigmas(persons, tmp_path):
         'ann_file': ann_file,
         'command': [],
     }
-    write_json(tmp_path / 'predictions.keypoints.json', results)
+    (tmp_path / 'run').mkdir()
+    write_json(tmp_path / 'run/predictions.keypoints.json', results)
     sigmas = [0.2] * 17
-    record = write_run(tmp_path, **options, sigmas=sigmas)
+    record = write_run(tmp_path / 'run', **options, sigmas=sigmas)
     assert record['oks_sigmas'] == sigmas
     found = evaluate(ann_file, results, 'keypoints', sigmas=sigmas)
     assert record['metrics']['keypoints'] == {metric: found[metric] for metric in METRICS}

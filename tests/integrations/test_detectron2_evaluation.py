@@ -75,8 +75,9 @@ class Detector(torch.nn.Module):
             label = self.labels[truth['category_id']]
             labels.append(label if rng.random() < 0.9 else int(rng.integers(len(self.labels))))
             masks.append(np.roll(self.coco.annToMask(truth), (round(dy), round(dx)), (0, 1)))
-            points = np.reshape(truth['keypoints'], (-1, 3)) + np.array([0.5 + dx, 0.5 + dy, 0])
-            keypoints.append(points + rng.normal(0, 0.03 * (w + h), points.shape) * (1, 1, 0))
+            if self.keypoints:
+                points = np.reshape(truth['keypoints'], (-1, 3)) + np.array([0.5 + dx, 0.5 + dy, 0])
+                keypoints.append(points + rng.normal(0, 0.03 * (w + h), points.shape) * (1, 1, 0))
         found = Instances((height, width))
         found.pred_boxes = Boxes(torch.tensor(boxes))
         found.scores = torch.tensor(np.sort(rng.random(self.count))[::-1].copy())
