@@ -12,7 +12,7 @@ ellipse has none. A keypoint has visibility 2 if it lies on the visible parts, e
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -292,7 +292,7 @@ def _annotate(obj: _Object) -> dict[str, Any]:
     }
 
 
-def _keypoints(obj: _Object, visible: list[shapely.Polygon]) -> list[float]:
+def _keypoints(obj: _Object, visible: list[shapely.Polygon]) -> Sequence[float]:
     """Returns x, y and visibility of each of ``KEYPOINTS`` as COCO has them, all 0 for a missing one."""
     if CLASSES[obj.label] == 'ellipse':
         return [0] * 3 * len(KEYPOINTS)

@@ -125,7 +125,8 @@ def has_head(model: torch.nn.Module, what: str) -> bool:
 
 def num_keypoints(model: torch.nn.Module) -> int | None:
     """How many keypoints a model predicts of each object; None if it has no head for them."""
-    return model.roi_heads.keypoint_head.num_keypoints if has_head(model, 'keypoint') else None
+    head = getattr(getattr(model, 'roi_heads', None), 'keypoint_head', None)
+    return getattr(head, 'num_keypoints', None)
 
 
 def check_num_classes(run: Run, model: torch.nn.Module, dataset: str, expected: int) -> None:
