@@ -209,7 +209,9 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
             f'{run_dir / METRICS_FILE}: max_dets is {reprlib.repr(max_dets)}; expected a whole number from 1'
         )
     sigmas = read_json(run_dir / METRICS_FILE, 'record').get('oks_sigmas', COCO_SIGMAS)
-    if not isinstance(sigmas, (list, tuple)) or not all(isinstance(s, float) and s > 0 for s in sigmas):
+    if not isinstance(sigmas, (list, tuple)) or not all(
+        isinstance(s, (int, float)) and s > 0 for s in sigmas
+    ):
         raise DataError(
             f'{run_dir / METRICS_FILE}: oks_sigmas is {reprlib.repr(sigmas)}; expected positive numbers'
         )

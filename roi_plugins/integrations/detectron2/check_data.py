@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from roi_plugins.evaluation.coco_files import check_annotations
@@ -87,6 +88,9 @@ def check_training_sets(run: Run, model: torch.nn.Module, test: str, test_classe
     for name in run.train_datasets:
         records = _records(name, run.settings['train'])
         _check_training_set(name, records, model)
+        # The mapper of a LazyConfig may have the flips itself.
+        if isinstance(run.cfg, CfgNode) and has_head(model, 'keypoint'):
+            _check_flips(name)
         classes[name] = _train_classes(name, records)
         check_num_classes(run, model, name, len(classes[name]))
         _check_order(name, classes[name], test, test_classes)
@@ -112,12 +116,6 @@ def _check_training_set(name: str, records: Sequence[Mapping[str, Any]], model: 
             f'the dataset {name} has {max(labelled - {wanted})} keypoints an object, and the keypoint head '
             f'is for {wanted}'
         )
-    metadata = MetadataCatalog.get(name).as_dict()
-    if wanted is not None and not metadata.keys() >= {'keypoint_names', 'keypoint_flip_map'}:
-        raise RunError(
-            f'the dataset {name} has no keypoint_names and keypoint_flip_map in its metadata, which say what '
-            'a flipped image shows: register it with them in a module that --import names'
-        )
     without = sum('segmentation' not in found for found in objects)
     if has_head(model, 'mask') and without:
         raise RunError(
@@ -125,6 +123,15 @@ def _check_training_set(name: str, records: Sequence[Mapping[str, Any]], model: 
             'mask head is trained on'
         )
     _check_images(name, records)
+
+
+def _check_flips(name: str) -> None:
+    """Raises RunError if it is not known which keypoints a flipped image exchanges."""
+    if not MetadataCatalog.get(name).as_dict().keys() >= {'keypoint_names', 'keypoint_flip_map'}:
+        raise RunError(
+            f'the dataset {name} has no keypoint_names and keypoint_flip_map in its metadata, which say what '
+            'a flipped image shows: register it with them in a module that --import names'
+        )
 
 
 def _train_classes(name: str, records: Sequence[Mapping[str, Any]]) -> Sequence[str]:
