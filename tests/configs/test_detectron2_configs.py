@@ -263,7 +263,7 @@ def test_predicts(path, row):
     assert found.pred_boxes.tensor.isfinite().all() and found.scores.isfinite().all()
     if model.roi_heads.mask_on:
         assert found.pred_masks.shape == (len(found), 96, 128)
-    if model.roi_heads.keypoint_on:
+    if num_keypoints(model) is not None:
         assert found.pred_keypoints.shape == (len(found), num_keypoints(model), 3)
 
 
@@ -287,7 +287,7 @@ def test_learns(path, row):
     # Proposals are detached: what the RoI heads teach the backbone comes through their poolers.
     roi_losses = {key: loss for key, loss in losses.items() if 'rpn' not in key}
     assert ('loss_mask' in roi_losses) == model.roi_heads.mask_on
-    assert ('loss_keypoint' in roi_losses) == model.roi_heads.keypoint_on
+    assert ('loss_keypoint' in roi_losses) == (num_keypoints(model) is not None)
     sum(roi_losses.values()).backward()
     backbone = getattr(model.backbone, 'bottom_up', model.backbone)
     gradient = backbone.res4[-1].conv2.weight.grad
