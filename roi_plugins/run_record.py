@@ -15,7 +15,7 @@ from typing import Any
 from roi_plugins import __version__
 from roi_plugins.evaluation.coco import METRICS, evaluate
 from roi_plugins.evaluation.coco_files import load_annotations
-from roi_plugins.evaluation.matching import MAX_DETS
+from roi_plugins.evaluation.matching import COCO_SIGMAS, IOU_TYPES, MAX_DETS
 from roi_plugins.files import DataError, atomic_write, write_json
 from roi_plugins.hardware import cpu_name
 
@@ -26,7 +26,7 @@ TRIAL_FILE = 'trial.json'
 ANNOTATIONS_FILE = 'annotations.json'
 """The annotations of the evaluated categories, written to a run that does not evaluate all categories."""
 
-PREDICTION_FILES = {'bbox': 'predictions.bbox.json', 'segm': 'predictions.segm.json'}
+PREDICTION_FILES = {iou_type: f'predictions.{iou_type}.json' for iou_type in IOU_TYPES}
 
 
 def trial_file(run_dir: Path) -> Path:
@@ -51,14 +51,15 @@ def write_run(
     command: Sequence[str],
     category_ids: Sequence[int] | None = None,
     max_dets: int = MAX_DETS,
+    sigmas: Sequence[float] = COCO_SIGMAS,
     image_dir: str | Path | None = None,
     extractors: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the predictions of a run and writes ``metrics.json``, which makes the run finished.
 
     Args:
-        run_dir: the folder of the run. It has ``predictions.bbox.json``, and ``predictions.segm.json`` if the
-            model predicts masks.
+        run_dir: the folder of the run. It has ``predictions.bbox.json``, and ``predictions.segm.json`` or
+            ``predictions.keypoints.json`` if the model predicts masks or keypoints.
         framework: the package that made the predictions, e.g. ``'mmdet'``.
         config: the path of the config, as the user gave it.
         checkpoint: the path of the evaluated weights.
@@ -69,6 +70,7 @@ def write_run(
             categories, and the record names this copy.
         max_dets: how many detections of each class count in an image, see
             :func:`~roi_plugins.evaluation.coco.evaluate`.
+        sigmas: the OKS sigma of each keypoint.
         image_dir: the folder of the images, for reports with pictures; None if it is not known.
         extractors: type and options of each RoI extractor of the evaluated model, by its place in the model.
 
@@ -91,7 +93,7 @@ def write_run(
         coco = load_annotations(ann_file)
     metrics = {}
     for iou_type, name in predictions.items():
-        result = evaluate(coco, run_dir / name, iou_type, max_dets)
+        result = evaluate(coco, run_dir / name, iou_type, max_dets, sigmas)
         metrics[iou_type] = {metric: result[metric] for metric in METRICS}
     record = {
         'format': 1,
@@ -100,6 +102,7 @@ def write_run(
         'checkpoint': str(checkpoint),
         'ann_file': os.path.abspath(ann_file),
         'max_dets': max_dets,
+        **({'oks_sigmas': list(sigmas)} if 'keypoints' in predictions else {}),
         'image_dir': None if image_dir is None else os.path.abspath(image_dir),
         'extractors': extractors or {},
         'predictions': predictions,

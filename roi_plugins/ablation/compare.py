@@ -59,7 +59,7 @@ class Group:
             errors.
         difference_estimates: the same for the difference to the baseline; None where ``difference`` is.
         errors: what :func:`~roi_plugins.evaluation.tide.break_down_errors` gives for each run; empty if it
-            was not asked for, and for Boundary AP.
+            was not asked for, for keypoints and for Boundary AP.
         verdict: what the difference says of the extractor in the primary metric; None for the baseline, in
             other IoU types, and where the difference has no p-value, such as with one seed.
     """
@@ -252,7 +252,10 @@ def compare(
 
 
 def _comparable(runs: Sequence[Run], problems: list[str], notes: Sequence[str]) -> list[Run]:
-    """Picks the runs with the annotations and ``max_dets`` of the first run. The others become problems."""
+    """Picks the runs with the annotations, ``max_dets`` and OKS sigmas of the first run. The others become
+    problems.
+    """
+    sigmas = next((run.sigmas for run in runs if 'keypoints' in run.predictions), None)
     comparable = []
     for run in runs:
         first = runs[0]
@@ -265,6 +268,11 @@ def _comparable(runs: Sequence[Run], problems: list[str], notes: Sequence[str]) 
             problems.append(
                 f'{run.name}: was evaluated with max_dets {run.max_dets}, {first.name} with '
                 f'{first.max_dets}: give --max-dets for all, or compare them separately'
+            )
+        elif 'keypoints' in run.predictions and run.sigmas != sigmas:
+            problems.append(
+                f'{run.name}: was evaluated with other OKS sigmas than the runs before it, so their keypoint '
+                'AP differ: compare them separately'
             )
         else:
             comparable.append(run)

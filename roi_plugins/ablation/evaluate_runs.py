@@ -21,7 +21,7 @@ from roi_plugins.ablation.results import Run
 from roi_plugins.evaluation.bootstrap import RunSample, sample_run
 from roi_plugins.evaluation.coco import match_predictions, summarize
 from roi_plugins.evaluation.coco_files import read_predictions
-from roi_plugins.evaluation.matching import BOUNDARY
+from roi_plugins.evaluation.matching import BOUNDARY, REGIONS
 from roi_plugins.evaluation.tide import break_down_errors
 from roi_plugins.files import DataError
 
@@ -37,7 +37,7 @@ class RunResult:
         metrics: what :func:`~roi_plugins.evaluation.coco.evaluate` gives, by IoU type.
         samples: by IoU type, the AP over resamples of the images, and what
             :func:`~roi_plugins.evaluation.tide.break_down_errors` gives; None instead of the errors for
-            Boundary AP and without details.
+            keypoints, for Boundary AP and without details.
     """
 
     metrics: dict[str, dict[str, Any]]
@@ -64,10 +64,10 @@ def evaluate_run(
         path = run.predictions.get('segm' if iou_type == BOUNDARY else iou_type)
         if path is None:
             continue
-        matches = match_predictions(coco, path, iou_type, run.max_dets)
+        matches = match_predictions(coco, path, iou_type, run.max_dets, run.sigmas)
         metrics[iou_type] = summarize(matches)
         errors = None
-        if details and iou_type != BOUNDARY:
+        if details and iou_type in REGIONS:
             predictions = read_predictions(coco, path, iou_type)
             errors = break_down_errors(coco, predictions, iou_type, run.max_dets)
         samples[iou_type] = sample_run(metrics[iou_type], matches, counts), errors

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from roi_plugins.evaluation.matching import IOU_TYPES, MAX_DETS
+from roi_plugins.evaluation.coco_files import FIELDS
+from roi_plugins.evaluation.matching import COCO_SIGMAS, IOU_TYPES, MAX_DETS
 from roi_plugins.files import DataError, read_json
 from roi_plugins.run_record import METRICS_FILE, trial_file
 
@@ -34,8 +35,9 @@ class Run:
         seed: the seed of the training; None for a run that is not a trial of a plan.
         framework: ``'mmdet'`` or ``'detectron2'``; None for bare prediction files.
         ann_file: the COCO annotations of the evaluated images.
-        predictions: the files of COCO results by IoU type, ``'bbox'`` or ``'segm'``.
+        predictions: the files of COCO results by IoU type, of ``IOU_TYPES``.
         max_dets: how many detections of each class count in an image.
+        sigmas: the OKS sigma of each keypoint.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Run:
     ann_file: Path
     predictions: dict[str, Path]
     max_dets: int = MAX_DETS
+    sigmas: tuple[float, ...] = COCO_SIGMAS
 
     @property
     def replicate(self) -> int | str:
@@ -79,7 +82,7 @@ def find_runs(paths: Sequence[str | Path], ann_file: str | Path | None = None) -
         paths: each is a directory with ``metrics.json``; a directory with such directories in it, such as
             the work directory of ``tools/ablate.py``; the output directory of a script with Detectron2's
             COCOEvaluator, or its ``inference``; a directory with the files of MMDetection's CocoMetric; or a
-            file of COCO results. ``NAME.bbox.json`` and ``NAME.segm.json`` are the two files of one run. A
+            file of COCO results. ``NAME.bbox.json`` and ``NAME.segm.json`` are two files of one run. A
             path that is given twice is read once. ``LABEL=PATH`` names a run. Runs with the same label are
             those of several seeds.
         ann_file: COCO annotations to use instead of the recorded ones. Prediction files need them.
@@ -205,6 +208,13 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
         raise DataError(
             f'{run_dir / METRICS_FILE}: max_dets is {reprlib.repr(max_dets)}; expected a whole number from 1'
         )
+    sigmas = read_json(run_dir / METRICS_FILE, 'record').get('oks_sigmas', COCO_SIGMAS)
+    if not isinstance(sigmas, (list, tuple)) or not all(
+        isinstance(s, (int, float)) and s > 0 for s in sigmas
+    ):
+        raise DataError(
+            f'{run_dir / METRICS_FILE}: oks_sigmas is {reprlib.repr(sigmas)}; expected positive numbers'
+        )
     if not record['predictions']:
         raise DataError(f'{run_dir / METRICS_FILE}: names no predictions')
     predictions = {}
@@ -236,6 +246,7 @@ def _read_run(run_dir: Path, ann_file: str | Path | None) -> Run:
         ann_file=recorded if ann_file is None else Path(ann_file),
         predictions=predictions,
         max_dets=max_dets,
+        sigmas=tuple(sigmas),
     )
 
 
@@ -317,9 +328,8 @@ def _iou_types(path: Path) -> list[str]:
     results = read_json(path, 'prediction file')
     if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
         raise DataError(f'{path}: not COCO results; expected a list of objects')
-    if results and 'segmentation' in results[0]:
-        return ['bbox', 'segm'] if 'bbox' in results[0] else ['segm']
-    return ['bbox']
+    found = [iou_type for iou_type, field in FIELDS.items() if results and field in results[0]]
+    return found or ['bbox']
 
 
 _KINDS = {str: 'a string', int: 'a whole number', dict: 'an object'}

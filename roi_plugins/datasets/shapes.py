@@ -3,12 +3,16 @@
 The background and the shapes have colours and textures of the same distribution, whatever the class, so that
 only the outline of a shape shows its class. Outlines are exact polygons. So are the annotations, which are
 the parts of an outline that lie inside the image and are not occluded.
+
+The keypoints of a shape are four of its corners: those that are furthest to the top, right, bottom and left
+of the image, in this order (``KEYPOINTS``). A triangle has three corners, so one of them is two keypoints. An
+ellipse has none. A keypoint has visibility 2 if it lies on the visible parts, else 0: it is missing.
 """
 
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +22,7 @@ import shapely
 from PIL import Image, ImageDraw
 
 # Increase it whenever the same spec gives other bytes, so that older folders are recognised.
-_FORMAT = 1
+_FORMAT = 2
 _SPLITS = ('train', 'val')
 _SPEC_FILE = 'spec.json'
 
@@ -150,7 +154,13 @@ def _write_dataset(root: Path, spec: ShapesSpec) -> None:
             'info': {'description': 'Generated shapes', 'seed': spec.seed},
             'licenses': [],
             'categories': [
-                {'id': label + 1, 'name': name, 'supercategory': 'shape'}
+                {
+                    'id': label + 1,
+                    'name': name,
+                    'supercategory': 'shape',
+                    'keypoints': list(KEYPOINTS),
+                    'skeleton': [],
+                }
                 for label, name in enumerate(CLASSES)
             ],
             'images': [],
@@ -221,6 +231,11 @@ _OUTLINES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 CLASSES = tuple(_OUTLINES)
 """Names of the classes, in the order of their labels (COCO category ids 1, 2, ...)."""
 
+_DIRECTIONS = {'top': (0, -1), 'right': (1, 0), 'bottom': (0, 1), 'left': (-1, 0)}
+
+KEYPOINTS = tuple(_DIRECTIONS)
+"""Names of the keypoints, in their order: the corner that is furthest in this direction."""
+
 
 # --- Scenes ---------------------------------------------------------------------------------------
 
@@ -265,13 +280,30 @@ def _annotate(obj: _Object) -> dict[str, Any]:
     parts = [p for p in _polygons(obj.visible) if p.area >= _MIN_PART]
     polygons = [piece for part in parts for piece in _without_holes(part)]
     x1, y1, x2, y2 = shapely.total_bounds(polygons)
+    keypoints = _keypoints(obj, polygons)
     return {
         'category_id': obj.label + 1,
         'iscrowd': 0,
         'segmentation': [_round(shapely.get_coordinates(p.exterior)[:-1].ravel()) for p in polygons],
         'area': round(float(shapely.area(polygons).sum()), 2),
         'bbox': _round([x1, y1, x2 - x1, y2 - y1]),
+        'keypoints': keypoints,
+        'num_keypoints': sum(visibility > 0 for visibility in keypoints[2::3]),
     }
+
+
+def _keypoints(obj: _Object, visible: list[shapely.Polygon]) -> Sequence[float]:
+    """Returns x, y and visibility of each of ``KEYPOINTS`` as COCO has them, all 0 for a missing one."""
+    if CLASSES[obj.label] == 'ellipse':
+        return [0] * 3 * len(KEYPOINTS)
+    corners = shapely.get_coordinates(obj.outline.exterior)[:-1]
+    found: list[float] = []
+    for direction in _DIRECTIONS.values():
+        corner = corners[np.argmax(corners @ direction)]
+        is_shown = shapely.distance(shapely.Point(corner), visible).min() < _GRID
+        # COCO's keypoints are indices of pixels: the centre of the first pixel is 0, not 0.5.
+        found += [*_round(corner - 0.5), 2] if is_shown else [0, 0, 0]
+    return found
 
 
 def _round(values: Iterable[float]) -> list[float]:

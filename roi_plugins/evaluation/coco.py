@@ -18,9 +18,10 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools.coco import COCO
 
-from roi_plugins.evaluation.coco_files import check_outlines, load_annotations, load_results, read_predictions
+from roi_plugins.evaluation.coco_files import check_objects, load_annotations, load_results, read_predictions
 from roi_plugins.evaluation.matching import (
     AREAS,
+    COCO_SIGMAS,
     EVALUATIONS,
     IOU_TYPES,
     MAX_DETS,
@@ -94,6 +95,7 @@ def evaluate(
     predictions: str | Path | Sequence[dict],
     iou_type: str,
     max_dets: int = MAX_DETS,
+    sigmas: Sequence[float] = COCO_SIGMAS,
 ) -> dict[str, Any]:
     """Computes the COCO AP of one detector's results, over all images of an annotation file.
 
@@ -101,11 +103,12 @@ def evaluate(
         ann_file: path of COCO instance annotations, or what
             :func:`~roi_plugins.evaluation.coco_files.load_annotations` returned for them.
         predictions: COCO results, as the path of a file or as the list in it. Each has ``image_id``,
-            ``category_id``, ``score``, and ``bbox`` (x, y, w, h in pixels) or ``segmentation`` (compressed
-            RLE). An empty list has AP 0.
-        iou_type: ``'bbox'``, ``'segm'`` or, for Boundary AP, ``'boundary'``.
+            ``category_id``, ``score``, and ``bbox`` (x, y, w, h in pixels), ``segmentation`` (compressed RLE)
+            or ``keypoints`` (x, y in pixels and any third number, for each keypoint). An empty list has AP 0.
+        iou_type: ``'bbox'``, ``'segm'``, ``'keypoints'`` or, for Boundary AP, ``'boundary'``.
         max_dets: COCO's ``maxDets``: how many detections of each class count in an image, those with the
-            highest scores. It holds for all quantities.
+            highest scores. It holds for all quantities. Of keypoints, 20 count at most, as in COCO.
+        sigmas: the OKS sigma of each keypoint, by default COCO's of a person.
 
     Returns:
         What :func:`summarize` returns.
@@ -114,7 +117,7 @@ def evaluate(
         ValueError: there is no such ``iou_type``, or ``max_dets`` is below 1.
         DataError: a file is missing or malformed, or the predictions are not for these annotations.
     """
-    return summarize(match_predictions(ann_file, predictions, iou_type, max_dets))
+    return summarize(match_predictions(ann_file, predictions, iou_type, max_dets, sigmas))
 
 
 def match_predictions(
@@ -122,13 +125,14 @@ def match_predictions(
     predictions: str | Path | Sequence[dict],
     iou_type: str,
     max_dets: int = MAX_DETS,
+    sigmas: Sequence[float] = COCO_SIGMAS,
 ) -> Matches:
     """Finds which predictions match which objects: the first half of :func:`evaluate`.
 
     The area of a predicted mask is its own, not its box's, as in MMDetection and Detectron2.
 
     Args:
-        ann_file, predictions, iou_type, max_dets: see :func:`evaluate`.
+        ann_file, predictions, iou_type, max_dets, sigmas: see :func:`evaluate`.
 
     Raises:
         ValueError, DataError: see :func:`evaluate`.
@@ -136,11 +140,10 @@ def match_predictions(
     if iou_type not in EVALUATIONS:
         raise ValueError(f'iou_type is {iou_type!r}; expected one of {", ".join(EVALUATIONS)}')
     coco = ann_file if isinstance(ann_file, COCO) else load_annotations(ann_file)
-    results = read_predictions(coco, predictions, iou_type)
-    if iou_type != 'bbox':
-        check_outlines(coco)
+    results = read_predictions(coco, predictions, iou_type, sigmas)
+    check_objects(coco, iou_type, sigmas)
     with contextlib.redirect_stdout(io.StringIO()):
-        return match(coco, load_results(coco, results), iou_type, max_dets)
+        return match(coco, load_results(coco, results), iou_type, max_dets, sigmas)
 
 
 def summarize(matches: Matches) -> dict[str, Any]:

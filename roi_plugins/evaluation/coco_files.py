@@ -14,20 +14,30 @@ from typing import Any, TypeGuard
 import numpy as np
 from pycocotools.coco import COCO
 
-from roi_plugins.evaluation.matching import IOU_TYPES
+from roi_plugins.evaluation.matching import COCO_SIGMAS, REGIONS
 from roi_plugins.files import DataError, read_json
 
+FIELDS = {'bbox': 'bbox', 'segm': 'segmentation', 'keypoints': 'keypoints'}
+"""By kind of predictions, the key of COCO's results that has them."""
 
-def read_predictions(coco: COCO, predictions: str | Path | Sequence[dict], iou_type: str) -> list[dict]:
+
+def read_predictions(
+    coco: COCO,
+    predictions: str | Path | Sequence[dict],
+    iou_type: str,
+    sigmas: Sequence[float] = COCO_SIGMAS,
+) -> list[dict]:
     """Checks predictions, and returns a copy of the keys that their evaluation needs.
 
     A copy, because COCO's evaluation changes its input; no other keys, because it takes the area of a mask
-    from ``bbox`` if there is one.
+    from ``bbox`` if there is one. Keypoints keep their ``bbox``, which is what their area is taken from in
+    pycocotools and Detectron2; without one, their area is that of the box around them.
 
     Args:
         coco: what :func:`load_annotations` returns.
         predictions: COCO results, as the path of a file or as the list in it.
-        iou_type: ``'bbox'``, ``'segm'`` or ``'boundary'``.
+        iou_type: one of :data:`~roi_plugins.evaluation.matching.EVALUATIONS`.
+        sigmas: the OKS sigma of each keypoint. Their number is that of the keypoints.
 
     Raises:
         DataError: the file is missing or malformed, or the predictions are not for these annotations.
@@ -36,8 +46,11 @@ def read_predictions(coco: COCO, predictions: str | Path | Sequence[dict], iou_t
         source, results = str(predictions), read_json(predictions, 'prediction file')
     else:
         source, results = 'predictions', predictions
-    keys = ('image_id', 'category_id', 'score', 'bbox' if iou_type == 'bbox' else 'segmentation')
-    _check_predictions(coco, results, iou_type, keys, source)
+    keys = ['image_id', 'category_id', 'score', FIELDS.get(iou_type, 'segmentation')]
+    if iou_type == 'keypoints' and isinstance(results, (list, tuple)):
+        # pycocotools decides by the first.
+        keys += ['bbox'] if results and isinstance(results[0], dict) and 'bbox' in results[0] else []
+    _check_predictions(coco, results, iou_type, keys, source, len(sigmas))
     return [{key: result[key] for key in keys} for result in results]
 
 
@@ -73,7 +86,9 @@ def load_annotations(ann_file: str | Path) -> COCO:
     return coco
 
 
-def check_annotations(ann_file: str | Path, iou_types: Sequence[str] = IOU_TYPES) -> COCO:
+def check_annotations(
+    ann_file: str | Path, iou_types: Sequence[str] = REGIONS, sigmas: Sequence[float] = COCO_SIGMAS
+) -> COCO:
     """Reads the annotations of a test set and checks everything that an evaluation needs of them.
 
     Call it before a training, so that the test after it cannot fail on the annotations.
@@ -81,6 +96,7 @@ def check_annotations(ann_file: str | Path, iou_types: Sequence[str] = IOU_TYPES
     Args:
         ann_file: path of COCO instance annotations.
         iou_types: the kinds of AP that will be evaluated, of ``EVALUATIONS``.
+        sigmas: the OKS sigma of each keypoint.
 
     Returns:
         What :func:`load_annotations` returns.
@@ -93,8 +109,8 @@ def check_annotations(ann_file: str | Path, iou_types: Sequence[str] = IOU_TYPES
         raise DataError(f'{ann_file}: has no images')
     if not any(annotation['image_id'] in coco.imgs for annotation in coco.anns.values()):
         raise DataError(f'{ann_file}: no image has an object to find, so there is no AP')
-    if any(iou_type != 'bbox' for iou_type in iou_types):
-        check_outlines(coco)
+    for iou_type in iou_types:
+        check_objects(coco, iou_type, sigmas)
     return coco
 
 
@@ -151,12 +167,44 @@ def _check_ids(entries: Sequence[dict], where: str) -> None:
             raise DataError(f'{where}[{index}] has the id {entry["id"]} of {where.split()[-1]}[{first}]')
 
 
-def check_outlines(coco: COCO) -> None:
-    """Raises DataError if an object lacks what the evaluation of masks needs in addition to that of boxes.
+def check_objects(coco: COCO, iou_type: str, sigmas: Sequence[float]) -> None:
+    """Raises DataError if an object lacks what an evaluation needs in addition to that of boxes.
 
     Args:
         coco: what :func:`load_annotations` returns.
+        iou_type: one of :data:`~roi_plugins.evaluation.matching.EVALUATIONS`.
+        sigmas: the OKS sigma of each keypoint.
     """
+    if iou_type == 'keypoints':
+        _check_keypoints(coco, len(sigmas))
+    elif iou_type != 'bbox':
+        _check_outlines(coco)
+
+
+def _check_keypoints(coco: COCO, num_keypoints: int) -> None:
+    source = getattr(coco, 'source', 'annotations')
+    for annotation in coco.anns.values():
+        where = f'{source}: annotation {annotation["id"]}'
+        if not isinstance(annotation.get('num_keypoints'), int):
+            raise DataError(
+                f'{where} has num_keypoints {_brief(annotation.get("num_keypoints"))}; expected how many '
+                'keypoints are labelled'
+            )
+        _check_points(annotation.get('keypoints'), num_keypoints, where)
+
+
+def _check_points(keypoints: Any, num_keypoints: int, where: str) -> None:
+    if not isinstance(keypoints, list) or not all(map(_is_finite, keypoints)):
+        raise DataError(f'{where} has the keypoints {_brief(keypoints)}; expected a list of numbers')
+    if len(keypoints) != 3 * num_keypoints:
+        raise DataError(
+            f'{where} has keypoints of {len(keypoints)} numbers; expected x, y and visibility of '
+            f'{num_keypoints} keypoints, as many as there are OKS sigmas: for other keypoints than those '
+            "of COCO's persons, set Detectron2's TEST.KEYPOINT_OKS_SIGMAS"
+        )
+
+
+def _check_outlines(coco: COCO) -> None:
     source = getattr(coco, 'source', 'annotations')
     for annotation in coco.anns.values():
         outline, image = annotation.get('segmentation'), coco.imgs.get(annotation['image_id'])
@@ -184,7 +232,9 @@ def check_outlines(coco: COCO) -> None:
             )
 
 
-def _check_predictions(coco: COCO, predictions: Any, iou_type: str, keys: Sequence[str], source: str) -> None:
+def _check_predictions(
+    coco: COCO, predictions: Any, iou_type: str, keys: Sequence[str], source: str, num_keypoints: int
+) -> None:
     if not isinstance(predictions, (list, tuple)):
         raise DataError(f'{source}: not COCO results; expected a list, got {type(predictions).__name__}')
     if iou_type == 'bbox' and _are_boxes(coco, predictions):
@@ -209,12 +259,12 @@ def _check_predictions(coco: COCO, predictions: Any, iou_type: str, keys: Sequen
             )
         if not _is_finite(prediction['score']):
             raise DataError(f'{where} has score {_brief(prediction["score"])}; expected a finite number')
-        if iou_type == 'bbox':
-            bbox = prediction['bbox']
-            if not _is_box(bbox):
-                raise DataError(f'{where} has bbox {_brief(bbox)}; expected four finite numbers x, y, w, h')
-        else:
+        if 'bbox' in keys and not _is_box(bbox := prediction['bbox']):
+            raise DataError(f'{where} has bbox {_brief(bbox)}; expected four finite numbers x, y, w, h')
+        if 'segmentation' in keys:
             _check_mask(prediction['segmentation'], image, where)
+        if 'keypoints' in keys:
+            _check_points(prediction['keypoints'], num_keypoints, where)
 
 
 def _are_boxes(coco: COCO, predictions: Sequence) -> bool:

@@ -9,26 +9,36 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 from scipy.sparse import csr_array
 
 MAX_DETS = 100
 """Default limit of detections for each class and image; those with the highest scores count."""
 
-IOU_TYPES = ('bbox', 'segm')
-"""The kinds of predictions, boxes and masks."""
+KEYPOINT_MAX_DETS = 20
+"""The limit for keypoints, as in COCO and Detectron2. A lower ``max_dets`` holds for them too."""
+
+REGIONS = ('bbox', 'segm')
+"""The kinds of predictions that cover a region of the image and so have an IoU: boxes and masks."""
+
+IOU_TYPES = (*REGIONS, 'keypoints')
+"""The kinds of predictions: boxes, masks and keypoints. In place of IoU, keypoints have OKS."""
+
+COCO_SIGMAS = tuple(Params('keypoints').kpt_oks_sigmas.tolist())
+"""COCO's OKS sigmas of the 17 keypoints of a person: how far annotators disagree on each keypoint, in units
+of the square root of the object's area."""
 
 BOUNDARY = 'boundary'
-"""The third kind of AP, of masks by Boundary IoU, from the predictions of ``'segm'``."""
+"""The fourth kind of AP, of masks by Boundary IoU, from the predictions of ``'segm'``."""
 
 EVALUATIONS = (*IOU_TYPES, BOUNDARY)
-"""Every kind of AP, that is of boxes, of masks, and Boundary AP."""
+"""Every kind of AP, that is of boxes, masks and keypoints, and Boundary AP."""
 
 AREAS = ('all', 'small', 'medium', 'large')
 """The ranges of object areas that have an AP of their own, in the order of ``COCOeval``."""
@@ -48,7 +58,8 @@ class ClassMatches:
         matched: (areas, IoU thresholds, D) whether a detection matches an object.
         ignored: (areas, IoU thresholds, D) whether a detection counts neither as right nor as wrong.
         object_image: (G,) the image of each object.
-        object_ignored: (areas, G) whether an object does not count: crowds, and objects of another area.
+        object_ignored: (areas, G) whether an object does not count: crowds, objects of another area and, for
+            keypoints, objects without a labelled one.
     """
 
     image: np.ndarray
@@ -91,7 +102,37 @@ class ResampledAP:
     per_class: np.ndarray
 
 
-def match(ground_truth: COCO, detections: COCO, iou_type: str, max_dets: int = MAX_DETS) -> Matches:
+def new_evaluation(
+    ground_truth: COCO, detections: COCO, iou_type: str, max_dets: int, sigmas: Sequence[float]
+) -> COCOeval:
+    """Returns a ``COCOeval`` that has not evaluated anything yet.
+
+    Args:
+        ground_truth, detections, iou_type, max_dets, sigmas: see :func:`match`.
+
+    Raises:
+        ValueError, ImportError: see :func:`match`.
+    """
+    if max_dets < 1:
+        raise ValueError(f'max_dets is {max_dets}; expected 1 or more')
+    if iou_type == BOUNDARY:
+        coco_eval: COCOeval = BoundaryEval(ground_truth, detections)
+    elif iou_type == 'keypoints':
+        coco_eval = KeypointEval(ground_truth, detections, sigmas)
+        max_dets = min(max_dets, KEYPOINT_MAX_DETS)
+    else:
+        coco_eval = COCOeval(ground_truth, detections, iou_type)
+    coco_eval.params.maxDets = [max_dets]
+    return coco_eval
+
+
+def match(
+    ground_truth: COCO,
+    detections: COCO,
+    iou_type: str,
+    max_dets: int = MAX_DETS,
+    sigmas: Sequence[float] = COCO_SIGMAS,
+) -> Matches:
     """Matches detections as ``COCOeval(ground_truth, detections, iou_type).evaluate()`` does.
 
     pycocotools has no ``'boundary'``: see :class:`BoundaryEval`. It is called only for pairs of an image and
@@ -100,8 +141,10 @@ def match(ground_truth: COCO, detections: COCO, iou_type: str, max_dets: int = M
     Args:
         ground_truth: annotations.
         detections: what :func:`~roi_plugins.evaluation.coco_files.load_results` returned.
-        iou_type: ``'bbox'``, ``'segm'`` or ``'boundary'``.
-        max_dets: how many detections of each class count in an image, those with the highest scores.
+        iou_type: one of ``EVALUATIONS``.
+        max_dets: how many detections of each class count in an image, those with the highest scores; of
+            keypoints ``KEYPOINT_MAX_DETS`` at most.
+        sigmas: the OKS sigma of each keypoint; other kinds do not need it.
 
     Returns:
         The matches of each class, at each IoU threshold and for each area.
@@ -110,20 +153,14 @@ def match(ground_truth: COCO, detections: COCO, iou_type: str, max_dets: int = M
         ValueError: ``max_dets`` is below 1.
         ImportError: see :class:`BoundaryEval`.
     """
-    if max_dets < 1:
-        raise ValueError(f'max_dets is {max_dets}; expected 1 or more')
-    if iou_type == 'boundary':
-        coco_eval = BoundaryEval(ground_truth, detections)
-    else:
-        coco_eval = COCOeval(ground_truth, detections, iou_type)
-    coco_eval.params.maxDets = [max_dets]
+    coco_eval = new_evaluation(ground_truth, detections, iou_type, max_dets, sigmas)
     coco_eval._prepare()
     params = coco_eval.params
     images_of: dict[int, set[int]] = {category_id: set() for category_id in params.catIds}
     for image_id, category_id in (*coco_eval._gts, *coco_eval._dts):
         images_of[category_id].add(image_id)
     index = {image_id: i for i, image_id in enumerate(params.imgIds)}
-    classes = [_match_class(coco_eval, c, images_of[c], index, max_dets) for c in params.catIds]
+    classes = [_match_class(coco_eval, c, images_of[c], index) for c in params.catIds]
     return Matches(params.imgIds, params.catIds, classes, len(detections.anns))
 
 
@@ -175,10 +212,33 @@ class BoundaryEval(COCOeval):
         return np.where(is_crowd, ious, np.minimum(ious, of_boundaries))
 
 
+class KeypointEval(COCOeval):
+    """COCOeval of keypoints by OKS.
+
+    It has all of ``AREAS``. COCO has no AP of small objects for keypoints, since it labels no keypoints of
+    small persons.
+
+    Args:
+        ground_truth: annotations with keypoints.
+        detections: results with keypoints.
+        sigmas: the OKS sigma of each keypoint.
+    """
+
+    def __init__(self, ground_truth: COCO, detections: COCO, sigmas: Sequence[float]) -> None:
+        super().__init__(ground_truth, detections, 'keypoints')
+        of_boxes = Params('bbox')
+        self.params.areaRng, self.params.areaRngLbl = of_boxes.areaRng, of_boxes.areaRngLbl
+        self.params.kpt_oks_sigmas = np.array(sigmas, float)
+
+    def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list:
+        return self.computeOks(imgId, catId)
+
+
 def _match_class(
-    coco_eval: COCOeval, category_id: int, image_ids: set[int], index: dict[int, int], max_dets: int
+    coco_eval: COCOeval, category_id: int, image_ids: set[int], index: dict[int, int]
 ) -> ClassMatches:
     params = coco_eval.params
+    (max_dets,) = params.maxDets
     low, high = np.array(params.areaRng).T[..., None]
     detections: list[dict] = []
     objects: list[dict] = []
@@ -197,8 +257,9 @@ def _match_class(
             ious[len(images) - 1] = coco_eval.computeIoU(*pair)
 
     area = np.array([instance['area'] for instance in objects], float)
-    crowd = np.array([instance['ignore'] for instance in objects], bool)
-    object_ignored = crowd | (area < low) | (area > high)
+    crowd = np.array([instance['iscrowd'] for instance in objects], bool)
+    ignore = np.array([instance['ignore'] for instance in objects], bool)
+    object_ignored = ignore | (area < low) | (area > high)
     matched, ignored = _match_pairs(
         ious, detection_counts, object_counts, object_ignored, crowd, params.iouThrs
     )

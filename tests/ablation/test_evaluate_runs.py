@@ -12,6 +12,7 @@ from roi_plugins.ablation import evaluate_runs as module
 from roi_plugins.ablation.evaluate_runs import evaluate_runs
 from roi_plugins.evaluation.bootstrap import resample_images
 from roi_plugins.evaluation.coco_files import load_annotations
+from roi_plugins.evaluation.matching import COCO_SIGMAS, MAX_DETS
 from roi_plugins.files import DataError, write_json
 
 
@@ -25,7 +26,8 @@ def arguments(tmp_path):
     for i in range(5):
         path = tmp_path / f'{i}.bbox.json'
         write_json(path, detect(rng, dataset, noise=0.05 * (i + 1), per_image=20) if i != 1 else {})
-        runs.append(SimpleNamespace(name=f'run {i}', predictions={'bbox': path}, max_dets=100))
+        options = {'max_dets': MAX_DETS, 'sigmas': COCO_SIGMAS}
+        runs.append(SimpleNamespace(name=f'run {i}', predictions={'bbox': path}, **options))
     coco = load_annotations(tmp_path / 'annotations.json')
     return runs, coco, resample_images(8, 10, 0), ('bbox', 'segm'), True
 

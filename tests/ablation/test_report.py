@@ -272,6 +272,10 @@ def test_outlines_are_those_of_box_and_mask(ann_file):
     numbers = np.array(re.findall(r'(-?[\d.]+) (-?[\d.]+)', outline(coco, annotation, 'segm')), float)
     assert numbers.min(axis=0).tolist() == [3, 0]
     assert numbers.max(axis=0).tolist() == [10, 7]
+    # The pixel (5, 6) has its centre at (5.5, 6.5). An object has no cross where it has no keypoint.
+    points = {'keypoints': [5, 6, 2, 9, 9, 0]}
+    assert outline(coco, points, 'keypoints') == 'M2.5 6.5h6m-3 -3v6'
+    assert outline(coco, {**points, 'score': 1.0}, 'keypoints').count('v6') == 2
 
 
 def test_pictures_of_runs_on_some_of_the_classes_are_found(make_run, ann_file, tmp_path):

@@ -16,13 +16,14 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
 from roi_plugins.ablation.plan import load_plan
 from roi_plugins.extractors.presets import find_preset
 from roi_plugins.integrations.detectron2 import RoIPluginsPooler
+from roi_plugins.integrations.detectron2.check_model import num_keypoints
 from roi_plugins.integrations.detectron2.config import read_config
 from roi_plugins.integrations.detectron2.rows import row_options
 from roi_plugins.integrations.zoo import find_config
@@ -37,6 +38,7 @@ ROWS = {
     'roi-warp-avg': ('RoIWarpAvg', row_table.ROWS['roi-warp-avg'][1]),
 }
 OF_ONE_MAP = ROWS.keys() - {'all-levels'}  # it is align-avg
+KEYPOINT_ROWS = {'stock', 'quantized-pool', 'align-max', 'align-avg'}
 # The LazyConfig of Mask R-CNN R-50-FPN is the model zoo's.
 LAZY_FPN = 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py'
 DETECTORS = {
@@ -47,9 +49,11 @@ DETECTORS = {
     LAZY_FPN: ROWS.keys(),
     'mask_rcnn/mask-rcnn_r50-c4_1x_coco.yaml': row_table.TABLE_ROWS,
     'mask_rcnn/mask-rcnn_r50-c5_1x_coco.yaml': row_table.TABLE_ROWS,
+    'keypoint_rcnn/keypoint-rcnn_r50-fpn_1x_coco.yaml': KEYPOINT_ROWS,
     'shapes/mask-rcnn_r50w16-c4_shapes.yaml': OF_ONE_MAP,
     'shapes/mask-rcnn_r18-c4_shapes.py': OF_ONE_MAP,
     'shapes/mask-rcnn_r18-c4_trunk_shapes.py': row_table.DEMO_ROWS,
+    'shapes/keypoint-rcnn_r18-c4_trunk_shapes.py': KEYPOINT_ROWS,
 }
 SWAPS = [(detector, row) for detector in DETECTORS for row in ROWS if row in DETECTORS[detector]]
 # Each a variant of a stock config. R-FCN: test_r_fcn_configs.py; rotated: test_detectron2_rotated.py.
@@ -62,6 +66,7 @@ ZOO = {
     'faster-rcnn_r50-fpn_1x': 'COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml',
     'mask-rcnn_r50-fpn_1x': 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml',
     'mask-rcnn_r50-c4_1x': 'COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml',
+    'keypoint-rcnn_r50-fpn_1x': 'COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml',
     'cascade-mask-rcnn_r50-fpn_1x': 'Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml',
 }
 
@@ -95,7 +100,8 @@ def changed_keys(a, b):
 def used_heads(cfg):
     """Those whose pooler the model has."""
     masks = cfg.MODEL.MASK_ON and 'Res5' not in cfg.MODEL.ROI_HEADS.NAME
-    return ['ROI_BOX_HEAD', 'ROI_MASK_HEAD'] if masks else ['ROI_BOX_HEAD']
+    keypoints = cfg.MODEL.KEYPOINT_ON
+    return ['ROI_BOX_HEAD', *['ROI_MASK_HEAD'] * masks, *['ROI_KEYPOINT_HEAD'] * keypoints]
 
 
 def build(path, row=None):
@@ -127,6 +133,7 @@ def _build(path, row, device='cpu'):
         cfg.MODEL.FPN.OUT_CHANNELS = 32
         cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
         cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+        cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = [32]
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 20
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 8
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
@@ -140,13 +147,15 @@ def _build(path, row, device='cpu'):
 def poolers(path, row=None):
     with torch.device('meta'):  # no weights are looked at
         heads = _build(path, row, 'meta').roi_heads
-    found = [getattr(heads, name, None) for name in ('pooler', 'box_pooler', 'mask_pooler')]
+    found = [getattr(heads, name, None) for name in POOLERS]
     return [pooler for pooler in found if pooler is not None]
 
 
 def image():
     return {'image': torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0)) * 255}
 
+
+POOLERS = ('pooler', 'box_pooler', 'mask_pooler', 'keypoint_pooler')
 
 by_swap = pytest.mark.parametrize(('path', 'row'), SWAPS)
 
@@ -164,7 +173,9 @@ def test_every_config_is_tested():
         *POSITION_SENSITIVE,
         *rotated,
     }
-    assert stems(FOLDER.glob('*rcnn/*_coco.yaml')) == stems((ROOT / 'mmdet').glob('*rcnn/*_coco.py'))
+    # MMDetection 3 has no keypoint head.
+    both = [path for path in FOLDER.glob('*rcnn/*_coco.yaml') if path.parent.name != 'keypoint_rcnn']
+    assert stems(both) == stems((ROOT / 'mmdet').glob('*rcnn/*_coco.py'))
 
 
 @by_swap
@@ -175,7 +186,7 @@ def test_poolers_are_those_of_the_row(path, row):
         assert [cfg.MODEL[head].POOLER_TYPE for head in used_heads(cfg)] == [type_] * len(used_heads(cfg))
     else:
         heads = cfg.model.roi_heads
-        assert [heads[name].pooler_type for name in ('box_pooler', 'mask_pooler')] == [type_] * 2
+        assert [heads[name].pooler_type for name in POOLERS if name in heads] == [type_] * 2
     found = poolers(path, row)
     assert found
     assert {type(pooler) for pooler in found} == {ROIPooler if row == 'stock' else RoIPluginsPooler}
@@ -188,7 +199,7 @@ def test_a_row_changes_the_poolers_alone(path, row):
     a, b = settings(path, row), settings(path)
     changed = changed_keys(a, b)
     assert changed
-    allowed = ('model.roi_heads.box_pooler.', 'model.roi_heads.mask_pooler.')
+    allowed = tuple(f'model.roi_heads.{name}.' for name in POOLERS)
     if path.endswith('.yaml'):
         allowed = tuple(f'MODEL.{head}.POOLER_' for head in used_heads(load(path)))
         # Of the same layers, with poolers of all types.
@@ -252,6 +263,8 @@ def test_predicts(path, row):
     assert found.pred_boxes.tensor.isfinite().all() and found.scores.isfinite().all()
     if model.roi_heads.mask_on:
         assert found.pred_masks.shape == (len(found), 96, 128)
+    if num_keypoints(model) is not None:
+        assert found.pred_keypoints.shape == (len(found), num_keypoints(model), 3)
 
 
 @pytest.mark.parametrize(
@@ -268,15 +281,28 @@ def test_learns(path, row):
     target.gt_boxes = Boxes(torch.tensor([[8.0, 8, 60, 50], [70, 20, 120, 90]]))
     target.gt_classes = torch.tensor([0, 1])
     target.gt_masks = BitMasks(torch.ones(2, 96, 128, dtype=torch.bool))
+    target.gt_keypoints = Keypoints(torch.tensor([30.0, 30, 2]).expand(2, num_keypoints(model) or 1, 3))
     with EventStorage():
         losses = model([image() | {'instances': target}])
     # Proposals are detached: what the RoI heads teach the backbone comes through their poolers.
     roi_losses = {key: loss for key, loss in losses.items() if 'rpn' not in key}
     assert ('loss_mask' in roi_losses) == model.roi_heads.mask_on
+    assert ('loss_keypoint' in roi_losses) == (num_keypoints(model) is not None)
     sum(roi_losses.values()).backward()
     backbone = getattr(model.backbone, 'bottom_up', model.backbone)
     gradient = backbone.res4[-1].conv2.weight.grad
     assert gradient.isfinite().all() and gradient.any()
+
+
+@pytest.mark.parametrize('name', ['shapes_table6_detectron2', 'keypoint-rcnn_table6_detectron2'])
+def test_a_plan_of_keypoints_is_about_their_ap(name):
+    plan = load_plan(ROOT / f'ablations/{name}.yaml')
+    trials = {
+        (str(trial.config.relative_to(FOLDER)), trial.inputs.extractor or 'stock') for trial in plan.trials
+    }
+    assert trials <= {*SWAPS}
+    assert {trial.seed for trial in plan.trials} == {0, 1, 2}
+    assert (plan.name, plan.primary_metric) == (name, 'keypoints/AP')
 
 
 @pytest.mark.parametrize('name', ['demo', 'embedded', 'fpn', 'mask-rcnn_table2c', 'mask-rcnn_table2d'])

@@ -1,6 +1,7 @@
 """The generated dataset: annotations against pixels, and what a folder keeps and refuses."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from roi_plugins.datasets import CLASSES, ShapesSpec, generate_shapes, shapes
+from roi_plugins.datasets import CLASSES, KEYPOINTS, ShapesSpec, generate_shapes, shapes
 
 REPO = Path(__file__).parents[2]
 SMALL = ShapesSpec(num_train=6, num_val=3, image_size=64, seed=3)
@@ -90,6 +91,56 @@ def test_objects_of_an_image_do_not_overlap(dataset):
             shapely.Polygon(np.reshape(flat, (-1, 2))) for a in annotations for flat in a['segmentation']
         ]
         assert shapely.union_all(polygons).area == pytest.approx(sum(a['area'] for a in annotations), abs=0.5)
+
+
+PIXELS_OF_SEED_3 = 'efbc51096caac42b8448b79bfc8b3f3312ff4fe2168f79dd1b135430ce614ad4'
+BOXES_AND_MASKS_OF_SEED_3 = 'b1ddee6aa399992e6fdd9c621345b6b6665ee01a3c76f5e2445c9da1c7c6e13c'
+
+
+def test_images_boxes_and_masks_are_those_that_the_published_results_are_from(small):
+    """Written before there were keypoints: by the generator of commit eda3d61."""
+    pixels, annotations = hashlib.sha256(), []
+    for split in ('train', 'val'):
+        for path in sorted((small / split).iterdir()):
+            pixels.update(np.asarray(Image.open(path)).tobytes())
+        for a in load(small, split).dataset['annotations']:
+            del a['keypoints'], a['num_keypoints']
+            annotations.append(a)
+    assert pixels.hexdigest() == PIXELS_OF_SEED_3
+    text = json.dumps(annotations, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest() == BOXES_AND_MASKS_OF_SEED_3
+
+
+def test_keypoints_are_the_outermost_corners_that_are_seen():
+    """Where nothing hides it, the outermost corner touches the box of the object, as its name says."""
+    seen, hidden = 0, 0
+    for seed in range(150):
+        in_front = []
+        for obj in shapes._sample_objects(np.random.default_rng(seed), 192):
+            is_whole = shapely.box(0, 0, 192, 192).contains(obj.outline)
+            is_whole &= not any(obj.outline.intersects(other) for other in in_front)
+            in_front.append(obj.outline)
+            a = shapes._annotate(obj)
+            points = np.reshape(a['keypoints'], (4, 3))
+            assert a['num_keypoints'] == (points[:, 2] == 2).sum()
+            assert not points[points[:, 2] != 2].any()
+            if CLASSES[obj.label] == 'ellipse':
+                assert a['num_keypoints'] == 0
+                continue
+            assert not is_whole or a['num_keypoints'] == 4
+            x1, y1, x2, y2 = obj.outline.bounds
+            sides = {'top': (1, y1), 'right': (0, x2), 'bottom': (1, y2), 'left': (0, x1)}
+            for name, (x, y, v) in zip(KEYPOINTS, points.tolist(), strict=True):
+                # A pixel's index is its centre in COCO's keypoints, and half a pixel further in its masks.
+                corner = shapely.Point(x + 0.5, y + 0.5)
+                axis, side = sides[name]
+                if v:
+                    assert (x, y)[axis] + 0.5 == pytest.approx(side, abs=1e-6)
+                    polygons = [shapely.Polygon(np.reshape(p, (-1, 2))) for p in a['segmentation']]
+                    assert min(corner.distance(polygon) for polygon in polygons) < 0.02
+                seen += bool(v)
+                hidden += not v
+    assert seen > 2 * hidden > 200
 
 
 def decode(annotation, size=192):

@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
+from roi_plugins.evaluation.coco import METRICS
 from roi_plugins.evaluation.coco import evaluate as evaluate_predictions
 from roi_plugins.integrations.detectron2.config import read_config
 from roi_plugins.integrations.detectron2.datasets import coco_files, register_shapes
@@ -48,13 +49,14 @@ class Detector(torch.nn.Module):
         annotations: COCO annotations of the images.
         count: detections of each image.
         masks: whether it predicts masks.
+        keypoints: whether it predicts keypoints.
     """
 
-    def __init__(self, annotations: Path, count: int, masks: bool):
+    def __init__(self, annotations: Path, count: int, masks: bool, keypoints: bool = False):
         super().__init__()
         self.coco = COCO(str(annotations))
         self.labels = {id_: label for label, id_ in enumerate(sorted(self.coco.cats))}
-        self.count, self.masks = count, masks
+        self.count, self.masks, self.keypoints = count, masks, keypoints
 
     def forward(self, inputs):
         return [{'instances': self._find(image)} for image in inputs]
@@ -63,7 +65,7 @@ class Detector(torch.nn.Module):
         rng = np.random.default_rng(image['image_id'])
         height, width = image['height'], image['width']
         truths = self.coco.imgToAnns[image['image_id']]
-        boxes, labels, masks = [], [], []
+        boxes, labels, masks, keypoints = [], [], [], []
         for index in range(self.count):
             truth = truths[index % len(truths)]
             x, y, w, h = truth['bbox']
@@ -73,12 +75,17 @@ class Detector(torch.nn.Module):
             label = self.labels[truth['category_id']]
             labels.append(label if rng.random() < 0.9 else int(rng.integers(len(self.labels))))
             masks.append(np.roll(self.coco.annToMask(truth), (round(dy), round(dx)), (0, 1)))
+            if self.keypoints:
+                points = np.reshape(truth['keypoints'], (-1, 3)) + np.array([0.5 + dx, 0.5 + dy, 0])
+                keypoints.append(points + rng.normal(0, 0.03 * (w + h), points.shape) * (1, 1, 0))
         found = Instances((height, width))
         found.pred_boxes = Boxes(torch.tensor(boxes))
         found.scores = torch.tensor(np.sort(rng.random(self.count))[::-1].copy())
         found.pred_classes = torch.tensor(labels)
         if self.masks:
             found.pred_masks = torch.tensor(np.stack(masks)).bool()
+        if self.keypoints:
+            found.pred_keypoints = torch.tensor(np.stack(keypoints))
         return found
 
 
@@ -131,6 +138,16 @@ def test_metrics_are_those_of_the_coco_evaluator(data, tmp_path, language, chang
     compare(coco_files(annotations, data / 'val'), language, tmp_path, model)
 
 
+@pytest.mark.parametrize('sigmas', [(0.05,) * 4, (0.02, 0.05, 0.2, 0.05)])
+@pytest.mark.parametrize('count', [9, 60])  # below and above COCO's limit for keypoints
+@pytest.mark.parametrize('language', ['yaml', 'lazy'])
+def test_keypoints_are_evaluated_as_by_the_coco_evaluator(data, tmp_path, language, count, sigmas):
+    annotations = own_annotations(data, tmp_path / 'own.json', add_crowds)
+    model = Detector(annotations, count, masks=True, keypoints=True)
+    compare(coco_files(annotations, data / 'val'), language, tmp_path, model, sigmas=sigmas)
+    assert json.loads((tmp_path / 'out/metrics.json').read_text())['oks_sigmas'] == list(sigmas)
+
+
 def test_images_that_are_left_out_count(data, tmp_path):
     """The evaluation is of all images of the annotations, found or not, in both."""
     annotations, name = own_annotations(data, tmp_path / 'own.json'), 'half_of_the_images'
@@ -167,25 +184,32 @@ def test_another_limit_of_detections(data, tmp_path, language, limit):
     assert at_limit['bbox']['AP'] != at_100['AP']
 
 
-def compare(dataset, language, tmp_path, model, limit=None):
+def compare(dataset, language, tmp_path, model, limit=None, sigmas=()):
     if language == 'yaml':
         options = ['DATASETS.TEST', f'("{dataset}",)', 'OUTPUT_DIR', str(tmp_path / 'out')]
-        run = describe(read_config(YAML, [*options, 'DATALOADER.NUM_WORKERS', '0']), max_dets=limit)
+        options += ['DATALOADER.NUM_WORKERS', '0', 'TEST.KEYPOINT_OKS_SIGMAS', str(list(sigmas))]
+        run = describe(read_config(YAML, options), max_dets=limit)
     else:
         options = [f'dataloader.test.dataset.names="{dataset}"', f'train.output_dir="{tmp_path}/out"']
         options += ['dataloader.test.num_workers=0']
         options += [f'dataloader.evaluator.max_dets_per_image={limit}'] if limit else []
+        options += [f'dataloader.evaluator.kpt_oks_sigmas={list(sigmas)}'] if sigmas else []
         run = describe(read_config(LAZY, options))
     # Its own faster evaluator is not compiled here, and need not be exact.
     evaluator = COCOEvaluator(
-        dataset, output_dir=str(tmp_path / 'theirs'), use_fast_impl=False, max_dets_per_image=limit
+        dataset,
+        output_dir=str(tmp_path / 'theirs'),
+        use_fast_impl=False,
+        max_dets_per_image=limit,
+        kpt_oks_sigmas=sigmas,
     )
     theirs = inference_on_dataset(model, run.test_loader(), evaluator)
     ours = evaluate(run, model, config='c', checkpoint='c', command=['c'])['metrics']
-    assert ours.keys() == theirs.keys() == ({'bbox', 'segm'} if model.masks else {'bbox'})
+    kinds = {'bbox', *['segm'] * model.masks, *['keypoints'] * model.keypoints}
+    assert ours.keys() == theirs.keys() == kinds
     for iou_type, metrics in ours.items():
         assert 0.01 < metrics['AP'] < 0.95  # an evaluation that could go wrong
-        for metric in ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'):  # what Detectron2 reports
+        for metric in theirs[iou_type].keys() & METRICS:  # for keypoints it has no APs
             expected = theirs[iou_type][metric]
             expected = -1 if math.isnan(expected) else expected / 100
             assert metrics[metric] == pytest.approx(expected, abs=1e-12), (iou_type, metric)

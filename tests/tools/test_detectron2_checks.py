@@ -26,6 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/detectron2/train_net.py'
 YAML = ROOT / 'configs/detectron2/shapes/mask-rcnn_r50w16-c4_shapes.yaml'
 LAZY = ROOT / 'configs/detectron2/shapes/mask-rcnn_r18-c4_shapes.py'
+KEYPOINT_LAZY = ROOT / 'configs/detectron2/shapes/keypoint-rcnn_r18-c4_trunk_shapes.py'
+KEYPOINTS = {
+    'MODEL.KEYPOINT_ON': True,
+    'MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS': 4,
+    'MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS': '[8]',
+    'TEST.KEYPOINT_OKS_SIGMAS': '[0.05, 0.05, 0.05, 0.05]',
+}
 ALIGN_MAX = {f'MODEL.ROI_{head}_HEAD.POOLER_TYPE': 'AlignMax' for head in ('BOX', 'MASK')}
 OPTIONS = {'SOLVER.MAX_ITER': 2, **detectron2_options.YAML_OPTIONS}
 LAZY_OPTIONS = {'train.max_iter': 2, 'train.seed': 0, **detectron2_options.LAZY_OPTIONS}
@@ -182,11 +189,34 @@ def test_classes_of_a_detector_without_roi_heads(refused, own, tmp_path, languag
     assert f'{setting}: got 80, but the dataset' in refused(argv)
 
 
-def test_keypoints_that_the_data_does_not_have(data, tmp_path, capfd):
-    assert main(yaml_run(tmp_path / 'out', **{'MODEL.KEYPOINT_ON': True})) == 2
-    warning, error = capfd.readouterr().err.splitlines()
-    assert warning == 'warning: the keypoints are trained, but their AP is not computed'
-    assert error == 'error: the dataset shapes_train has no keypoints, which the keypoint head is trained on'
+@pytest.mark.parametrize('language', ['yaml', 'lazy'])
+def test_keypoints_without_their_sigmas(refused, tmp_path, language):
+    if language == 'yaml':
+        argv = yaml_run(tmp_path / 'out', **{**KEYPOINTS, 'TEST.KEYPOINT_OKS_SIGMAS': '[]'})
+        where = 'MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is 4', 'TEST.KEYPOINT_OKS_SIGMAS'
+    else:
+        options = [f'train.output_dir="{tmp_path}/out"', 'dataloader.evaluator.kpt_oks_sigmas=[]']
+        argv = ['--config-file', str(KEYPOINT_LAZY), *options]
+        where = 'model.roi_heads.keypoint_head.num_keypoints is 4', 'dataloader.evaluator.kpt_oks_sigmas'
+    assert f'{where[0]}, but there are 17 OKS sigmas: set {where[1]} to one for each' in refused(argv)
+
+
+def test_keypoints_that_the_data_does_not_have(refused, own, tmp_path):
+    def drop(found):
+        for annotation in found['annotations']:
+            del annotation['keypoints'], annotation['num_keypoints']
+
+    def double(found):
+        for annotation in found['annotations']:
+            annotation['keypoints'] *= 2
+
+    argv = yaml_run(tmp_path / 'out', **KEYPOINTS)
+    assert 'has no keypoints, which the keypoint head is' in refused([*own('train', drop), *argv])
+    assert 'has 8 keypoints an object, and the keypoint head is for 4' in refused(
+        [*own('train', double), *argv]
+    )
+    assert 'has no keypoint_names' in refused([*own('train'), *argv])
+    assert 'annotation 1 has num_keypoints None' in refused([*own('test', drop), *argv])
 
 
 def test_classes_in_another_order(refused, own, tmp_path):
@@ -435,7 +465,6 @@ def test_what_detectron2_would_evaluate_otherwise(refused, tmp_path, changes, me
         ({'dataloader.evaluator.max_dets_per_image': 5}, 'max_dets_per_image is 5; expected a number of'),
         ({'dataloader.evaluator.dataset_name': 'shapes_train'}, 'dataset_name is shapes_train'),
         ({'dataloader.evaluator._target_': 'detectron2.evaluation.LVISEvaluator'}, 'LVISEvaluator'),
-        ({'dataloader.evaluator.tasks': '[bbox,keypoints]'}, 'tasks has keypoints'),
         ({'dataloader.test.dataset.names': '[shapes_val,shapes_train]'}, 'dataset.names: got ['),
     ],
 )

@@ -19,7 +19,7 @@ from roi_plugins.evaluation.matching import EVALUATIONS
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 _LINES = ('-', '--', ':', '-.')
-_TITLES = {'bbox': 'Boxes', 'segm': 'Masks', 'boundary': 'Boundaries of masks'}
+_TITLES = {'bbox': 'Boxes', 'segm': 'Masks', 'keypoints': 'Keypoints', 'boundary': 'Boundaries of masks'}
 
 
 def plot_ap_over_iou(comparison: Comparison) -> Figure:

@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from roi_plugins.ablation.results import Run
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS
 from roi_plugins.evaluation.coco_files import load_results, read_predictions
-from roi_plugins.evaluation.matching import Matches, match
+from roi_plugins.evaluation.matching import Matches, match, new_evaluation
 
 MIN_SCORE = 0.3
 """A detection with a lower score is drawn only if it matches an object, or if it is among the highest N for N
@@ -75,12 +75,12 @@ class Difference:
 
 
 class Detections:
-    """The detections of one run, as boxes or as masks, matched with the objects in each image.
+    """The detections of one run, as boxes, masks or keypoints, matched with the objects in each image.
 
     Args:
         coco: the annotations.
         run: the run.
-        iou_type: ``'bbox'`` or ``'segm'``.
+        iou_type: one of :data:`~roi_plugins.evaluation.matching.IOU_TYPES`.
 
     Attributes:
         aps: the AP in each image by its id, the mean over the classes; NaN for an image without objects.
@@ -93,10 +93,10 @@ class Detections:
         self.run = run
         self.iou_type = iou_type
         self._truth = coco
-        results = read_predictions(coco, run.predictions[iou_type], iou_type)
+        results = read_predictions(coco, run.predictions[iou_type], iou_type, run.sigmas)
         with contextlib.redirect_stdout(io.StringIO()):
             self._found = load_results(coco, results)
-            matches = match(coco, self._found, iou_type, run.max_dets)
+            matches = match(coco, self._found, iou_type, run.max_dets, run.sigmas)
         self.aps = dict(zip(matches.image_ids, _image_aps(matches).tolist(), strict=True))
 
     def shapes(self, image: dict, classes: dict[int, str], num_objects: int) -> list[Shape]:
@@ -127,9 +127,10 @@ class Detections:
     def _right(self, image_id: int) -> set[int]:
         """Returns the ids of the detections that match an object at the IoU that is shown."""
         with contextlib.redirect_stdout(io.StringIO()):
-            coco_eval = COCOeval(self._truth, self._found, self.iou_type)
+            coco_eval = new_evaluation(
+                self._truth, self._found, self.iou_type, self.run.max_dets, self.run.sigmas
+            )
             coco_eval.params.imgIds = [image_id]
-            coco_eval.params.maxDets = [self.run.max_dets]
             coco_eval.params.areaRng, coco_eval.params.areaRngLbl = [[0, 1e10]], ['all']
             coco_eval.evaluate()
         return {
@@ -208,16 +209,22 @@ def most_different(coco: COCO, first: Detections, second: Detections, count: int
 
 
 def outline(coco: COCO, annotation: dict, iou_type: str) -> str:
-    """Makes an SVG path of a box, or of the contours of a mask.
+    """Makes an SVG path of a box, of the contours of a mask, or of a cross at each keypoint.
 
     Args:
         coco: the annotations or results that the annotation is from; they give the size of its mask.
         annotation: an object or a detection.
-        iou_type: ``'bbox'`` for its box, ``'segm'`` for its mask.
+        iou_type: ``'bbox'`` for its box, ``'segm'`` for its mask, ``'keypoints'`` for its keypoints.
     """
     if iou_type == 'bbox':
         x, y, w, h = annotation['bbox']
         return f'M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z'
+    if iou_type == 'keypoints':
+        points = np.reshape(annotation['keypoints'], (-1, 3))
+        if 'score' not in annotation:  # the third number of an object is 0 for keypoints that it lacks
+            points = points[points[:, 2] > 0]
+        # COCO's keypoints are indices of pixels, and SVG has the centre of a pixel half a pixel further.
+        return ''.join(f'M{x - 2.5:.1f} {y + 0.5:.1f}h6m-3 -3v6' for x, y, _ in points.tolist())
     # contour_generator puts the centres of pixels at whole numbers, and SVG half a pixel further. With the
     # padding of one pixel, the contours have to move by -0.5.
     mask = np.pad(coco.annToMask(annotation), 1)

@@ -61,7 +61,7 @@ _SHOWN_OPTIONS = ('type', 'output_size', 'region', 'sampling_ratio', 'reduction'
 """The options of an extractor that have a column of their own in the table of extractors."""
 
 TEXT_COLUMNS = ('Config', 'Extractor', 'Verdict', 'Class', 'In the model', *_SHOWN_OPTIONS, 'others')
-_KINDS = {'bbox': 'boxes', 'segm': 'masks'}
+_KINDS = {'bbox': 'boxes', 'segm': 'masks', 'keypoints': 'keypoints'}
 
 
 def write_report(

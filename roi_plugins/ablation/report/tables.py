@@ -17,7 +17,7 @@ from roi_plugins.evaluation.coco import METRICS, format_points
 from roi_plugins.evaluation.matching import EVALUATIONS, MAX_DETS
 from roi_plugins.evaluation.verdict import POWER
 
-TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP', 'boundary': 'Boundary AP'}
+TITLES = {'bbox': 'Box AP', 'segm': 'Mask AP', 'keypoints': 'Keypoint AP', 'boundary': 'Boundary AP'}
 
 
 def make_headline(comparison: Comparison, digits: int = 1) -> dict[str, pd.DataFrame]:

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from roi_plugins.evaluation.coco_files import check_annotations
 from roi_plugins.files import Folders
 
 from ..errors import RunError, explain_unknown
-from .check_model import check_num_classes, has_head
+from .check_model import check_num_classes, has_head, num_keypoints
 from .datasets import is_coco_files
 from .run import Run
 
@@ -49,13 +50,13 @@ def check_registered(name: str, setting: str, half: str) -> None:
         raise RunError(f'{setting}: the dataset {name} is not there: {annotations} does not exist{where}')
 
 
-def check_test_set(run: Run, name: str, masks: bool) -> list[str]:
+def check_test_set(run: Run, name: str, model: torch.nn.Module) -> list[str]:
     """Checks that a test set can be evaluated.
 
     Args:
         run: the run.
         name: the name of the test set.
-        masks: whether masks are evaluated.
+        model: its model, whose heads say what is evaluated.
 
     Returns:
         The names of its categories, by ascending id.
@@ -64,7 +65,8 @@ def check_test_set(run: Run, name: str, masks: bool) -> list[str]:
         RunError: the dataset cannot be read, or images do not exist.
         DataError: the annotations cannot be evaluated.
     """
-    coco = check_annotations(MetadataCatalog.get(name).json_file, ('bbox', 'segm') if masks else ('bbox',))
+    kinds = [kind for kind, head in (('segm', 'mask'), ('keypoints', 'keypoint')) if has_head(model, head)]
+    coco = check_annotations(MetadataCatalog.get(name).json_file, ['bbox', *kinds], run.sigmas)
     _check_images(name, _records(name, run.settings['test']))
     categories = sorted(coco.dataset['categories'], key=lambda entry: entry['id'])
     return [category.get('name', '') for category in categories]
@@ -86,6 +88,9 @@ def check_training_sets(run: Run, model: torch.nn.Module, test: str, test_classe
     for name in run.train_datasets:
         records = _records(name, run.settings['train'])
         _check_training_set(name, records, model)
+        # The mapper of a LazyConfig may have the flips itself.
+        if isinstance(run.cfg, CfgNode) and has_head(model, 'keypoint'):
+            _check_flips(name)
         classes[name] = _train_classes(name, records)
         check_num_classes(run, model, name, len(classes[name]))
         _check_order(name, classes[name], test, test_classes)
@@ -104,6 +109,13 @@ def _check_training_set(name: str, records: Sequence[Mapping[str, Any]], model: 
         raise RunError(f'the dataset {name} has {len(records)} images, but no object to train on')
     if objects and has_head(model, 'keypoint') and not any('keypoints' in found for found in objects):
         raise RunError(f'the dataset {name} has no keypoints, which the keypoint head is trained on')
+    wanted = num_keypoints(model)
+    labelled = {len(found['keypoints']) // 3 for found in objects if 'keypoints' in found}
+    if wanted is not None and labelled - {wanted}:
+        raise RunError(
+            f'the dataset {name} has {max(labelled - {wanted})} keypoints an object, and the keypoint head '
+            f'is for {wanted}'
+        )
     without = sum('segmentation' not in found for found in objects)
     if has_head(model, 'mask') and without:
         raise RunError(
@@ -111,6 +123,15 @@ def _check_training_set(name: str, records: Sequence[Mapping[str, Any]], model: 
             'mask head is trained on'
         )
     _check_images(name, records)
+
+
+def _check_flips(name: str) -> None:
+    """Raises RunError if it is not known which keypoints a flipped image exchanges."""
+    if not MetadataCatalog.get(name).as_dict().keys() >= {'keypoint_names', 'keypoint_flip_map'}:
+        raise RunError(
+            f'the dataset {name} has no keypoint_names and keypoint_flip_map in its metadata, which say what '
+            'a flipped image shows: register it with them in a module that --import names'
+        )
 
 
 def _train_classes(name: str, records: Sequence[Mapping[str, Any]]) -> Sequence[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -68,15 +67,16 @@ def _explain_type(name: str) -> str:
 
 
 def check_model(run: Run, model: torch.nn.Module) -> None:
-    """Checks that the predictions of a model can be evaluated; keypoints give a warning.
+    """Checks that the predictions of a model can be evaluated.
 
     Raises:
-        RunError: the model predicts no boxes, or rotated ones.
+        RunError: the model predicts no boxes, or rotated ones, or another number of keypoints than there are
+            OKS sigmas.
     """
     if isinstance(model, (ProposalNetwork, SemanticSegmentor)):
         raise RunError(
             f'{run.settings["model"]} is {type(model).__name__}, which predicts no objects; this tool '
-            'computes AP of boxes and masks'
+            'computes AP of boxes, masks and keypoints'
         )
     heads = getattr(model, 'roi_heads', None)
     if isinstance(heads, RROIHeads):
@@ -84,8 +84,12 @@ def check_model(run: Run, model: torch.nn.Module) -> None:
             f'{run.settings["heads"]} is {type(heads).__name__}, of rotated boxes, which this tool cannot '
             'evaluate'
         )
-    if has_head(model, 'keypoint'):
-        print('warning: the keypoints are trained, but their AP is not computed', file=sys.stderr)
+    found = num_keypoints(model)
+    if found is not None and found != len(run.sigmas):
+        raise RunError(
+            f'{run.settings["keypoints"]} is {found}, but there are {len(run.sigmas)} OKS sigmas: set '
+            f'{run.settings["sigmas"]} to one for each keypoint'
+        )
 
 
 def check_max_dets(run: Run, model: torch.nn.Module, max_dets: int) -> None:
@@ -117,6 +121,12 @@ def check_max_dets(run: Run, model: torch.nn.Module, max_dets: int) -> None:
 def has_head(model: torch.nn.Module, what: str) -> bool:
     """Whether a model has a head for masks (``'mask'``) or keypoints (``'keypoint'``)."""
     return bool(getattr(getattr(model, 'roi_heads', None), f'{what}_on', False))
+
+
+def num_keypoints(model: torch.nn.Module) -> int | None:
+    """How many keypoints a model predicts of each object; None if it has no head for them."""
+    head = getattr(getattr(model, 'roi_heads', None), 'keypoint_head', None)
+    return getattr(head, 'num_keypoints', None)
 
 
 def check_num_classes(run: Run, model: torch.nn.Module, dataset: str, expected: int) -> None:

@@ -18,7 +18,6 @@ from .check_model import (
     check_model,
     check_num_classes,
     check_pooler_options,
-    has_head,
 )
 from .check_test import check_evaluator
 from .checkpoints import saved_checkpoints
@@ -61,7 +60,7 @@ def check_run(
     check_model(run, model)
     if max_dets is not None:
         check_max_dets(run, model, max_dets)
-    classes = check_test_set(run, test, has_head(model, 'mask'))
+    classes = check_test_set(run, test, model)
     check_num_classes(run, model, test, len(classes))
     if not eval_only:
         check_training_sets(run, model, test, classes)

@@ -56,17 +56,9 @@ def evaluator_max_dets(cfg: DictConfig) -> int | None:
     Raises:
         RunError: evaluators set different limits, or one below 10, at which Detectron2 computes no AP.
     """
-    named = {
-        f'{where}.max_dets_per_image': evaluator.max_dets_per_image
-        for where, evaluator in _lazy_evaluators(cfg)
-        if isinstance(evaluator, DictConfig) and evaluator.get('max_dets_per_image') is not None
-    }
-    limits = set(named.values())
-    if not limits:
+    setting, limit = _evaluator_option(cfg, 'max_dets_per_image')
+    if limit is None:
         return None
-    setting, limit = next(iter(named.items()))
-    if len(limits) > 1:
-        raise RunError(f'{", ".join(named)} are {", ".join(map(str, named.values()))}; this tool reports one')
     if not isinstance(limit, int) or limit < 10:
         # COCOeval sorts 1, 10 and the limit, and computes AP at the third of them.
         raise RunError(
@@ -74,6 +66,36 @@ def evaluator_max_dets(cfg: DictConfig) -> int | None:
             'lower one; --max-dets does'
         )
     return limit
+
+
+def evaluator_sigmas(cfg: DictConfig) -> tuple[float, ...]:
+    """``kpt_oks_sigmas`` of the evaluators of a LazyConfig.
+
+    Args:
+        cfg: the LazyConfig.
+
+    Returns:
+        The OKS sigma of each keypoint; empty if no evaluator sets them.
+
+    Raises:
+        RunError: evaluators set different ones.
+    """
+    return tuple(_evaluator_option(cfg, 'kpt_oks_sigmas')[1] or ())
+
+
+def _evaluator_option(cfg: DictConfig, option: str) -> tuple[str, Any]:
+    """An option of the evaluators of a LazyConfig, where it is set and its value; None if it is not.
+
+    Raises RunError if evaluators set it to different values.
+    """
+    named = {
+        f'{where}.{option}': evaluator[option]
+        for where, evaluator in _lazy_evaluators(cfg)
+        if isinstance(evaluator, DictConfig) and evaluator.get(option) is not None
+    }
+    if len(set(map(str, named.values()))) > 1:
+        raise RunError(f'{", ".join(named)} are {", ".join(map(str, named.values()))}; this tool reports one')
+    return next(iter(named.items()), (option, None))
 
 
 def _lazy_evaluators(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
@@ -95,5 +117,3 @@ def _check_lazy_evaluator(where: str, evaluator: DictConfig, dataset: str) -> No
             f'{where}.dataset_name is {evaluator.dataset_name}, but the images are those of {dataset}, '
             'dataloader.test.dataset.names'
         )
-    if 'keypoints' in (evaluator.get('tasks') or ()):
-        raise RunError(f'{where}.tasks has keypoints, whose AP this tool does not compute')

@@ -13,14 +13,19 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+
+from roi_plugins.datasets import KEYPOINTS
 
 from .. import modules as own_modules
 from ..errors import RunError
 
 _FILES = '.json@'
+
+_SHAPES_KEYPOINTS = {'keypoint_names': list(KEYPOINTS), 'keypoint_flip_map': [('right', 'left')]}
 
 
 def register_shapes(root: str) -> None:
@@ -31,7 +36,7 @@ def register_shapes(root: str) -> None:
     """
     for split in ('train', 'val'):
         annotations = os.path.join(root, 'annotations', f'instances_{split}.json')
-        _register_coco(f'shapes_{split}', annotations, os.path.join(root, split))
+        _register_coco(f'shapes_{split}', annotations, os.path.join(root, split), **_SHAPES_KEYPOINTS)
 
 
 def coco_files(annotations: str | Path, images: str | Path) -> str:
@@ -100,11 +105,11 @@ def registering_again() -> Iterator[None]:
             DatasetCatalog.register = before
 
 
-def _register_coco(name: str, annotations: str, images: str) -> None:
+def _register_coco(name: str, annotations: str, images: str, **metadata: Any) -> None:
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_coco_instances(name, {}, annotations, images)
+    register_coco_instances(name, metadata, annotations, images)
 
 
 register_shapes(os.environ.get('ROI_PLUGINS_SHAPES', 'data/shapes'))

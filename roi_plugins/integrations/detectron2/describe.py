@@ -15,10 +15,10 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from roi_plugins.evaluation.matching import MAX_DETS
+from roi_plugins.evaluation.matching import COCO_SIGMAS, MAX_DETS
 
 from ..errors import RunError, describe_error
-from .check_test import evaluator_max_dets
+from .check_test import evaluator_max_dets, evaluator_sigmas
 from .datasets import register_coco_files
 from .run import Run
 
@@ -33,6 +33,8 @@ _YAML_SETTINGS = {
     'test': 'DATASETS.TEST',
     'classes': 'MODEL.ROI_HEADS.NUM_CLASSES',
     'dense_classes': 'MODEL.RETINANET.NUM_CLASSES',
+    'keypoints': 'MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS',
+    'sigmas': 'TEST.KEYPOINT_OKS_SIGMAS',
     'heads': 'MODEL.ROI_HEADS.NAME',
     'model': 'MODEL.META_ARCHITECTURE',
     'weights': 'MODEL.WEIGHTS',
@@ -47,6 +49,8 @@ _LAZY_SETTINGS = {
     'test': 'dataloader.test.dataset.names',
     'classes': 'model.roi_heads.num_classes',
     'dense_classes': 'model.num_classes',
+    'keypoints': 'model.roi_heads.keypoint_head.num_keypoints',
+    'sigmas': 'dataloader.evaluator.kpt_oks_sigmas',
     'heads': 'model.roi_heads',
     'model': 'model',
     'weights': 'train.init_checkpoint',
@@ -119,6 +123,7 @@ def _describe_yaml(cfg: CfgNode, device: str | None) -> Run:
         ddp={'broadcast_buffers': False},
         log_period=20,
         eval_period=cfg.TEST.EVAL_PERIOD,
+        sigmas=tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS) or COCO_SIGMAS,
     )
 
 
@@ -176,4 +181,5 @@ def _describe_lazy(cfg: DictConfig, device: str | None) -> Run:
         log_period=cfg.train.log_period,
         eval_period=cfg.train.eval_period,
         max_dets=evaluator_max_dets(cfg) or MAX_DETS,
+        sigmas=evaluator_sigmas(cfg) or COCO_SIGMAS,
     )

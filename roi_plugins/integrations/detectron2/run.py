@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
-from roi_plugins.evaluation.matching import MAX_DETS
+from roi_plugins.evaluation.matching import COCO_SIGMAS, MAX_DETS
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Run:
         log_period: steps between lines of the log.
         eval_period: steps between evaluations during the training; 0 for none.
         max_dets: how many detections of each class count in an image.
+        sigmas: the OKS sigma of each keypoint.
     """
 
     cfg: CfgNode | DictConfig
@@ -56,6 +57,7 @@ class Run:
     log_period: int
     eval_period: int
     max_dets: int = MAX_DETS
+    sigmas: Sequence[float] = COCO_SIGMAS
 
     @property
     def prefix(self) -> str:

@@ -12,6 +12,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
+from roi_plugins.evaluation.coco_files import FIELDS
 from roi_plugins.files import write_json
 from roi_plugins.run_record import PREDICTION_FILES, write_run
 
@@ -33,34 +34,38 @@ class Predictions(DatasetEvaluator):
 
     def reset(self) -> None:
         self._found: list[dict] = []
-        self._masks = False
+        self._iou_types = {'bbox'}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             instances = output['instances'].to('cpu')
-            # Masks get a file even if none is predicted.
-            self._masks |= instances.has('pred_masks')
+            # Masks and keypoints get a file even if none is predicted.
+            for iou_type, field in (('segm', 'pred_masks'), ('keypoints', 'pred_keypoints')):
+                if instances.has(field):
+                    self._iou_types.add(iou_type)
             for found in instances_to_coco_json(instances, image['image_id']):
                 label = found['category_id']
                 found['category_id'] = self._category_ids.get(label, label)
                 self._found.append(found)
 
     def evaluate(self) -> dict[str, list[dict]] | None:
-        """The predictions, as lists in COCO's format under ``bbox`` and ``segm``.
+        """The predictions, as lists in COCO's format under ``bbox``, ``segm`` and ``keypoints``.
+
+        Keypoints have their box with them, whose area COCOEvaluator takes for theirs.
 
         None in processes other than the first.
         """
-        gathered = comm.gather((self._found, self._masks))
+        gathered = comm.gather((self._found, self._iou_types))
         if not comm.is_main_process():
             return None
         found = list(itertools.chain.from_iterable(found for found, _ in gathered))
-        fields = {'bbox': 'bbox'}
-        if any(masks for _, masks in gathered):
-            fields['segm'] = 'segmentation'
-        common = ('image_id', 'category_id', 'score')
+        iou_types = set().union(*(iou_types for _, iou_types in gathered))
+        keys = {t: {'image_id', 'category_id', 'score', FIELDS[t]} for t in FIELDS if t in iou_types}
+        if 'keypoints' in keys:
+            keys['keypoints'].add('bbox')
         return {
-            iou_type: [{key: result[key] for key in (*common, field)} for result in found]
-            for iou_type, field in fields.items()
+            iou_type: [{key: result[key] for key in result if key in own} for result in found]
+            for iou_type, own in keys.items()
         }
 
 
@@ -95,6 +100,7 @@ def evaluate(
         ann_file=ann_file_of(run),
         command=command,
         max_dets=run.max_dets,
+        sigmas=run.sigmas,
         image_dir=MetadataCatalog.get(run.test_datasets[0]).get('image_root'),
         extractors=describe_extractors(model),
     )

@@ -76,7 +76,7 @@ def _metrics(run: Run, model: torch.nn.Module) -> dict[str, dict[str, float]]:
     """Prints and returns the metrics of an evaluation during the training, as ``metrics.json`` has them."""
     metrics = {}
     for iou_type, predictions in predict(run, model).items():
-        found = compute_metrics(ann_file_of(run), predictions, iou_type, run.max_dets)
+        found = compute_metrics(ann_file_of(run), predictions, iou_type, run.max_dets, run.sigmas)
         metrics[iou_type] = {name: found[name] for name in METRICS}
     print_metrics(metrics)
     return metrics

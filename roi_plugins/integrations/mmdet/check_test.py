@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, METRICS
 
 from roi_plugins.evaluation.coco import IOU_THRESHOLDS
 from roi_plugins.evaluation.coco_files import check_annotations
-from roi_plugins.evaluation.matching import IOU_TYPES, MAX_DETS
+from roi_plugins.evaluation.matching import MAX_DETS, REGIONS
 
 from ..errors import RunError
 from .check_data import check_data, check_images, class_names, coco_datasets, no_category
@@ -39,7 +39,7 @@ class Evaluation:
         metric: the options of its ``CocoMetric``.
         other_metrics: the options of its other metrics, which run unchanged.
         ann_file: path of the annotations.
-        iou_types: the IoU types that are evaluated, some of ``IOU_TYPES``.
+        iou_types: the IoU types that are evaluated, some of ``REGIONS``: MMDetection 3 has no keypoint head.
         category_ids: the category of each label, in order; AP is the mean over these.
         classes: the names of these categories.
         max_dets: how many detections of each class count in an image.
@@ -188,10 +188,10 @@ def metric_list(options: Mapping[str, Any]) -> list[str]:
 def _kinds(cfg: Config, setting: str, options: Mapping[str, Any]) -> list[str]:
     kinds = options['metric']
     for kind in kinds:
-        if kind not in IOU_TYPES:
+        if kind not in REGIONS:
             raise RunError(
                 f'{setting}.metric has {kind!r}, which this tool does not compute; '
-                f'it computes {" and ".join(IOU_TYPES)}'
+                f'it computes {" and ".join(REGIONS)}'
             )
     heads = (cfg.get('model') or {}).get('roi_head')
     if 'segm' in kinds and heads is not None and not heads.get('mask_head'):

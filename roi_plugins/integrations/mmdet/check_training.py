@@ -11,7 +11,7 @@ from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import OPTIMIZERS
 
 from roi_plugins.evaluation.coco_files import check_annotations
-from roi_plugins.evaluation.matching import IOU_TYPES
+from roi_plugins.evaluation.matching import REGIONS
 from roi_plugins.files import read_json
 
 from ..errors import RunError, describe_error
@@ -82,7 +82,7 @@ def check_validation(cfg: Config) -> None:
             continue
         ann_file = options.get('ann_file')
         if ann_file and '://' not in str(ann_file) and not options.get('backend_args'):
-            kinds = [kind for kind in metric_list(options) if kind in IOU_TYPES]
+            kinds = [kind for kind in metric_list(options) if kind in REGIONS]
             check_annotations(annotation_file(setting, options), kinds)
 
 
