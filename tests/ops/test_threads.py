@@ -22,10 +22,12 @@ def runtimes():
 assert extension_is_loaded()
 torch.set_num_threads({threads})
 features = torch.ones(1, 64, 16, 16)  # too few for torch's own loops to go parallel
-rois = torch.tensor([[0.0, 2.0, 2.0, 12.0, 12.0]]).repeat(8, 1)
+rois = torch.tensor([[0.0, 2.0, 2.0, 12.0, 12.0]]).repeat(32, 1)
 before, loaded = threads(), runtimes()
+roi_extract(features, rois[:1], 7, 1.0)  # so little work that waking a thread would take longer
+after_little = threads()
 roi_extract(features, rois, 7, 1.0)
-print(threads() - before, runtimes() - loaded)
+print(after_little - before, threads() - before, runtimes() - loaded)
 """
 
 
@@ -37,4 +39,4 @@ def test_the_op_starts_the_threads_that_torch_has(threads):
         [sys.executable, '-c', CHECK.format(threads=threads)], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == [str(threads - 1), 'set()']
+    assert run.stdout.split() == ['0', str(threads - 1), 'set()']
