@@ -12,7 +12,8 @@ nuclei: micrographs of the 2018 Data Science Bowl with corrected masks (CC0). 70
 training, drawn at random. Images whose long side is above 640 px are shrunk to it.
 
 apples: crops of photographs of apple trees (CC BY 4.0), at 3/4 of their size. A photograph is for training or
-for validation as a whole; tools/apples_split.txt lists which, and four crops of each.
+for validation as a whole; tools/apples_split.txt lists which, and four crops of each. Boxes are clipped to the
+image.
 
 Both have the layout of COCO: annotations/instances_{train,val}.json, train/*.jpg, val/*.jpg. The folder
 appears when it is complete.
@@ -37,6 +38,8 @@ SPLIT_SEED = 2018
 LONG_SIDE = 640
 APPLES_SPLIT = Path(__file__).with_name('apples_split.txt')
 APPLES_SCALE = 0.75
+APPLES_LEAST = 2
+"""Boxes that the border of the image leaves narrower than this, in pixels of the original, are left out."""
 
 Item = tuple[Image.Image, dict[str, Any], list[dict[str, Any]]]
 """An image, what its entry in the annotation file says beside size and id, and its objects."""
@@ -137,7 +140,8 @@ def _apples(clone: Path, crops: Iterable[tuple[str, str]]) -> Iterator[Item]:
         image = Image.open(clone / 'data/images' / f'{name}.jpg').convert('RGB')
         annotations = read_json(clone / 'data/json' / f'{name}.json', 'annotation file')['annotations']
         entry = {'file_name': f'{name}.jpg', 'photo': photo, 'tree': photo.rpartition('_')[2]}
-        objects = [_apple(found['bbox'], image.size) for found in annotations]
+        apples = [_apple(found['bbox'], image.size) for found in annotations]
+        objects = [apple for apple in apples if min(apple['bbox'][2:]) >= APPLES_SCALE * APPLES_LEAST]
         size = (round(image.width * APPLES_SCALE), round(image.height * APPLES_SCALE))
         yield _resize(image, size), entry, objects
 
@@ -145,14 +149,11 @@ def _apples(clone: Path, crops: Iterable[tuple[str, str]]) -> Iterator[Item]:
 def _apple(bbox: list[float], size: tuple[int, int]) -> dict[str, Any]:
     # The "bbox" of the original holds the centre of the box, as its YOLO labels do.
     x, y, width, height = bbox
-    left, right = (min(max(x + side * width / 2, 0), size[0]) * APPLES_SCALE for side in (-1, 1))
-    top, bottom = (min(max(y + side * height / 2, 0), size[1]) * APPLES_SCALE for side in (-1, 1))
-    box = [left, top, right - left, bottom - top]
-    return {
-        'bbox': [round(value, 2) for value in box],
-        'area': round(box[2] * box[3], 2),
-        'segmentation': [],
-    }
+    left, right = (min(max(x + side * width / 2, 0), size[0]) for side in (-1, 1))
+    top, bottom = (min(max(y + side * height / 2, 0), size[1]) for side in (-1, 1))
+    clipped = [round(value, 2) for value in (left, top, right - left, bottom - top)]
+    box = [round(value * APPLES_SCALE, 2) for value in clipped]
+    return {'bbox': box, 'area': round(box[2] * box[3], 2), 'segmentation': []}
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -25,7 +25,9 @@ CONFIGS = sorted((ROOT / 'mmdet').glob('apples/*.py')) + sorted((ROOT / 'mmdet')
 def test_a_step_trains_what_is_not_frozen(path):
     register_all_modules()
     model = MODELS.build(read_config(str(path)).model).train()
-    data = demo_mm_inputs(1, [(3, 128, 160)], num_items=[2], num_classes=1, with_mask=model.with_mask)
+    data = demo_mm_inputs(1, [(3, 128, 160)], num_items=[2], num_classes=2, with_mask=model.with_mask)
+    for sample in data['data_samples']:
+        sample.gt_instances.labels[:] = 0
     data = model.data_preprocessor(data, True)
     strides = [data['inputs'].shape[-1] // found.shape[-1] for found in model.extract_feat(data['inputs'])]
     extractors = [model.roi_head.bbox_roi_extractor]

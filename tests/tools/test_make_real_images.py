@@ -78,8 +78,8 @@ def test_apples(tool, tmp_path, monkeypatch):
     clone = tmp_path / 'clone'
     (clone / 'data/images').mkdir(parents=True)
     (clone / 'data/json').mkdir()
-    # The centre and the size of a box inside, and of one that crosses the left and the upper border.
-    boxes = [[40, 60, 20, 32], [4, 2, 16, 12]]
+    # Centre and size: inside, across the left and the upper border, and with 1 px left inside.
+    boxes = [[40, 60, 20, 32], [4, 2, 16, 12], [164, 60, 10, 10]]
     for name in ('a_b_1', 'a_b_2', 'c_d_7'):
         noise(160, 120).save(clone / f'data/images/{name}.jpg')
         annotations = [{'bbox': box, 'area': 0} for box in boxes]

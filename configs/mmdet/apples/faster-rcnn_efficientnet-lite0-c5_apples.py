@@ -27,6 +27,9 @@ data_root = 'data/apples/'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
+    # Whole images would take more than twice the time.
+    dict(type='RandomCrop', crop_size=(320, 320)),
+    dict(type='FilterAnnotations', min_gt_bbox_wh=(2, 2)),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]

@@ -52,6 +52,8 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     # 256 px once scaled; cutting first has fewer pixels to scale
     dict(type='RandomCrop', crop_size=(128, 128), recompute_bbox=True),
+    # the rest of a cut nucleus may be empty where its box is not
+    dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1), by_mask=True),
     dict(type='Resize', scale_factor=2.0, keep_ratio=True),
     dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
     dict(type='PackDetInputs'),
@@ -91,5 +93,8 @@ test_dataloader = dict(
     ),
 )
 test_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'annotations/instances_val.json', metric=['bbox', 'segm']
+    type='CocoMetric',
+    ann_file=data_root + 'annotations/instances_val.json',
+    metric=['bbox', 'segm'],
+    proposal_nums=(1, 10, 100),  # the plans count 400 detections, by their max_dets
 )
