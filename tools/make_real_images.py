@@ -12,8 +12,8 @@ nuclei: micrographs of the 2018 Data Science Bowl with corrected masks (CC0). 70
 training, drawn at random. Images whose long side is above 640 px are shrunk to it.
 
 apples: crops of photographs of apple trees (CC BY 4.0), at 3/4 of their size. A photograph is for training or
-for validation as a whole; tools/apples_split.txt lists which, and four crops of each. Boxes are clipped to the
-image.
+for validation as a whole; tools/apples_split.txt lists which, and four crops of each. Boxes are clipped to
+the image.
 
 Both have the layout of COCO: annotations/instances_{train,val}.json, train/*.jpg, val/*.jpg. The folder
 appears when it is complete.
@@ -77,7 +77,10 @@ def convert(dataset: str, clone: Path, out: Path) -> None:
             (staged / split).mkdir()
             coco: dict[str, Any] = {**header, 'images': [], 'annotations': []}
             for image, entry, objects in tqdm(items, f'{dataset} {split}', count, unit='image'):
-                image.convert('RGB').save(staged / split / entry['file_name'], quality=quality)
+                path = staged / split / entry['file_name']
+                if path.exists():
+                    raise DataError(f'{clone}: two images would be named {path.name}')
+                image.convert('RGB').save(path, quality=quality)
                 ids = {'id': len(coco['images']) + 1, 'width': image.width, 'height': image.height}
                 coco['images'].append({**ids, 'license': 1, **entry})
                 for found in objects:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,10 @@ def noise(width, height):
     return Image.fromarray(RNG.integers(0, 256, (height, width, 3), np.uint8))
 
 
+def name_of(index):
+    return f'{index:016d}{0:048d}'
+
+
 def read(out):
     return {split: COCO(str(out / f'annotations/instances_{split}.json')) for split in ('train', 'val')}
 
@@ -36,7 +41,7 @@ def nuclei(tmp_path_factory):
     clone = tmp_path_factory.mktemp('nuclei')
     for index in range(10):
         width, height = (1280, 64) if index == 0 else (48, 32)
-        name = f'{index:064d}'
+        name = name_of(index)
         folder = clone / 'stage1_train' / name
         (folder / 'images').mkdir(parents=True)
         (folder / 'masks').mkdir()
@@ -59,7 +64,7 @@ def test_nuclei(tool, nuclei, tmp_path):
         for image in coco.imgs.values():
             stored = Image.open(tmp_path / 'out' / split / image['file_name'])
             assert (stored.size, stored.mode) == ((image['width'], image['height']), 'RGB')
-            shrunk = image['source_id'] == f'{0:064d}'
+            shrunk = image['source_id'] == name_of(0)
             assert stored.size == ((640, 32) if shrunk else (48, 32))
             objects = coco.loadAnns(coco.getAnnIds(image['id']))
             # Shrunk, a quarter of a pixel is nothing.
@@ -118,10 +123,25 @@ def test_nothing_is_overwritten_or_left_half_done(tool, nuclei, tmp_path, capsys
 
 
 def test_a_mask_of_another_size_is_named(tool, nuclei, tmp_path, capsys):
-    folder = nuclei / 'stage1_train' / f'{3:064d}' / 'masks'
+    folder = nuclei / 'stage1_train' / name_of(3) / 'masks'
     Image.new('L', (5, 5)).save(folder / 'bad.png')
     try:
         assert tool.main(['nuclei', str(nuclei), str(tmp_path / 'out')]) == 1
     finally:
         (folder / 'bad.png').unlink()
     assert 'bad.png: the mask is of (5, 5) px, its image of (48, 32) px' in capsys.readouterr().err
+
+
+def test_two_images_of_one_name_are_an_error(tool, nuclei, tmp_path, capsys):
+    folder = nuclei / 'stage1_train' / f'{name_of(3)[:-1]}1'
+    (folder / 'images').mkdir(parents=True)
+    noise(8, 8).save(folder / 'images' / f'{folder.name}.png')
+    other = nuclei / 'stage1_train' / f'{name_of(3)[:-1]}2'
+    (other / 'images').mkdir(parents=True)
+    noise(8, 8).save(other / 'images' / f'{other.name}.png')
+    try:
+        assert tool.main(['nuclei', str(nuclei), str(tmp_path / 'out')]) == 1
+    finally:
+        shutil.rmtree(folder)
+        shutil.rmtree(other)
+    assert f'two images would be named {name_of(3)[:16]}.jpg' in capsys.readouterr().err

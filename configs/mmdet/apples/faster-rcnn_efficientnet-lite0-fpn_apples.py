@@ -6,7 +6,7 @@ strides = [4, 8, 16, 32]
 
 model = dict(
     backbone=dict(out_indices=(0, 1, 2, 3)),
-    neck=dict(type='FPN', in_channels=[24, 40, 112, 320], out_channels=64, num_outs=4),
+    neck=dict(_delete_=True, type='FPN', in_channels=[24, 40, 112, 320], out_channels=64, num_outs=4),
     # 16, 32, 64 and 128 px
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4], strides=strides)),
     roi_head=dict(
