@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
@@ -112,7 +113,7 @@ class EfficientNetLite0(BaseModule):
         return [module for module in self.modules() if isinstance(module, _BatchNorm)]
 
 
-def _network(pretrained: bool) -> nn.Module:
+def _network(pretrained: bool) -> Any:
     name = 'efficientnet-lite0'
     try:
         from efficientnet_lite_pytorch import EfficientNet
