@@ -22,6 +22,7 @@ _HINTS = {
     **dict.fromkeys(TOOLS, _TOOLS_HINT),
     'torchvision': "pip install 'roi_plugins[benchmark]'",
     'faster_coco_eval': "pip install 'roi_plugins[boundary]'",
+    **{name: f'pip install {name}' for name in ('tensorboard', 'wandb', 'mlflow')},
     **dict.fromkeys(('mmdet', 'mmengine', 'mmcv'), _MMDET_HINT),
     **dict.fromkeys(('detectron2', 'fvcore', 'iopath', 'omegaconf', 'yacs'), _DETECTRON2_HINT),
 }
