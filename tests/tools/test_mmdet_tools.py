@@ -106,10 +106,19 @@ def test_losses_go_to_a_tracker_which_continues_a_resumed_run(
 ):
     offline(monkeypatch, tmp_path)
     work_dir = tmp_path / 'work/trial'
-    train(config, work_dir=work_dir, track=tracker)
+    # In processes of their own: MMEngine keeps the first visualizer of a process for all of its trainings.
+    command = [
+        sys.executable,
+        ROOT / 'tools/mmdet/train.py',
+        config,
+        '--work-dir',
+        work_dir,
+        '--track',
+        tracker,
+    ]
+    subprocess.run(command, check=True)
     assert {d.kind for d in differences(read_settings(trained), read_settings(work_dir))} == {'place'}
-    more = {'train_cfg.max_iters': 5}
-    train(config, work_dir=work_dir, track=tracker, resume='auto', cfg_options=more)
+    subprocess.run([*command, '--resume', '--cfg-options', 'train_cfg.max_iters=5'], check=True)
     logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
     logged = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     assert [entry['step'] for entry in logged] == [1, 2, 3, 4, 5]
