@@ -26,6 +26,7 @@ _HINTS = {
         "pip install 'roi_plugins[efficientnet]'",
     ),
     'faster_coco_eval': "pip install 'roi_plugins[boundary]'",
+    **{name: f'pip install {name}' for name in ('tensorboard', 'wandb', 'mlflow')},
     **dict.fromkeys(('mmdet', 'mmengine', 'mmcv'), _MMDET_HINT),
     **dict.fromkeys(('detectron2', 'fvcore', 'iopath', 'omegaconf', 'yacs'), _DETECTRON2_HINT),
 }

@@ -16,7 +16,7 @@ LAYERS = [
     {'benchmark'},
     {'integrations', 'visualization', 'onnx'},
     {'run_record'},
-    {'evaluation', 'settings', 'extractors', 'datasets'},
+    {'evaluation', 'settings', 'extractors', 'datasets', 'tracking'},
     {'ops', 'names', 'console', 'needs', 'hardware', 'files'},
 ]
 

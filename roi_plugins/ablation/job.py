@@ -154,7 +154,14 @@ def prepare_trial(trial: Trial, work_dir: Path, cfg_options: Mapping[str, Any], 
         resolved = framework.resolve(trial.config, options)
         weights = checkpoint.path if checkpoint else None
         commands = framework.commands(
-            trial.config, run_dir, options, trial.inputs, weights, plan.num_gpus, plan.num_nodes
+            trial.config,
+            run_dir,
+            options,
+            trial.inputs,
+            weights,
+            plan.num_gpus,
+            plan.num_nodes,
+            plan.tracker,
         )
     except Exception as error:  # configs are programs: anything can happen in them
         missing = explain_missing(error) if isinstance(error, ImportError) else None

@@ -104,6 +104,8 @@ class Plan:
         primary_metric: what the verdicts are about, of ``PRIMARY_METRICS``; None for the AP of boxes, or of
             masks if there are no boxes.
         margin: differences up to this fraction do not matter for the verdicts.
+        tracker: the experiment tracker that the trials log to, of ``roi_plugins.tracking.TRACKERS``; None for
+            none. A plan does not say this; the command line does.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Plan:
     num_nodes: int = 1
     primary_metric: str | None = None
     margin: float = 0
+    tracker: str | None = None
 
 
 def load_plan(path: str | os.PathLike) -> Plan:

@@ -7,6 +7,7 @@ command then goes on where it was::
       .locks/                            a file for each trial, locked while a process runs the trial
       {config_name}.{extractor}.seed{seed}/
         trial.json                       what was run, and how far it came
+        tracking.json                    the trial's run of an experiment tracker, if there is one
         trial.log                        the output of the trial's processes
         last_checkpoint, *.pth, ...      the framework's own files
         predictions.*.json metrics.json  the finished run
@@ -35,6 +36,7 @@ from roi_plugins.ablation.job import AblationError, Job, now, prepare, prepare_t
 from roi_plugins.ablation.locks import claim
 from roi_plugins.ablation.plan import Plan
 from roi_plugins.ablation.progress import Display
+from roi_plugins.ablation.tracking import Tracking
 from roi_plugins.files import write_json
 from roi_plugins.run_record import METRICS_FILE, TRIAL_FILE
 
@@ -65,6 +67,7 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
     """
     jobs = prepare(plan, work_dir, cfg_options)
     warn_of_confounded(jobs, plan, console)
+    tracking = Tracking(plan, work_dir, cfg_options, console)
     failed = []
     with Display(jobs, console) as display:
         todo = [job for job in jobs if not job.finished]
@@ -81,7 +84,11 @@ def run(plan: Plan, work_dir: Path, cfg_options: Mapping[str, Any], console: Con
                         held.append(job)
                         continue
                     display.start(job)
-                    succeeded = job.finished or (not job.problem and _run_job(job, plan.name, lock, display))
+                    succeeded = job.finished
+                    if not job.finished and not job.problem:
+                        tracking.start(job.trial)
+                        if succeeded := _run_job(job, plan.name, lock, display):
+                            tracking.end(job.trial)
                     display.end(job, succeeded)
                     if not succeeded:
                         failed.append(job)

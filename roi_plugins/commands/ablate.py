@@ -37,9 +37,10 @@ from roi_plugins.ablation.plan import (
     parse_plan,
 )
 from roi_plugins.ablation.report.formats import headline, write_comparison
+from roi_plugins.ablation.tracking import Tracking
 from roi_plugins.console import print_anything
 from roi_plugins.files import DataError, atomic_write
-from roi_plugins.integrations.arguments import whole_number
+from roi_plugins.integrations.arguments import add_track_option, check_tracker, whole_number
 from roi_plugins.integrations.errors import RunError
 from roi_plugins.integrations.zoo import locate_config
 
@@ -98,6 +99,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
         action='store_true',
         help='run nothing; show the progress of the trials that other processes run',
     )
+    add_track_option(parser)
     side_by_side = parser.add_argument_group('trials side by side')
     side_by_side.add_argument(
         '--jobs', type=whole_number(1), metavar='N', help='how many trials run at a time (default: 1)'
@@ -139,7 +141,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
             plan = parse_plan(tree, Path())
         if args.gpus_per_trial is not None:
             plan = replace(plan, num_gpus=args.gpus_per_trial)
-        plan = replace(plan, num_nodes=args.nodes)
+        plan = replace(plan, num_nodes=args.nodes, tracker=args.track)
+        check_tracker(args.track)
         check_executor(args, plan)
         if plan.num_gpus == 0:
             os.environ['CUDA_VISIBLE_DEVICES'] = ''
@@ -161,7 +164,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'roi-plugins ablate
             failed = executors.run(plan, work_dir, options, Console(), executor)
         else:
             failed = runner.run(plan, work_dir, options, Console())
-        return 1 if report(plan, work_dir, failed) else 0
+        return 1 if report(plan, work_dir, options, failed) else 0
     except (PlanError, RunError, AblationError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -312,7 +315,7 @@ def stop_on_signals() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
-def report(plan: Plan, work_dir: Path, failed: list[Job]) -> bool:
+def report(plan: Plan, work_dir: Path, cfg_options: dict, failed: list[Job]) -> bool:
     """Prints and writes the tables of the finished trials. Returns True if anything went wrong."""
     failed_trials = {job.trial for job in failed}
     finished = [trial for trial in plan.trials if trial not in failed_trials]
@@ -321,6 +324,9 @@ def report(plan: Plan, work_dir: Path, failed: list[Job]) -> bool:
         + (f'was not run: {job.problem}' if job.problem else f'failed: see {job.log}')
         for job in failed
     ]
+    tracking = Tracking(plan, work_dir, cfg_options, Console(stderr=True))
+    for trial in finished:  # those that were finished before, maybe without a tracker
+        tracking.end(trial)
     if finished:
         has_baseline = any(trial.extractor == plan.baseline for trial in finished)
         try:
@@ -334,6 +340,7 @@ def report(plan: Plan, work_dir: Path, failed: list[Job]) -> bool:
             problems.append(str(error))
         else:
             write_comparison(comparison, work_dir / 'compare')
+            tracking.compare(comparison, work_dir / 'compare')
             print(f'\n{headline(comparison)}\nall tables: {work_dir / "compare"}')
             for note in comparison.notes:
                 print(f'note: {note}')

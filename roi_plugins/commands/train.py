@@ -87,6 +87,7 @@ def _parser(phase: str, prog: str) -> argparse.ArgumentParser:
         hidden.add_argument(f'--{name}', help=argparse.SUPPRESS)
     hidden.add_argument('--local_rank', '--local-rank', help=argparse.SUPPRESS)
     hidden.add_argument('--resume', nargs='?', help=argparse.SUPPRESS)
+    hidden.add_argument('--track', help=argparse.SUPPRESS)
     hidden.add_argument('--cfg-options', nargs='+', help=argparse.SUPPRESS)
     add_shared_options(parser)
     return parser

@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from roi_plugins.tracking import TRACKERS, find_problem
+
+from .errors import RunError
 from .modules import absolute_modules
 
 
@@ -67,6 +70,33 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
             help=f'{what} on COCO files of your own instead of the datasets of the config: '
             'instance annotations (.json) and the folder of the images',
         )
+
+
+def add_track_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the option ``--track TRACKER``, by default None, of what trains to a parser.
+
+    Args:
+        parser: the parser, which is changed.
+    """
+    parser.add_argument(
+        '--track',
+        choices=TRACKERS,
+        help='log to an experiment tracker as well; W&B needs no login with WANDB_MODE=offline, MLflow no '
+        'server',
+    )
+
+
+def check_tracker(tracker: str | None) -> None:
+    """Checks that a tracker can be used here.
+
+    Args:
+        tracker: the value of ``--track``.
+
+    Raises:
+        RunError: it cannot; the message says what to do.
+    """
+    if tracker and (problem := find_problem(tracker)):
+        raise RunError(f'--track {tracker} needs {problem}')
 
 
 def _add_max_dets(parser: argparse.ArgumentParser) -> None:

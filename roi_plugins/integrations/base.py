@@ -55,10 +55,11 @@ class Framework:
     Attributes:
         resolve: ``(config, options) -> dict``: the complete config, with the files it inherits from and the
             options. Two trials are the same if these are equal.
-        commands: ``(config, run_dir, options, inputs, checkpoint, num_gpus, num_nodes) -> list of commands``,
-            which are run one after the other, each on all GPUs. A command that is run again after an
-            interruption continues where it was. After the last, ``run_dir`` holds a finished run: a test of
-            ``checkpoint``, or, if it is None, of the weights that the commands train.
+        commands: ``(config, run_dir, options, inputs, checkpoint, num_gpus, num_nodes, tracker) -> list of
+            commands``, which are run one after the other, each on all GPUs. A command that is run again after
+            an interruption continues where it was. After the last, ``run_dir`` holds a finished run: a test
+            of ``checkpoint``, or, if it is None, of the weights that the commands train. A training logs its
+            losses to ``tracker``, if it is not None.
         seed_option: the config option that seeds the initial weights and the order of the data.
         weights_options: the config options that name the weights to start from.
         progress: ``(end of the log) -> (what is done, seconds left of this command)``, or None.
@@ -75,7 +76,9 @@ class Framework:
     """
 
     resolve: Callable[[Path, Mapping[str, Any]], dict]
-    commands: Callable[[Path, Path, Mapping[str, Any], Inputs, Path | None, int, int], list[list[str]]]
+    commands: Callable[
+        [Path, Path, Mapping[str, Any], Inputs, Path | None, int, int, str | None], list[list[str]]
+    ]
     seed_option: str
     weights_options: tuple[str, ...]
     progress: Callable[[str], tuple[str, float] | None]

@@ -29,6 +29,7 @@ def _commands(
     checkpoint: Path | None,
     num_gpus: int,
     num_nodes: int,
+    tracker: str | None = None,
 ) -> list[list[str]]:
     runs = torchrun(num_gpus, num_nodes) if num_nodes > 1 else [sys.executable]
     runs += ['-m', MODULE]
@@ -38,6 +39,8 @@ def _commands(
     flags = ['--eval-only' if checkpoint else '--resume']
     if num_gpus > 1 and num_nodes == 1:
         flags += ['--num-gpus', str(num_gpus)]
+    if tracker and not checkpoint:
+        flags += ['--track', tracker]
     flags += inputs.arguments
     return [[*runs, '--config-file', str(config), *flags, *_arguments(config, options)]]
 

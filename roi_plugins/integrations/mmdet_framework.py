@@ -32,6 +32,7 @@ def _commands(
     checkpoint: Path | None,
     num_gpus: int,
     num_nodes: int,
+    tracker: str | None = None,
 ) -> list[list[str]]:
     runs = [sys.executable]
     common = ['--work-dir', str(run_dir)]
@@ -40,7 +41,8 @@ def _commands(
         common += ['--launcher', 'pytorch']
     runs += ['-m', MODULE]
     common += [*inputs.arguments, '--cfg-options', *_arguments(options)]
-    train = [*runs, 'train', str(config), '--resume', 'auto', *common]
+    track = ['--track', tracker] if tracker else []
+    train = [*runs, 'train', str(config), '--resume', 'auto', *track, *common]
     test = [*runs, 'test', str(config), str(checkpoint or run_dir), *common]
     return [test] if checkpoint else [train, test]
 

@@ -1,12 +1,13 @@
 """A framework whose training takes milliseconds: for the tests of the runner.
 
 Its configs are JSON: ``steps`` to train, ``seconds`` a step, ``fail`` (the phase that does),
-``hold`` (a file: after each step, training waits until it is there), ``ann_file`` and ``predictions``
-(what it "detects"). It "saves a checkpoint" after each step, and writes down each step it does. A test writes
-down what the checkpoint says. As a program it is its own training and test; over several machines, the
-training is torchrun's, and the first process does it.
+``hold`` (a file: after each step, training waits until it is there), ``stop`` (the step after which its first
+training ends), ``ann_file`` and ``predictions`` (what it "detects"). It "saves a checkpoint" after each step,
+and writes down each step it does. A test writes down what the checkpoint says. As a program it is its own
+training and test; over several machines, the training is torchrun's, and the first process does it.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -28,11 +29,12 @@ def resolve(config, options):
     return {**json.loads(config.read_text()), **options}
 
 
-def commands(config, run_dir, options, inputs, checkpoint, num_gpus, num_nodes):
+def commands(config, run_dir, options, inputs, checkpoint, num_gpus, num_nodes, tracker):
     arguments = [json.dumps(resolve(config, options)), str(run_dir)]
     test = [sys.executable, __file__, 'test', *arguments, str(checkpoint or run_dir / 'last_checkpoint')]
     launch = [sys.executable] if num_nodes == 1 else torchrun(num_gpus, num_nodes)
-    return [test] if checkpoint else [[*launch, __file__, 'train', *arguments], test]
+    train = [*launch, __file__, 'train', *arguments, *filter(None, [tracker])]
+    return [test] if checkpoint else [train, test]
 
 
 def progress(log):
@@ -53,7 +55,7 @@ def write(path, text):
     aside.replace(path)
 
 
-def train(config, run_dir):
+def train(config, run_dir, tracker=None):
     rank = os.environ.get('RANK', '0')
     names = ('WORLD_SIZE', 'SLURMD_NODENAME', 'CUDA_VISIBLE_DEVICES')
     print(f'rank {rank}', *(f'{name}={os.environ.get(name)}' for name in names), flush=True)
@@ -63,14 +65,27 @@ def train(config, run_dir):
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
     if first:
         print(f'resumed from step {first}')
-    for step in range(first + 1, config['steps'] + 1):
-        time.sleep(config.get('seconds', 0))
-        write(checkpoint, str(step))
-        with open(run_dir / 'steps.txt', 'a') as steps:
-            steps.write(f'{step}\n')
-        print(f'step {step}/{config["steps"]} left 7', flush=True)
-        while 'hold' in config and not Path(config['hold']).exists():
-            time.sleep(0.02)
+    with tracked(tracker, run_dir) as run:
+        for step in range(first + 1, config['steps'] + 1):
+            time.sleep(config.get('seconds', 0))
+            write(checkpoint, str(step))
+            with open(run_dir / 'steps.txt', 'a') as steps:
+                steps.write(f'{step}\n')
+            if run:
+                run.scalars({'loss': 1 / step}, step)
+            print(f'step {step}/{config["steps"]} left 7', flush=True)
+            while 'hold' in config and not Path(config['hold']).exists():
+                time.sleep(0.02)
+            if config.get('stop') == step and not first:
+                sys.exit('stops as asked')
+
+
+def tracked(tracker, run_dir):
+    if tracker is None:
+        return contextlib.nullcontext()
+    from roi_plugins.tracking import open_run
+
+    return contextlib.closing(open_run(tracker, run_dir))
 
 
 def test(config, run_dir, checkpoint):
@@ -96,6 +111,6 @@ if __name__ == '__main__':
     if config.get('fail') == phase:
         sys.exit(f'{phase} fails as asked')
     if phase == 'train':
-        train(config, run_dir)
+        train(config, run_dir, *sys.argv[4:])
     else:
         test(config, run_dir, Path(sys.argv[4]))

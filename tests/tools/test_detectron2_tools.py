@@ -10,6 +10,7 @@ from pathlib import Path
 import detectron2_options
 import pytest
 import torch
+from tracker_files import TRACKERS, offline, read_run
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 
@@ -93,6 +94,24 @@ def test_leaves_a_finished_run(trained, data):
     (last,) = steps(trained)
     assert all(last[name] > 0 for name in ('loss_cls', 'loss_box_reg', 'loss_mask'))
     assert math.isfinite(last['total_loss'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tracker', TRACKERS)
+def test_losses_go_to_a_tracker(trained, tmp_path, monkeypatch, capsys, tracker):
+    offline(monkeypatch, tmp_path)
+    output_dir = tmp_path / 'work/trial'
+    assert main(arguments(output_dir, 'stock', '--track', tracker)) == 0
+    assert {d.kind for d in differences(read_settings(trained), read_settings(output_dir))} == {'place'}
+    assert '--track' not in json.loads((output_dir / 'metrics.json').read_text())['command']
+    (last,) = steps(output_dir)
+    run = read_run(tracker, output_dir)
+    assert run.name == 'trial'
+    assert len(run.ids) == 1
+    for name in ('total_loss', 'loss_mask', 'lr'):
+        assert run.scalars[name] == [(last['iteration'], pytest.approx(last[name]))]
+    assert main(arguments(tmp_path / 'out', 'stock', '--eval-only', '--track', tracker)) == 2
+    assert '--track is for a training, but --eval-only is given' in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_detector_is_not_tested(trained, tmp_path, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tracker_files import read_run
 
 pytest.importorskip('detectron2', reason='Detectron2 is not installed')
 pytest.importorskip('mmdet', reason='MMDetection is not installed')
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 EXTRACTORS = ['align-avg']
 STEPS = 2
+TRACKER = 'tensorboard'
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +88,18 @@ def test_both_frameworks_side_by_side(data, tmp_path):
     }
     path = tmp_path / 'plan.yaml'
     path.write_text(json.dumps(plan))
-    run('ablate.py', path, data=data)
+    run('ablate.py', path, '--track', TRACKER, data=data)
+    for framework, loss in (('mmdet', 'loss'), ('detectron2', 'total_loss')):
+        run_dir = tmp_path / 'runs' / f'{framework}.align-avg.seed0'
+        metrics = json.loads((run_dir / 'metrics.json').read_text())['metrics']
+        tracked = read_run(TRACKER, run_dir)
+        assert len(tracked.ids) == 1
+        assert len(tracked.scalars[loss]) == {'mmdet': STEPS, 'detectron2': 1}[framework]
+        assert tracked.scalars['segm/AP'] == [(0, pytest.approx(metrics['segm']['AP']))]
+        assert tracked.parameters['extractor'] == 'align-avg'
+    assert {'mmdet/align-avg/bbox/AP', 'detectron2/align-avg/bbox/AP'} <= read_run(
+        TRACKER, tmp_path / 'runs/compare'
+    ).scalars.keys()
     check_swapped(plan, tmp_path, data)
     runs = [tmp_path / f'runs/{f}.{e}.seed0' for f in configs for e in EXTRACTORS]
     for run_dir in runs:

@@ -18,9 +18,11 @@ pytest.importorskip('mmcv.ops')
 
 import mmcv.transforms
 from mmdet.registry import TRANSFORMS
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS, init_default_scope
+from tracker_files import TRACKERS, offline, read_run
 
 from roi_plugins.datasets.shapes import ShapesSpec, generate_shapes
 from roi_plugins.evaluation.coco import METRICS, evaluate
@@ -95,6 +97,40 @@ def test_settings_are_those_of_the_training(config, trained, tmp_path):
     assert found.pop('work_dir') == 'place'
     assert found['model.roi_head.mask_roi_extractor.aligned'] == 'extractor'
     assert set(found.values()) == {'extractor'}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tracker', TRACKERS)
+def test_losses_go_to_a_tracker_which_continues_a_resumed_run(
+    config, trained, tmp_path, monkeypatch, tracker
+):
+    offline(monkeypatch, tmp_path)
+    work_dir = tmp_path / 'work/trial'
+    # In processes of their own: MMEngine keeps the first visualizer of a process for all of its trainings.
+    command = [
+        sys.executable,
+        ROOT / 'tools/mmdet/train.py',
+        config,
+        '--work-dir',
+        work_dir,
+        '--track',
+        tracker,
+    ]
+    subprocess.run(command, check=True)
+    assert {d.kind for d in differences(read_settings(trained), read_settings(work_dir))} == {'place'}
+    subprocess.run([*command, '--resume', '--cfg-options', 'train_cfg.max_iters=5'], check=True)
+    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    logged = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    assert [entry['step'] for entry in logged] == [1, 2, 3, 4, 5]
+    run = read_run(tracker, work_dir)
+    assert run.name == 'trial'
+    assert len(run.ids) == 1
+    for name in ('loss', 'loss_mask', 'lr'):
+        assert run.scalars[name] == [(entry['step'], pytest.approx(entry[name])) for entry in logged]
+    # Whoever builds the config that MMEngine saved needs to know where the backend comes from.
+    saved = Config.fromfile(work_dir / 'stock.py')
+    assert len(saved.visualizer.vis_backends) == 2
+    run_test(work_dir / 'stock.py', work_dir, work_dir=tmp_path / 'test')
 
 
 def losses(checkpoint):

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig, OmegaConf
 
-from ..arguments import add_shared_options, as_arguments
+from ..arguments import add_shared_options, add_track_option, as_arguments
 from ..detectron2_framework import MODULE
 from ..errors import RunError
 from ..rows import read_row
@@ -29,6 +29,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = default_argument_parser()
     add_shared_options(parser)
+    add_track_option(parser)
     args = parser.parse_args(argv)
     for option in args.opts:
         # argparse takes everything after the first config option as config options.

@@ -26,6 +26,7 @@ from torch.multiprocessing import ProcessExitedException
 from roi_plugins.files import DataError
 from roi_plugins.run_record import METRICS_FILE
 
+from ..arguments import check_tracker
 from ..dry_run import answer
 from ..errors import RunError
 from ..output import check_writable
@@ -106,6 +107,9 @@ def _check(run: Run, args: argparse.Namespace) -> None:
     Raises:
         RunError, DataError: the run would fail.
     """
+    if args.track and args.eval_only:
+        raise RunError('--track is for a training, but --eval-only is given; leave one of them out')
+    check_tracker(args.track)
     check_writable(run.output_dir, run.settings['output'])
     _check_output(run, args)
     check_run(

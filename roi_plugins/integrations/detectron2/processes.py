@@ -106,7 +106,7 @@ def _work(args: argparse.Namespace) -> None:
     else:
         if comm.is_main_process():
             write_settings(run.output_dir, settings, trains=True)
-        model = train(run, args.resume)
+        model = train(run, args.resume, args.track)
         checkpoint = ''  # only the first process has it, maybe on a disk of its own
         if comm.is_main_process():
             checkpoint = str(saved_checkpoints(run.output_dir, run.prefix)[0])

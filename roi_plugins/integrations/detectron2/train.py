@@ -19,14 +19,16 @@ from .check_model import build, build_model
 from .checkpoints import Checkpointer, saved_checkpoints
 from .run import Run
 from .test import ann_file_of, predict
+from .tracking import TrackerWriter
 
 
-def train(run: Run, resume: bool) -> torch.nn.Module:
+def train(run: Run, resume: bool, tracker: str | None = None) -> torch.nn.Module:
     """Trains a model up to ``run.max_iter``.
 
     Args:
         run: the run.
         resume: whether to resume from the last checkpoint, if there is one.
+        tracker: the experiment tracker to log to as well, of ``roi_plugins.tracking.TRACKERS``.
 
     Returns:
         The model.
@@ -53,7 +55,9 @@ def train(run: Run, resume: bool) -> torch.nn.Module:
             JSONWriter(str(run.output_dir / 'training.json')),
         ]
         if find_spec('tensorboard'):
-            writers.append(TensorboardXWriter(str(run.output_dir)))
+            writers.append(TensorboardXWriter(str(run.output_dir)))  # which --track tensorboard asks for
+        if tracker and tracker != 'tensorboard':
+            writers.append(TrackerWriter(tracker, run.output_dir))
         trainer.register_hooks(
             [
                 hooks.PeriodicCheckpointer(checkpointer, **run.checkpoints),

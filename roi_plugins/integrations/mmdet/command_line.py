@@ -26,7 +26,7 @@ from roi_plugins.console import print_anything
 from roi_plugins.evaluation.coco import print_metrics
 from roi_plugins.files import DataError
 
-from ..arguments import add_shared_options
+from ..arguments import add_shared_options, add_track_option
 from ..dry_run import answer
 from ..errors import RunError
 from ..mmdet_framework import MODULE
@@ -59,6 +59,7 @@ def _parse_training(argv: Sequence[str] | None) -> dict[str, Any]:
         metavar='CHECKPOINT',
         help='go on from a checkpoint; without a path, from the last one in the work directory',
     )
+    add_track_option(parser)
     return _parse(parser, argv)
 
 

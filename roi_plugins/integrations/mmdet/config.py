@@ -74,12 +74,22 @@ def read_config(
     if _names_ours(cfg.get('model')):
         by_name.append(__package__)
     if by_name:
-        custom = dict(cfg.get('custom_imports') or {'allow_failed_imports': False})
-        names = custom.get('imports') or []
-        names = [names] if isinstance(names, str) else list(names)
-        custom['imports'] = [*names, *(name for name in by_name if name not in names)]
-        cfg.custom_imports = custom
+        add_imports(cfg, by_name)
     return cfg
+
+
+def add_imports(cfg: Config, modules: Sequence[str]) -> None:
+    """Adds modules to the ``custom_imports`` of a config, unless they are there.
+
+    Args:
+        cfg: the config, which is changed.
+        modules: the names of the modules.
+    """
+    custom = dict(cfg.get('custom_imports') or {'allow_failed_imports': False})
+    names = custom.get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    custom['imports'] = [*names, *(name for name in modules if name not in names)]
+    cfg.custom_imports = custom
 
 
 def read_run_config(

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from roi_plugins.settings import write_settings
 
+from ..arguments import check_tracker
 from ..checkpoints import first_whole
 from ..errors import RunError
 from ..output import check_writable
@@ -23,6 +24,7 @@ from .checkpoints import check_checkpoint, last_checkpoint, saved_checkpoints
 from .config import read_run_config
 from .own_files import use_files
 from .registered import check_registered
+from .tracking import add_tracker
 
 
 def train(
@@ -39,6 +41,7 @@ def train(
     heads: Sequence[str] = (),
     train_data: Sequence[str | Path] | None = None,
     test_data: Sequence[str | Path] | None = None,
+    track: str | None = None,
     dry_run: bool = False,
 ) -> None:
     """Trains a detector.
@@ -61,15 +64,17 @@ def train(
         heads: the heads whose extractors are replaced; by default all.
         train_data, test_data: COCO annotations and the folder of their images, which replace the config's
             data.
+        track: the experiment tracker to log to as well, of ``roi_plugins.tracking.TRACKERS``.
         dry_run: check only, and do not train.
 
     Raises:
-        RunError: an input is missing; the test of the config would fail, or would report another AP than
-            MMDetection's own test; the work directory holds checkpoints and ``resume`` is not given; or the
-            checkpoint to resume from is damaged or holds more than data. With ``'auto'``, damaged checkpoints
-            are skipped if there is an undamaged one.
+        RunError: an input or the tracker is missing; the test of the config would fail, or would report
+            another AP than MMDetection's own test; the work directory holds checkpoints and ``resume`` is not
+            given; or the checkpoint to resume from is damaged or holds more than data. With ``'auto'``,
+            damaged checkpoints are skipped if there is an undamaged one.
         DataError: annotations cannot be evaluated.
     """
+    check_tracker(track)
     cfg = read_run_config(config, work_dir, cfg_options, launcher, imports, extractor, heads)
     for setting in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'):
         if cfg.get(setting) is None:
@@ -98,6 +103,8 @@ def train(
     if hooks.checkpoint is not None:
         hooks.checkpoint.setdefault('backend_args', {'backend': 'atomic_local'})
     check_space_for_checkpoints(cfg, check_model(cfg), done)
+    if track:
+        add_tracker(cfg, track)
     if not dry_run:
         write_settings(cfg.work_dir, settings, trains=True)  # each process writes the same
         runner.run(cfg, 'train')
