@@ -20,13 +20,12 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import pandas as pd
 
 from roi_plugins.files import read_json, write_json
 from roi_plugins.needs import explain_missing
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TRACKING_FILE = 'tracking.json'
 
