@@ -19,12 +19,13 @@ from roi_plugins.integrations.mmdet.config import read_config
 ROOT = Path(__file__).parents[2] / 'configs'
 PLANS = sorted((ROOT / 'ablations').glob('real_*.yaml'))
 CONFIGS = sorted((ROOT / 'mmdet').glob('apples/*.py')) + sorted((ROOT / 'mmdet').glob('nuclei/*.py'))
+SWAPS = sorted({(trial.config, trial.inputs.extractor) for plan in PLANS for trial in load_plan(plan).trials})
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_a_step_trains_what_is_not_frozen(path):
+@pytest.mark.parametrize(('path', 'row'), SWAPS, ids=lambda value: getattr(value, 'stem', value))
+def test_a_step_trains_what_is_not_frozen(path, row):
     register_all_modules()
-    model = MODELS.build(read_config(str(path)).model).train()
+    model = MODELS.build(read_config(path, extractor=row).model).train()
     data = demo_mm_inputs(1, [(3, 128, 160)], num_items=[2], num_classes=2, with_mask=model.with_mask)
     for sample in data['data_samples']:
         sample.gt_instances.labels[:] = 0
