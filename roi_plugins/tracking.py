@@ -20,12 +20,13 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Protocol
 
 from roi_plugins.files import read_json, write_json
 from roi_plugins.needs import explain_missing
+
+if TYPE_CHECKING:  # the benchmark imports this module where there is no pandas
+    import pandas as pd
 
 TRACKING_FILE = 'tracking.json'
 
