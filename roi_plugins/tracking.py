@@ -26,7 +26,7 @@ from roi_plugins.files import read_json, write_json
 from roi_plugins.needs import explain_missing
 
 if TYPE_CHECKING:  # the benchmark imports this module where there is no pandas
-    import pandas as pd
+    import pandas
 
 TRACKING_FILE = 'tracking.json'
 
@@ -55,7 +55,7 @@ class TrackedRun(Protocol):
             step: the step or epoch that they are of; None for the result of the run.
         """
 
-    def table(self, title: str, table: pd.DataFrame, step: int) -> None:
+    def table(self, title: str, table: pandas.DataFrame, step: int) -> None:
         """Logs a table.
 
         Args:
@@ -166,7 +166,7 @@ class _TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def table(self, title: str, table: pd.DataFrame, step: int) -> None:
+    def table(self, title: str, table: pandas.DataFrame, step: int) -> None:
         self._writer.add_text(title, table.to_markdown(index=False), step)
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ class _Wandb:
         else:
             self._run.log({**values, 'step': step})
 
-    def table(self, title: str, table: pd.DataFrame, step: int) -> None:
+    def table(self, title: str, table: pandas.DataFrame, step: int) -> None:
         import wandb
 
         self._run.log({title: wandb.Table(columns=list(table), data=table.to_numpy().tolist()), 'step': step})
@@ -247,7 +247,7 @@ class _MLflow:
         metrics = [Metric(_mlflow_name(name), value, now, step or 0) for name, value in values.items()]
         self._client.log_batch(self.id, metrics=metrics)
 
-    def table(self, title: str, table: pd.DataFrame, step: int) -> None:
+    def table(self, title: str, table: pandas.DataFrame, step: int) -> None:
         self._client.log_text(self.id, table.to_markdown(index=False), f'{title}.md')
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ REGIONS = ('bbox', 'segm')
 """The kinds of predictions that cover a region of the image and so have an IoU: boxes and masks."""
 
 IOU_TYPES = (*REGIONS, 'keypoints')
-"""The kinds of predictions: boxes, masks and keypoints. In place of IoU, keypoints have OKS."""
+"""The kinds of predictions, that is boxes, masks and keypoints. In place of IoU, keypoints have OKS."""
 
 COCO_SIGMAS = tuple(Params('keypoints').kpt_oks_sigmas.tolist())
 """COCO's OKS sigmas of the 17 keypoints of a person: how far annotators disagree on each keypoint, in units

@@ -47,7 +47,7 @@ class EfficientNetLite0(BaseModule):
 
     Raises:
         ValueError: ``out_indices`` or ``frozen_stages`` is out of range.
-        RunError: a package is missing; the message says how to install it.
+        ~roi_plugins.integrations.errors.RunError: a package is missing; the message says how to install it.
     """
 
     def __init__(
