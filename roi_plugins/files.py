@@ -1,10 +1,11 @@
-"""Reads and writes JSON, and replaces files atomically."""
+"""Reads and writes JSON, replaces files and makes folders atomically."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,3 +91,24 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Makes a folder that appears when it is complete.
+
+    Args:
+        path: the folder, which does not exist yet or is empty. The folders above it are made if need be.
+
+    Yields:
+        The path of a folder to make and fill. It becomes ``path`` if the block ends without an error.
+
+    Raises:
+        OSError: another process has made ``path`` in the meantime. It is left unchanged.
+    """
+    target = Path(path).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{target.name}-', dir=target.parent) as aside:
+        staged = Path(aside, target.name)
+        yield staged
+        staged.rename(target)

@@ -22,7 +22,6 @@ appears when it is complete.
 import argparse
 import random
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from roi_plugins.files import DataError, read_json, write_json
+from roi_plugins.files import DataError, atomic_folder, read_json, write_json
 
 SPLIT_SEED = 2018
 LONG_SIDE = 640
@@ -68,10 +67,7 @@ def convert(dataset: str, clone: Path, out: Path) -> None:
         raise DataError(f'{out} exists and is not an empty folder; choose another one, or delete it')
     read, header, quality = DATASETS[dataset]
     halves = read(clone)
-    target = out.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{target.name}-', dir=target.parent) as aside:
-        staged = Path(aside, target.name)
+    with atomic_folder(out) as staged:
         (staged / 'annotations').mkdir(parents=True)
         for split, (count, items) in halves.items():
             (staged / split).mkdir()
@@ -87,7 +83,6 @@ def convert(dataset: str, clone: Path, out: Path) -> None:
                     numbers = {'id': len(coco['annotations']) + 1, 'image_id': ids['id'], 'category_id': 1}
                     coco['annotations'].append({**numbers, 'iscrowd': 0, **found})
             write_json(staged / f'annotations/instances_{split}.json', coco)
-        staged.rename(target)
 
 
 Halves = dict[str, tuple[int, Iterator[Item]]]

